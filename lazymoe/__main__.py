@@ -1,0 +1,7 @@
+"""``python -m lazymoe``."""
+
+import sys
+
+from lazymoe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,129 @@
+"""The command line: ``lazymoe check | merge | demo``. Parses, calls the functions, prints; nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lazymoe.check import billions
+from lazymoe.errors import LazyMoEError
+from lazymoe.progress import bars
+from lazymoe.version import __version__
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code is 0, or 2 for a mistake that the user can mend, or 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except LazyMoEError as e:
+        for problem in e.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lazymoe", description="Make a mixture of experts out of fine-tuned LLMs.")
+    parser.add_argument("--version", action="version", version=f"lazymoe {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int | None], about: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=about, description=about[0].upper() + about[1:] + ".", epilog=f"example: {example}"
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    def recipe_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--shard-size", type=_size, default="4GB", metavar="SIZE", help="largest output file (default 4GB)"
+        )
+        sub.add_argument("--allow-pickle", action="store_true", help="also take .bin weights, of authors you trust")
+
+    sub = command(
+        "check",
+        _check,
+        "tell whether a recipe can work and what it takes, before anything large is downloaded",
+        "lazymoe check recipe.yaml",
+    )
+    sub.add_argument("recipe", type=Path, metavar="RECIPE", help="a mergekit-moe YAML file")
+    sub.add_argument(
+        "out", nargs="?", default=".", metavar="OUT", help="where the output would go, to measure its disk"
+    )
+    sub.add_argument("--json", action="store_true", help="print it for programs")
+    recipe_options(sub)
+
+    sub = command(
+        "merge", _merge, "make the mixture of experts that a recipe describes", "lazymoe merge recipe.yaml my-moe"
+    )
+    sub.add_argument("recipe", type=Path, metavar="RECIPE", help="a mergekit-moe YAML file")
+    sub.add_argument("out", metavar="OUT", help="a new folder; or one where this merge was interrupted, to go on there")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
+    sub.add_argument("--device", metavar="NAME", help="where routers are computed (default: cuda if there is one)")
+    recipe_options(sub)
+
+    sub = command(
+        "demo",
+        _demo,
+        "train tiny experts, merge them and measure the result, offline, in about a minute",
+        "lazymoe demo",
+    )
+    sub.add_argument("out", nargs="?", metavar="OUT", help="keep the merged model in this new folder")
+    return parser
+
+
+def _size(text: str) -> int:
+    match = SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' isn't a size such as 4GB or 500MB")
+    return size
+
+
+def _check(options: argparse.Namespace) -> int:
+    from lazymoe.check import check
+    from lazymoe.recipe import Recipe
+
+    found = check(
+        Recipe.from_yaml(options.recipe), options.out, shard_size=options.shard_size, allow_pickle=options.allow_pickle
+    )
+    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
+    return 2 if found.errors else 0
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from lazymoe.merge import merge
+    from lazymoe.recipe import Recipe
+
+    with bars() as progress:
+        merged = merge(
+            Recipe.from_yaml(options.recipe),
+            options.out,
+            seed=options.seed,
+            shard_size=options.shard_size,
+            allow_pickle=options.allow_pickle,
+            device=options.device,
+            progress=progress,
+        )
+    for warning in merged.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    plan = merged.plan
+    print(f"""
+{merged.folder} holds a {plan.config["architectures"][0]} with {plan.experts} experts, {billions(plan.parameters)} parameters, \
+{billions(plan.active_parameters)} active per token. Every tensor was checked against the plan. To use it:
+
+  from transformers import AutoModelForCausalLM, AutoTokenizer
+  model = AutoModelForCausalLM.from_pretrained("{merged.folder}", device_map="auto")
+  tokenizer = AutoTokenizer.from_pretrained("{merged.folder}")
+""")

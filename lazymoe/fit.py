@@ -1,0 +1,150 @@
+"""Do these models fit together? Asked of configs, headers and tokenizer files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lazymoe.errors import Problem
+from lazymoe.families import Dense, Family
+from lazymoe.families.types import LAYER, rope_spellings
+from lazymoe.header import FLOATS
+from lazymoe.recipe import Recipe
+from lazymoe.source import TOKENIZER_FILES, Source
+
+SAME = {  # config keys in which an expert must agree with the base model
+    "hidden_size": "hidden size",
+    "num_hidden_layers": "number of layers",
+    "intermediate_size": "feed-forward size",
+    "num_attention_heads": "number of attention heads",
+    "num_key_value_heads": "number of key-value heads",
+    "head_dim": "head_dim",
+}
+NEEDED = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+JUNK = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry and nothing reads
+Shapes = dict[str, tuple[int, ...]]
+
+
+def unusable(where: str, source: Source) -> Problem | None:
+    """Why nothing can be said of a model: its config is no use."""
+    config, name = source.config, source.reference
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        what = f"{name} is quantised ({method or 'by an unknown method'})"
+        return Problem(where, what, "Name the unquantised model it was made from.")
+    for key in (*NEEDED, "num_key_value_heads", "head_dim"):
+        value = config.get(key)
+        if (type(value) is not int or value < 1) and (key in NEEDED or value is not None):
+            what = f"the config.json of {name} has no usable {key} ({value!r})"
+            return Problem(where, what, "Mend it, or download it again.")
+    return None
+
+
+def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Family) -> Iterator[Problem]:
+    """Why these models (the base model, then each expert) can't become this family."""
+    base, config = sources[0], dense.complete(sources[0].config)
+    body, ffn = _body_shapes(dense, config), _ffn_shapes(dense, config)
+    yield from _tensors("base_model", base, body)
+    alien = sorted(name for name in base.tensors if name not in body | ffn and not name.endswith(JUNK))
+    if alien:
+        what = f"{base.reference} has {_some(alien)}, for which {family.name} has no place"
+        yield Problem("base_model", what, "Use a base model without such weights.")
+
+    for i, source in enumerate(sources[1:]):
+        where = recipe.place(i, "source_model")
+        kind = source.config.get("model_type")
+        if kind != dense.model_type:
+            what = f"{source.reference} is a {kind} model, the base model a {dense.model_type}"
+            yield Problem(where, what, "All models must have one architecture.")
+            continue
+        own = dense.complete(source.config)
+        other = [f"{words} {own[k]} instead of {config[k]}" for k, words in SAME.items() if own[k] != config[k]]
+        if other:
+            what = f"{source.reference} has {', '.join(other)}"
+            yield Problem(where, what, "Use fine-tunes of one model, all of one size.")
+        else:
+            yield from _tensors(where, source, ffn)
+
+
+def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iterator[Problem]:
+    """How an expert's surroundings will differ from those it was trained in, since they are the base model's."""
+    base = sources[0]
+    seen = {base.folder}
+    for i, source in enumerate(sources[1:]):
+        if source.folder in seen:
+            continue
+        seen.add(source.folder)
+        where, name = recipe.place(i, "source_model"), source.reference
+        if what := _vocabulary_difference(base, source):
+            yield Problem(
+                where, f"{name} {what}", "The base model's tokenizer is used; choose a base that knows these."
+            )
+        rope, own = (rope_spellings(dense.complete(s.config))["rope_parameters"] for s in (base, source))
+        if own != rope:
+            what = f"{name} has the rotary settings {own}, the base model {rope}"
+            yield Problem(where, what, "The base model's are used; long texts may suffer.")
+        template, theirs = _chat_template(base), _chat_template(source)
+        if theirs and theirs != template:
+            what = f"{name} was trained with another chat template than the base model's"
+            yield Problem(where, what, "The base model's is used; choose as base the model whose chat format you want.")
+
+
+def _body_shapes(dense: Dense, config: dict[str, Any]) -> Shapes:
+    layers = [LAYER.format(layer=i) for i in range(config["num_hidden_layers"])]
+    shapes = {prefix + name: dense.shape(words, config) for prefix in layers for name, words in dense.layer.items()}
+    return shapes | {name: dense.shape(words, config) for name, words in dense.outer.items()}
+
+
+def _ffn_shapes(dense: Dense, config: dict[str, Any]) -> Shapes:
+    layers = [LAYER.format(layer=i) for i in range(config["num_hidden_layers"])]
+    return {prefix + name: dense.shape(words, config) for prefix in layers for name, words in dense.ffn.values()}
+
+
+def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
+    """What is missing from a source, or has another shape or dtype than a merge can use."""
+    name, found = source.reference, [t for t in source.tensors.values() if t.name in shapes]
+    tied = bool(source.config.get("tie_word_embeddings"))
+    lost = [n for n in shapes if n not in source.tensors and not (tied and n == "lm_head.weight")]
+    if lost:
+        yield Problem(where, f"{name} lacks {_some(lost)}", "Download it again, or name another model.")
+    elif packed := [t for t in found if t.dtype not in FLOATS]:
+        what = f"{name} stores '{packed[0].name}' as {packed[0].dtype}, so it is quantised"
+        yield Problem(where, what, "Name the unquantised model it was made from.")
+    elif wrong := [t for t in found if t.shape != shapes[t.name]]:
+        shape, expected = list(wrong[0].shape), list(shapes[wrong[0].name])
+        what = f"{name} has '{wrong[0].name}' as {shape}, where its config says {expected}"
+        yield Problem(where, what, "The file and its config don't belong together: download it again.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"the tensor '{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _vocabulary_difference(base: Source, expert: Source) -> str:
+    """How an expert's tokens differ from the base model's, in words; empty if they don't, or nobody can tell."""
+    if expert.digest(TOKENIZER_FILES) == base.digest(TOKENIZER_FILES):
+        return ""
+    theirs, ours = _vocabulary(expert), _vocabulary(base)
+    if theirs and ours and (extra := sorted(theirs.keys() - ours.keys())):
+        return f"was trained with {len(extra)} tokens that the base model lacks ({', '.join(extra[:3])})"
+    if theirs and ours and theirs != {token: ours[token] for token in theirs}:
+        return "numbers some tokens otherwise than the base model"
+    own, other = expert.config["vocab_size"], base.config["vocab_size"]
+    return f"has a vocabulary of {own}, the base model of {other}" if own != other else ""
+
+
+def _vocabulary(source: Source) -> dict[str, int]:
+    """Token to number, with added tokens; empty where the tokenizer has no JSON file."""
+    tokenizer = source.json("tokenizer.json")
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else source.json("vocab.json")
+    tokens = {str(entry[0]): i for i, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab or {})
+    tokens |= {t["content"]: t["id"] for t in tokenizer.get("added_tokens") or []}
+    return tokens | source.json("added_tokens.json")
+
+
+def _chat_template(source: Source) -> str:
+    file = source.folder / "chat_template.jinja"
+    text = file.read_text("utf-8") if file.is_file() else source.json("tokenizer_config.json").get("chat_template")
+    return json.dumps(text) if text else ""

@@ -1,0 +1,215 @@
+"""From a recipe to a checkpoint: check, download, route, write, verify.
+
+Everything half-made lies in ``OUT/.lazymoe`` or lacks a config.json, so it can't be taken for a model; running the same
+merge again goes on from there and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lazymoe.check import check
+from lazymoe.errors import LazyMoEError, Problem, error
+from lazymoe.plan import Plan
+from lazymoe.progress import Progress, silent
+from lazymoe.recipe import Recipe
+from lazymoe.router import degenerate, make_gates
+from lazymoe.source import TOKENIZER_FILES, fetch, open_source
+from lazymoe.version import __version__
+from lazymoe.write import write_shards
+
+if TYPE_CHECKING:
+    import torch
+
+WORK = ".lazymoe"  # folder in the output for what is half-made
+RECORD = "lazymoe.json"  # what a complete output says of itself
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A finished merge: the folder, the plan it was made by, and what a user should know about it."""
+
+    folder: Path
+    plan: Plan
+    warnings: tuple[Problem, ...]
+
+
+def merge(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    shard_size: int = 4_000_000_000,
+    allow_pickle: bool = False,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Merged:
+    """Make the mixture of experts that a recipe describes.
+
+    Args:
+        recipe: what is wanted.
+        out: a new or empty folder, or one where the same merge was interrupted.
+        seed: of random routers and of the experts' noise.
+        shard_size: the most bytes of tensors in one file.
+        allow_pickle: also take ``.bin`` weights.
+        device: where routers are computed; a CUDA device if there is one by default.
+        progress: called with (stage, done, total); stages are ``route`` (layers) and ``write`` (bytes).
+
+    Raises:
+        LazyMoEError: with everything that is wrong; nothing was written then. If the disk fills up or the merge is
+            interrupted, complete files stay for a rerun to go on from.
+
+    Example:
+        >>> merge(Recipe.from_yaml(Path("recipe.yaml")), "my-moe").plan.parameters  # doctest: +SKIP
+    """
+    out = Path(out).expanduser()
+    found = check(recipe, out, shard_size=shard_size, allow_pickle=allow_pickle)
+    if found.errors or found.plan is None:
+        raise LazyMoEError(found.errors)
+    plan = found.plan
+    fingerprint = plan.fingerprint(recipe=recipe.model_dump(), seed=seed)
+    if _is_done(out, fingerprint):
+        return Merged(out, plan, found.warnings)
+
+    for (where, _), source in zip(recipe.models(), plan.sources, strict=True):
+        fetch(source, where)
+    work = _claim(out, fingerprint, plan)
+    try:
+        gates = _gates(recipe, plan, work, seed, device, progress)
+        write_shards(plan, gates, out, work, seed, progress)
+        _finish(recipe, plan, out, fingerprint, seed)
+        _verify(plan, out)
+    except LazyMoEError:
+        _discard(plan, out)
+        raise
+    except OSError as e:
+        raise error(
+            out,
+            f"writing failed: {e.strerror or e}",
+            "Make room and run the same command again: it goes on from the last complete file.",
+        ) from None
+    shutil.rmtree(work)
+    return Merged(out, plan, (*found.warnings, *degenerate(gates)))
+
+
+def _is_done(out: Path, fingerprint: str) -> bool:
+    """Has this very merge been finished here?
+
+    Raises:
+        LazyMoEError: if the folder holds anything but this merge, finished or not.
+    """
+    if out.exists() and not out.is_dir():
+        raise error(out, "this is a file", "Name another output folder.")
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    if names <= {WORK} and not (out / WORK / RECORD).exists():
+        return False
+    for record in (out / WORK / RECORD, out / RECORD):
+        if record.exists():
+            try:
+                if json.loads(record.read_text())["fingerprint"] == fingerprint:
+                    return record.parent == out
+            except (ValueError, KeyError, TypeError):
+                pass
+            raise error(out, "this folder holds another merge", "Name another output folder, or delete this one.")
+    raise error(out, "this folder isn't empty, and what is in it isn't this merge", "Name another output folder.")
+
+
+def _claim(out: Path, fingerprint: str, plan: Plan) -> Path:
+    """Mark the folder as this merge's; the folder for what is half-made.
+
+    Raises:
+        LazyMoEError: if a source was changed since the merge began here.
+    """
+    work = out / WORK
+    stamps = {str(s.folder / f): (s.folder / f).stat().st_mtime_ns for s in plan.sources for f in s.weights}
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if (work / RECORD).exists():
+            changed = [f for f, t in json.loads((work / RECORD).read_text())["stamps"].items() if stamps.get(f) != t]
+            if changed:
+                raise error(
+                    changed[0],
+                    f"this file has changed since the merge into {out} began",
+                    f"Delete {out} and start anew.",
+                )
+        else:
+            _write(work / RECORD, json.dumps({"fingerprint": fingerprint, "stamps": stamps}))
+    except OSError as e:
+        raise error(out, f"this folder can't be written: {e.strerror}", "Name another output folder.") from None
+    return work
+
+
+def _gates(recipe: Recipe, plan: Plan, work: Path, seed: int, device: str | None, progress: Progress) -> torch.Tensor:
+    """The routers, kept on the disk until the merge is done: a rerun must not compute them twice, nor otherwise."""
+    import torch
+    from safetensors.torch import load, save
+
+    kept = work / "router.safetensors"
+    if kept.exists():
+        return load(kept.read_bytes())["gates"]
+    gates = make_gates(recipe, plan, seed, device, progress)
+    if not torch.isfinite(gates).all():
+        raise error("gate_mode", "the routers came out as NaN", "The base model may be broken: try it by itself.")
+    _write(kept, save({"gates": gates.contiguous()}))
+    return gates
+
+
+def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) -> None:
+    """The small files, config.json and the index last: only they make the folder a model."""
+    base = plan.sources[0]
+    for name in base.files(TOKENIZER_FILES):
+        data = (base.folder / name).read_bytes()
+        if name == "tokenizer_config.json":  # transformers 4 doesn't know the class that transformers 5 writes
+            data = re.sub(rb'("tokenizer_class":\s*)"TokenizersBackend"', rb'\1"PreTrainedTokenizerFast"', data)
+        _write(out / name, data)
+    generation = base.folder / "generation_config.json"
+    ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
+    _write(out / "generation_config.json", generation.read_bytes() if generation.exists() else _dump(ids))
+
+    pinned = [source.pinned for source in plan.sources]
+    experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.experts, pinned[1:], strict=True)]
+    _write(out / RECIPE, recipe.model_copy(update={"base_model": pinned[0], "experts": experts}).to_yaml())
+    _write(
+        out / RECORD,
+        _dump({"lazymoe": __version__, "fingerprint": fingerprint, "seed": seed, "shard_size": plan.shard_size}),
+    )
+
+    weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
+    metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
+    _write(out / "model.safetensors.index.json", _dump({"metadata": metadata, "weight_map": weight_map}))
+    _write(out / "config.json", _dump(plan.config))
+
+
+def _verify(plan: Plan, out: Path) -> None:
+    """Read the output back, as anyone's checkpoint, and hold it against the plan."""
+    found = {t.name: (t.dtype, t.shape) for t in open_source(str(out), str(out)).tensors.values()}
+    if found != {o.name: (o.dtype, o.shape) for o in plan.outputs}:
+        raise error(out, "what was written isn't what was planned", "Please report this as a bug of LazyMoE.")
+
+
+def _discard(plan: Plan, out: Path) -> None:
+    """Remove what this merge wrote, and nothing else."""
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    for name, _ in plan.shards:
+        (out / name).unlink(missing_ok=True)
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(data, indent=2) + "\n"
+
+
+def _write(path: Path, data: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(temporary, path)

@@ -1,0 +1,169 @@
+"""What the user wants: a base model, experts with the prompts that should reach them, and a few options.
+
+The language is mergekit-moe's, so its YAML files load unchanged. Nothing here looks at a model: whether the recipe can
+work is a question for `check`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lazymoe.errors import LazyMoEError, Problem, error, nearest
+
+GateMode = Literal["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model by name: ``path-or-repo[@revision][+adapter]``.
+
+    An existing path is taken as it stands, even with an ``@`` or a ``+`` in it.
+    """
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        if Path(text).expanduser().exists():
+            return cls(text)
+        model, _, adapter = text.partition("+")
+        model, _, revision = model.partition("@")
+        return cls(model, revision or None, adapter or None)
+
+    def __str__(self) -> str:
+        return self.model + (f"@{self.revision}" * bool(self.revision)) + (f"+{self.adapter}" * bool(self.adapter))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Expert(_Strict):
+    """One fine-tuned model whose feed-forward weights become an expert.
+
+    Attributes:
+        source_model: where it is: a folder or a Hub id, see :class:`Reference`.
+        positive_prompts: texts that should reach this expert.
+        negative_prompts: texts that should not.
+        noise_scale: standard deviation of Gaussian noise added to its weights, to tell equal experts apart.
+        residual_scale: factor on the expert's output (its down projection).
+    """
+
+    source_model: str = Field(min_length=1)
+    positive_prompts: list[str] | None = None
+    negative_prompts: list[str] | None = None
+    noise_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
+    residual_scale: float | None = Field(None, allow_inf_nan=False)
+
+
+class Recipe(_Strict):
+    """A mixture of experts as the user asked for it.
+
+    Attributes:
+        base_model: gives attention, norms, embeddings and the tokenizer.
+        experts: one model for each expert, in the order of the router's rows.
+        gate_mode: how the routers are initialised, see `lazymoe.router`.
+        dtype: of the output; the base model's own if absent.
+        experts_per_token: how many experts each token passes through (top-k).
+        shared_experts: experts that every token passes through, on hosts that have them.
+        architecture: the output's family, where the inputs leave a choice.
+
+    Example:
+        >>> Recipe.from_yaml("base_model: a/b\\ngate_mode: random\\nexperts: [{source_model: a/b}]").experts_per_token
+        2
+    """
+
+    base_model: str = Field(min_length=1)
+    experts: list[Expert] = Field(min_length=1)
+    gate_mode: GateMode = "hidden"
+    dtype: DType | None = None
+    experts_per_token: int = Field(2, ge=1)
+    shared_experts: list[Expert] | None = None
+    architecture: str | None = None
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Recipe:
+        """Read a recipe from YAML text, or from a file given as a ``Path``.
+
+        Raises:
+            LazyMoEError: with every mistake found, each naming its field.
+        """
+        where = str(source) if isinstance(source, Path) else "recipe"
+        if isinstance(source, Path):
+            try:
+                source = source.expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as e:
+                reason = e.strerror if isinstance(e, OSError) else "it is not a UTF-8 text file"
+                raise error(where, f"the recipe can't be read: {reason}", "Check the path.") from None
+        try:
+            data = yaml.safe_load(source)
+        except (yaml.YAMLError, RecursionError) as e:
+            mark = getattr(e, "problem_mark", None)
+            place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+            what = f"this isn't valid YAML: {getattr(e, 'problem', None) or 'it can not be parsed'}"
+            raise error(place, what, "Check indentation, colons and quotes there.") from None
+        if not isinstance(data, dict):
+            raise error(where, "a recipe is a list of 'key: value' lines", "Begin with 'base_model: ...'.")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as e:
+            raise LazyMoEError(_explain(err, data) for err in e.errors()) from None
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `from_yaml` reads back equal; fields left at their default are left out."""
+        data = self.model_dump(exclude_unset=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+    def models(self) -> list[tuple[str, str]]:
+        """Every model of the recipe with its place: ``[(place, reference)]``, the base model first."""
+        shared = [
+            (f"shared_experts[{i}].source_model", e.source_model) for i, e in enumerate(self.shared_experts or [])
+        ]
+        experts = [(self.place(i, "source_model"), e.source_model) for i, e in enumerate(self.experts)]
+        return [("base_model", self.base_model), *experts, *shared]
+
+    def place(self, expert: int, field: str) -> str:
+        """How messages name a field of expert number ``expert`` (from 0)."""
+        return _place(("experts", expert, field), len(self.experts))
+
+
+def _place(loc: tuple[int | str, ...], experts: int) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    counted = len(loc) > 1 and loc[0] == "experts" and experts > 1
+    return f"{path} (expert {int(loc[1]) + 1} of {experts})" if counted else path
+
+
+def _explain(err: Any, data: dict[str, Any]) -> Problem:
+    """One of pydantic's errors in words for someone who has never heard of pydantic."""
+    experts = data.get("experts")
+    loc, kind, given = err["loc"], err["type"], err["input"]
+    where = _place(loc, len(experts) if isinstance(experts, list) else 0)
+    key = str(loc[-1])
+    if kind == "extra_forbidden":
+        model = Expert if len(loc) > 1 else Recipe
+        return Problem(where, f"there is no field '{key}'", nearest(key, model.model_fields))
+    if kind == "missing":
+        example = "your-name/your-model" if key != "experts" else "[{source_model: your-name/your-model}]"
+        return Problem(where, "this field is missing", f"Add '{key}: {example}'.")
+    if kind == "literal_error":
+        known = get_args(GateMode if key == "gate_mode" else DType)
+        return Problem(where, f"{given!r} isn't a {key}", f"Use one of: {', '.join(known)}.")
+    if kind == "list_type":
+        return Problem(where, "this must be a list", "Put each entry on a line of its own that begins with '- '.")
+    if kind == "string_type":
+        return Problem(where, f"this must be text, but YAML reads it as {type(given).__name__}", "Put it in quotes.")
+    if kind == "too_short":
+        return Problem(where, "there is no expert in this list", "Add at least one '- source_model: ...'.")
+    if kind == "string_too_short":
+        return Problem(where, "this is empty", "Name a model: a folder or a Hub id such as 'org/name'.")
+    if kind in ("model_type", "model_attributes_type"):
+        return Problem(where, "an expert is a group of 'key: value' lines", "Begin it with '- source_model: ...'.")
+    return Problem(where, f"{err['msg'][0].lower()}{err['msg'][1:]}, not {given!r}", "Correct the value.")

@@ -1,0 +1,94 @@
+"""Routers made from prompts the way mergekit-moe makes them, one vector for each expert and layer.
+
+`hidden`, `hidden_last`: the residual stream at a layer's input, at a prompt's last token. `hidden_avg`: its mean over
+the prompt's tokens. `cheap_embed`: the sum of the prompt's embeddings, the same for all layers. Each is averaged over
+the positive prompts, less the average over the negative ones, and scaled to length 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from lazymoe.errors import error
+from lazymoe.plan import Plan
+from lazymoe.progress import Progress
+from lazymoe.recipe import Recipe
+from lazymoe.router.stream import layer_inputs
+from lazymoe.source import Source
+
+BATCH = 2048  # tokens, with padding, that go through a layer at a time
+
+
+def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) -> Tensor:
+    """Routers ``[layers, experts, hidden]``, float32, each row of length 1."""
+    texts, groups = [], []  # groups[t]: which expert a text belongs to, and whether it should reach it
+    for i, expert in enumerate(recipe.experts):
+        for sign, prompts in ((1, expert.positive_prompts), (-1, expert.negative_prompts)):
+            texts += prompts or []
+            groups += [(i, sign)] * len(prompts or [])
+    base = plan.sources[0]
+    tokens = _tokenize(base, texts)
+    if recipe.gate_mode == "cheap_embed":
+        ids = torch.cat(tokens)
+        unique, places = torch.unique(ids, return_inverse=True)
+        embeddings = base.rows("model.embed_tokens.weight", unique.tolist()).float()[places]  # [tokens, H]
+        summed = [part.sum(0) for part in embeddings.split([len(t) for t in tokens])]
+        # as mergekit: prompts are summed and the sum is scaled, so that longer prompts weigh more
+        rows = _combine(torch.stack(summed)[None], groups, plan.experts, normalise_parts=True)  # [1, E, H]
+        return rows.repeat(plan.layers, 1, 1)
+
+    order = sorted(range(len(tokens)), key=lambda t: len(tokens[t]))
+    batches = _batches([tokens[t] for t in order])
+    layers = []
+    for i, states in enumerate(layer_inputs(base, [padded for padded, _ in batches], device)):
+        vectors = torch.empty(len(tokens), plan.hidden_size)
+        done = 0
+        for hidden, (_, lengths) in zip(states, batches, strict=True):
+            for row, length in zip(hidden, lengths, strict=True):  # row: [T, H]
+                mean = recipe.gate_mode == "hidden_avg"
+                vectors[order[done]] = row[:length].mean(0) if mean else row[length - 1]
+                done += 1
+        layers.append(vectors)
+        progress("route", i + 1, plan.layers)
+    return _combine(torch.stack(layers), groups, plan.experts)
+
+
+def _combine(vectors: Tensor, groups: Sequence[tuple[int, int]], experts: int, normalise_parts: bool = False) -> Tensor:
+    """Positive mean minus negative mean for each expert, of length 1: ``[L, texts, H]`` to ``[L, experts, H]``."""
+    rows = []
+    for expert in range(experts):
+        row = torch.zeros_like(vectors[:, 0])  # [L, H]
+        for sign in (1, -1):
+            if members := [t for t, group in enumerate(groups) if group == (expert, sign)]:
+                part = vectors[:, members].mean(1)
+                row += sign * (torch.nn.functional.normalize(part, dim=-1) if normalise_parts else part)
+        rows.append(torch.nn.functional.normalize(row, dim=-1))
+    return torch.stack(rows, 1)
+
+
+def _tokenize(source: Source, texts: Sequence[str]) -> list[Tensor]:
+    """Token ids of each text, raw, after the tokenizer's begin-of-text token if it has one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    except Exception as e:
+        raise error(
+            "base_model",
+            f"the tokenizer of {source.reference} can't be loaded ({type(e).__name__})",
+            "Use a base model that has one, or a random gate_mode.",
+        ) from None
+    bos = tokenizer.bos_token or ""
+    return [torch.tensor(tokenizer(bos + text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def _batches(tokens: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:
+    """Group texts, sorted by length, into right-padded batches ``[B, T]`` with their lengths."""
+    groups: list[list[Tensor]] = []
+    for t in tokens:
+        if not groups or (len(groups[-1]) + 1) * len(t) > BATCH:
+            groups.append([])
+        groups[-1].append(t)
+    return [(torch.nn.utils.rnn.pad_sequence(g, batch_first=True), [len(t) for t in g]) for g in groups]

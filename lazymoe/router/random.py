@@ -1,0 +1,23 @@
+"""Random routers, for a mixture that will be trained: `random` is N(0, 1), `uniform_random` is torch.nn.Linear's start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def random_gates(
+    mode: str, layers: int, experts: int, hidden_size: int, generator: np.random.Generator
+) -> torch.Tensor:
+    """Routers ``[layers, experts, hidden]``, float32."""
+    import torch
+
+    shape = (layers, experts, hidden_size)
+    if mode == "random":
+        return torch.from_numpy(generator.standard_normal(shape, np.float32))
+    bound = hidden_size**-0.5
+    return torch.from_numpy(generator.random(shape, np.float32) * 2 * bound - bound)

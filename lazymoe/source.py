@@ -1,0 +1,259 @@
+"""One dense checkpoint: its config, its tokenizer files and the header of every tensor.
+
+Opening a source reads a few kilobytes, also where the weights are still on the Hub; `fetch` brings the weights, and
+bytes of a tensor are read only when asked for. Nothing here knows what a checkpoint is for.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lazymoe.errors import LazyMoEError, error
+from lazymoe.header import FLOATS, Tensor, read_header
+from lazymoe.recipe import Reference
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/*",
+)  # fmt: skip
+SMALL_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json", "*.index.json")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dense checkpoint, opened.
+
+    Attributes:
+        reference: what the recipe calls it.
+        folder: where its files are, or will be once fetched.
+        revision: the commit, for a model from the Hub.
+        config: its config.json.
+        tensors: every tensor by name.
+        weights: the files that hold the tensors, with their sizes in bytes.
+    """
+
+    reference: Reference
+    folder: Path
+    revision: str | None
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    weights: dict[str, int]
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """The files that are still to be downloaded, with their sizes in bytes."""
+        return {file: size for file, size in self.weights.items() if not (self.folder / file).exists()}
+
+    @property
+    def pinned(self) -> str:
+        """The reference with its commit, so that it names the same weights for ever."""
+        return str(Reference(self.reference.model, self.revision or self.reference.revision, self.reference.adapter))
+
+    def files(self, patterns: Sequence[str]) -> list[str]:
+        """Names of the small files here that match one of the patterns, sorted."""
+        found = (p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+        return sorted(name for name in found if any(fnmatch(name, pattern) for pattern in patterns))
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of this checkpoint, empty if it has none."""
+        path = self.folder / name
+        return _json(path, self.reference.model) if path.is_file() else {}
+
+    def elements(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements start to stop of a tensor, flat, in its own dtype: ``[stop - start]``."""
+        import torch
+
+        stop = tensor.elements if stop is None else stop
+        if tensor.offset is None:
+            return _pickle(self.folder / tensor.file)[tensor.name].reshape(-1)[start:stop]
+        size = tensor.nbytes // max(tensor.elements, 1)
+        data = read_bytes(self.folder / tensor.file, tensor.offset + start * size, (stop - start) * size)
+        return torch.frombuffer(data, dtype=getattr(torch, FLOATS[tensor.dtype]))
+
+    def load(self, name: str) -> torch.Tensor:
+        """A whole tensor in its own dtype."""
+        tensor = self.tensors[name]
+        return self.elements(tensor).reshape(tensor.shape)
+
+    def rows(self, name: str, indices: Iterable[int]) -> torch.Tensor:
+        """Rows of a matrix [N, H], such as the embeddings of a few tokens, without reading the others: ``[n, H]``."""
+        import torch
+
+        tensor = self.tensors[name]
+        width = tensor.shape[1]
+        return torch.stack([self.elements(tensor, i * width, (i + 1) * width) for i in indices])
+
+    def digest(self, patterns: Sequence[str]) -> str:
+        """A hash of the small files here that match one of the patterns, names and contents."""
+        digest = hashlib.sha256()
+        for name in self.files(patterns):
+            digest.update(name.encode() + hashlib.sha256((self.folder / name).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Changes when the checkpoint's layout, config or tokenizer does; cheap, since no weight is read."""
+        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights))
+        return hashlib.sha256(f"{layout} {self.digest(SMALL_FILES)}".encode()).hexdigest()
+
+
+def read_bytes(path: Path, offset: int, length: int) -> bytearray:
+    """Bytes of a file. Not mapped: mapped pages would count as this program's memory."""
+    data = bytearray(length)
+    view = memoryview(data)
+    with open(path, "rb", buffering=0) as f:
+        f.seek(offset)
+        while view:
+            n = f.readinto(view)
+            if not n:
+                raise error(path, "the file ended early; was it changed during the merge?", "Download it again.")
+            view = view[n:]
+    return data
+
+
+def open_source(reference: str, where: str = "model", allow_pickle: bool = False) -> Source:
+    """Open a checkpoint by its configs and headers.
+
+    Args:
+        reference: a folder, or a Hub id, as :class:`Reference` reads it.
+        where: how messages name the place it was asked for.
+        allow_pickle: also take ``.bin`` weights, read with ``weights_only=True``. From the Hub these must be
+            downloaded before their tensors are known.
+
+    Raises:
+        LazyMoEError: if it can't be found, reached or read, or isn't whole.
+    """
+    ref = Reference.parse(reference)
+    if ref.adapter:
+        raise error(
+            where,
+            f"'{reference}' is a LoRA adapter on a model, which can't be merged yet",
+            "Merge it first with PEFT's merge_and_unload() and name the result.",
+        )
+    path = Path(ref.model).expanduser()
+    if path.is_dir():
+        sizes = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
+        return _open(ref, where, path.resolve(), None, sizes, allow_pickle, None)
+    if path.exists():
+        raise error(where, f"'{ref.model}' is a file", "Name the folder with config.json and the safetensors in it.")
+    if not HUB_ID.fullmatch(ref.model):
+        raise error(where, f"there is no folder '{ref.model}'", "Check the path, or use a Hub id such as 'org/name'.")
+    from lazymoe import hub
+
+    folder, commit, sizes, read = hub.open_model(ref, where, SMALL_FILES)
+    files, _ = _weights(sizes, folder, allow_pickle, where, ref.model)
+    if files[0].endswith(".bin"):
+        hub.download(ref, commit, files, where)
+    return _open(ref, where, folder, commit, sizes, allow_pickle, read)
+
+
+def fetch(source: Source, where: str = "model") -> None:
+    """Download the weights that aren't here yet, and nothing else."""
+    if source.missing:
+        from lazymoe import hub
+
+        hub.download(source.reference, source.revision, list(source.missing), where)
+
+
+def _open(
+    ref: Reference,
+    where: str,
+    folder: Path,
+    commit: str | None,
+    sizes: dict[str, int],
+    allow_pickle: bool,
+    remote: Callable[[str, int, int], bytes] | None,
+) -> Source:
+    config = _json(folder / "config.json", where)
+    tensors: dict[str, Tensor] = {}
+    files, named = _weights(sizes, folder, allow_pickle, where, ref.model)
+    for file in files:
+        if file not in sizes:
+            raise error(where, f"{ref.model} lacks the file {file}, which its index names", "Download it again, whole.")
+        path = folder / file
+        try:
+            if file.endswith(".bin"):
+                tensors |= {name: _described(name, t, file) for name, t in _pickle(path).items()}
+            elif path.exists():
+                tensors |= read_header(file, path.stat().st_size, functools.partial(read_bytes, path))
+            else:
+                assert remote is not None
+                tensors |= read_header(file, sizes[file], functools.partial(remote, file))
+        except ValueError as e:
+            raise error(where, f"{ref.model}, {file}: {e}", "Download or save this file again.") from None
+    if lost := sorted(named - set(tensors)):
+        raise error(where, f"{ref.model}: its index names '{lost[0]}', which no file has", "Download it again, whole.")
+    return Source(ref, folder, commit, config, tensors, {file: sizes[file] for file in files})
+
+
+def _weights(
+    sizes: dict[str, int], folder: Path, allow_pickle: bool, where: str, model: str
+) -> tuple[list[str], set[str]]:
+    """Which files hold the weights (safetensors before pickles, an index before a single file) and what it names."""
+    for single, allowed in (("model.safetensors", True), ("pytorch_model.bin", allow_pickle)):
+        index = f"{single}.index.json"
+        if allowed and index in sizes:
+            weight_map = _json(folder / index, where).get("weight_map")
+            files: set[str] = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+            if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+                raise error(where, f"{model}: {index} has no usable weight_map", "Download it again.")
+            return sorted(files), set(weight_map)
+        if allowed and single in sizes:
+            return [single], set()
+    if any(name.endswith(".bin") for name in sizes) and not allow_pickle:
+        raise error(
+            where,
+            f"{model} has only .bin weights, and a pickle can run code when it is loaded",
+            "If you trust its author, allow them with --allow-pickle.",
+        )
+    raise error(
+        where,
+        f"{model} has no model.safetensors and no model.safetensors.index.json",
+        "Name a model whose weights are safetensors, unquantised.",
+    )
+
+
+def _json(path: Path, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict):
+            return data
+        what = f"{path} isn't a JSON object"
+    except FileNotFoundError:
+        what = f"{path.parent} has no {path.name}"
+    except (OSError, ValueError, RecursionError):
+        what = f"{path} can't be read as JSON"
+    raise error(where, what, "Name a folder or repository that holds a whole model, or download it again.")
+
+
+@functools.lru_cache(maxsize=1)
+def _pickle(path: Path) -> dict[str, torch.Tensor]:
+    """A ``.bin`` file as torch maps it: tensors only, nothing read yet."""
+    import torch
+
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except LazyMoEError:
+        raise
+    except Exception as e:
+        raise ValueError(f"torch can't load it ({str(e).splitlines()[0][:100]})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise ValueError("it isn't a dictionary of tensors")
+    return tensors
+
+
+def _described(name: str, tensor: torch.Tensor, file: str) -> Tensor:
+    names = {torch_name: code for code, torch_name in FLOATS.items()}
+    return Tensor(name, names.get(str(tensor.dtype).removeprefix("torch."), "I64"), tuple(tensor.shape), file, None)
