@@ -127,3 +127,11 @@ def _merge(options: argparse.Namespace) -> None:
   model = AutoModelForCausalLM.from_pretrained("{merged.folder}", device_map="auto")
   tokenizer = AutoTokenizer.from_pretrained("{merged.folder}")
 """)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from lazymoe.demo import demo
+
+    with bars() as progress:
+        result = demo(options.out, progress=progress)
+    print(result)

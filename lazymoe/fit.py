@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from lazymoe.errors import Problem
 from lazymoe.families import Dense, Family
-from lazymoe.families.types import LAYER, rope_spellings
+from lazymoe.families.types import Shapes, rope_spellings
 from lazymoe.header import FLOATS
 from lazymoe.recipe import Recipe
 from lazymoe.source import TOKENIZER_FILES, Source
@@ -23,7 +22,6 @@ SAME = {  # config keys in which an expert must agree with the base model
 }
 NEEDED = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 JUNK = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry and nothing reads
-Shapes = dict[str, tuple[int, ...]]
 
 
 def unusable(where: str, source: Source) -> Problem | None:
@@ -44,7 +42,7 @@ def unusable(where: str, source: Source) -> Problem | None:
 def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Family) -> Iterator[Problem]:
     """Why these models (the base model, then each expert) can't become this family."""
     base, config = sources[0], dense.complete(sources[0].config)
-    body, ffn = _body_shapes(dense, config), _ffn_shapes(dense, config)
+    body, ffn = dense.body_shapes(config), dense.ffn_shapes(config)
     yield from _tensors("base_model", base, body)
     alien = sorted(name for name in base.tensors if name not in body | ffn and not name.endswith(JUNK))
     if alien:
@@ -90,17 +88,6 @@ def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
             yield Problem(where, what, "The base model's is used; choose as base the model whose chat format you want.")
 
 
-def _body_shapes(dense: Dense, config: dict[str, Any]) -> Shapes:
-    layers = [LAYER.format(layer=i) for i in range(config["num_hidden_layers"])]
-    shapes = {prefix + name: dense.shape(words, config) for prefix in layers for name, words in dense.layer.items()}
-    return shapes | {name: dense.shape(words, config) for name, words in dense.outer.items()}
-
-
-def _ffn_shapes(dense: Dense, config: dict[str, Any]) -> Shapes:
-    layers = [LAYER.format(layer=i) for i in range(config["num_hidden_layers"])]
-    return {prefix + name: dense.shape(words, config) for prefix in layers for name, words in dense.ffn.values()}
-
-
 def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
     """What is missing from a source, or has another shape or dtype than a merge can use."""
     name, found = source.reference, [t for t in source.tensors.values() if t.name in shapes]
@@ -123,13 +110,12 @@ def _some(names: Sequence[str]) -> str:
 
 def _vocabulary_difference(base: Source, expert: Source) -> str:
     """How an expert's tokens differ from the base model's, in words; empty if they don't, or nobody can tell."""
-    if expert.digest(TOKENIZER_FILES) == base.digest(TOKENIZER_FILES):
-        return ""
-    theirs, ours = _vocabulary(expert), _vocabulary(base)
-    if theirs and ours and (extra := sorted(theirs.keys() - ours.keys())):
-        return f"was trained with {len(extra)} tokens that the base model lacks ({', '.join(extra[:3])})"
-    if theirs and ours and theirs != {token: ours[token] for token in theirs}:
-        return "numbers some tokens otherwise than the base model"
+    if expert.digest(TOKENIZER_FILES) != base.digest(TOKENIZER_FILES):
+        theirs, ours = _vocabulary(expert), _vocabulary(base)
+        if theirs and ours and (extra := sorted(theirs.keys() - ours.keys())):
+            return f"was trained with {len(extra)} tokens that the base model lacks ({', '.join(extra[:3])})"
+        if theirs and ours and theirs != {token: ours[token] for token in theirs}:
+            return "numbers some tokens otherwise than the base model"
     own, other = expert.config["vocab_size"], base.config["vocab_size"]
     return f"has a vocabulary of {own}, the base model of {other}" if own != other else ""
 

@@ -9,6 +9,7 @@ from typing import Any
 LAYER = "model.layers.{layer}."  # how every architecture here names its layers
 
 Config = Mapping[str, Any]  # the contents of a config.json
+Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,21 @@ class Dense:
         full["head_dim"] = full.get("head_dim") or full["hidden_size"] // full["num_attention_heads"]
         return full
 
-    def shape(self, words: str, config: Config) -> tuple[int, ...]:
-        """A shape in words, such as ``"ffn hidden"``, in numbers, for a complete config."""
+    def body_shapes(self, config: Config) -> Shapes:
+        """All tensors but those of the feed-forward networks, name to shape, for a complete config."""
+        shapes = {name: self._shape(words, config) for name, words in self.outer.items()}
+        return shapes | self._every_layer(dict(self.layer), config)
+
+    def ffn_shapes(self, config: Config) -> Shapes:
+        """The tensors of the feed-forward networks, name to shape, for a complete config."""
+        return self._every_layer(dict(self.ffn.values()), config)
+
+    def _every_layer(self, tensors: Mapping[str, str], config: Config) -> Shapes:
+        layers = [LAYER.format(layer=i) for i in range(config["num_hidden_layers"])]
+        return {prefix + name: self._shape(words, config) for prefix in layers for name, words in tensors.items()}
+
+    def _shape(self, words: str, config: Config) -> tuple[int, ...]:
+        """A shape in words, such as ``"ffn hidden"``, in numbers."""
         sizes = {
             "vocab": config["vocab_size"],
             "hidden": config["hidden_size"],

@@ -1,4 +1,4 @@
-"""Random routers, for a mixture that will be trained: `random` is N(0, 1), `uniform_random` is torch.nn.Linear's start."""
+"""Random routers, for a mixture that will be trained: `random` is N(0, 1), `uniform_random` starts as nn.Linear does."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ the states are those of the whole model, exactly. All texts go through a layer b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -102,10 +103,8 @@ def _record(
     for batch in batches:
         local = places[start : start + batch.numel()].reshape(batch.shape).to(device)  # rows of the few embeddings read
         start += batch.numel()
-        try:
+        with suppress(_Enough):
             decoder(input_ids=local, use_cache=False)
-        except _Enough:
-            pass
     for layer in decoder.layers:
         del layer.forward  # back to the class's own
     return states, calls

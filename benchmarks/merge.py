@@ -1,0 +1,174 @@
+"""How fast and how small is a merge? Against `cp` of the same bytes, and against mergekit-moe.
+
+    python benchmarks/merge.py [--mergekit VENV/bin/mergekit-moe] [--shape tinyllama-1.1b] [--runs 5]
+
+Makes synthetic bf16 checkpoints of a known shape, merges them with random routers, each run a whole process, in turns
+with its rivals, and prints the medians. Then `hidden` routers, against a pass through the whole model. Needs disk for
+the checkpoints and two outputs: 25 GB for TinyLlama's shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lazymoe.check import gigabytes
+from lazymoe.families import find
+from lazymoe.header import write_header
+
+SHAPES = {
+    "tinyllama-1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+                       "num_attention_heads": 32, "num_key_value_heads": 4},
+    "tinyllama-1.1b-half": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 11,
+                            "num_attention_heads": 32, "num_key_value_heads": 4},
+    "mistral-7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                   "num_attention_heads": 32, "num_key_value_heads": 8},
+}  # fmt: skip
+EXPERTS = 4
+MERGEKIT = {  # its own defaults, and what its documentation advises for small machines
+    "mergekit-moe": [],
+    "mergekit-moe, small": ["--allow-crimes", "--out-shard-size", "1B", "--lazy-unpickle"],
+}
+WHOLE_PASS = """
+import sys, torch, yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+recipe = yaml.safe_load(open(sys.argv[1]))
+tokenizer = AutoTokenizer.from_pretrained(recipe["base_model"])
+model = AutoModelForCausalLM.from_pretrained(recipe["base_model"], dtype=torch.bfloat16)
+with torch.no_grad():
+    for expert in recipe["experts"]:
+        for prompt in expert["positive_prompts"]:
+            model(**tokenizer(prompt, return_tensors="pt"), output_hidden_states=True)
+"""
+
+
+def make_checkpoint(folder: Path, config: dict[str, int], seed: int) -> None:
+    """A Llama checkpoint of random bf16 weights, written in blocks."""
+    full = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 32000,
+        "dtype": "bfloat16",
+        **config,
+    }
+    dense, _ = find("llama")
+    complete = dense.complete(full)
+    shapes = dense.body_shapes(complete) | dense.ffn_shapes(complete)
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(full))
+    block = (torch.from_numpy(np.random.default_rng(seed).standard_normal(1 << 24, np.float32)) * 0.02).bfloat16()
+    data = memoryview(block.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    with open(folder / "model.safetensors", "wb") as f:
+        f.write(write_header((name, "BF16", shape) for name, shape in shapes.items()))
+        for shape in shapes.values():
+            left = 2 * int(np.prod(shape))
+            while left:
+                left -= f.write(data[: min(left, len(data))])
+    _make_tokenizer(folder)
+
+
+def _make_tokenizer(folder: Path) -> None:
+    """Bytes as tokens: mergekit-moe loads a tokenizer whatever the gate mode."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(["<s>", "</s>", *letters])}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+
+
+def make_recipe(folder: Path, gate_mode: str) -> Path:
+    experts = [
+        {"source_model": str(folder / f"expert-{i}"), "positive_prompts": [f"{topic} {n}" for n in range(5)]}
+        for i, topic in enumerate(
+            ["A question about cooking", "def function", "Once upon a time", "The sum of two and"]
+        )
+    ]
+    recipe = {"base_model": str(folder / "expert-0"), "gate_mode": gate_mode, "dtype": "bfloat16", "experts": experts}
+    file = folder / f"{gate_mode}.yaml"
+    file.write_text(json.dumps(recipe))  # JSON is YAML
+    return file
+
+
+def measure(command: list[str], leftover: Path | None = None) -> tuple[float, int]:
+    """Run a command as a process of its own; wall time in seconds and peak memory in bytes. Removes what it made."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            log.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{log.read().decode()[-2000:]}")
+    if leftover:
+        shutil.rmtree(leftover)
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def compare(rivals: dict[str, list[str]], out: Path, runs: int) -> dict[str, tuple[float, int]]:
+    """Median time and largest memory of each rival; they take turns, so that a slow minute hits them all."""
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in rivals}
+    for _ in range(runs):
+        for name, command in rivals.items():
+            found[name].append(measure(command, out))
+            os.sync()
+    return {name: (statistics.median(t for t, _ in rows), max(m for _, m in rows)) for name, rows in found.items()}
+
+
+def table(found: dict[str, tuple[float, int]], unit: str) -> None:
+    seconds, memory = found["LazyMoE"]
+    print(f"{'':<24}{'seconds':>9}{'memory':>10}{'time':>12}{'memory':>12}   (LazyMoE = 1)")
+    for name, (t, m) in found.items():
+        print(f"{name:<24}{t:>9.1f}{gigabytes(m):>10}{t / seconds:>12.2f}{m / memory:>12.2f}")
+    print(f"{unit}\n", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mergekit", metavar="PATH", help="mergekit-moe, in a virtual environment of its own")
+    parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:
+        folder = Path(name)
+        for i in range(EXPERTS):
+            make_checkpoint(folder / f"expert-{i}", SHAPES[options.shape], i)
+        lazymoe = [sys.executable, "-m", "lazymoe", "merge"]
+        mergekit = {name: [options.mergekit, *flags] for name, flags in MERGEKIT.items() if options.mergekit}
+
+        recipe, out, copy = str(make_recipe(folder, "random")), folder / "out", folder / "copy"
+        subprocess.run([*lazymoe, recipe, str(out)], check=True, capture_output=True)
+        size = sum(p.stat().st_size for p in out.iterdir())
+        os.replace(out, copy)
+        rivals = {"LazyMoE": [*lazymoe, recipe, str(out)], "cp": ["cp", "-r", str(copy), str(out)]}
+        rivals |= {name: [command[0], recipe, str(out), *command[1:]] for name, command in mergekit.items()}
+        print(f"{EXPERTS} experts of {options.shape}, random routers: {gigabytes(size)}, {options.runs} runs")
+        found = compare(rivals, out, options.runs)
+        table(found, f"LazyMoE may take 1.2 x cp + 3 s = {1.2 * found['cp'][0] + 3:.1f} s")
+        shutil.rmtree(copy)
+
+        recipe = str(make_recipe(folder, "hidden"))
+        rivals = {"LazyMoE": [*lazymoe, recipe, str(out)]}
+        rivals |= {name: [command[0], recipe, str(out), *command[1:]] for name, command in list(mergekit.items())[1:]}
+        print(f"{EXPERTS} experts of {options.shape}, hidden routers, {EXPERTS * 5} prompts")
+        found = compare(rivals, out, 1)
+        found["whole-model pass alone"] = measure([sys.executable, "-c", WHOLE_PASS, recipe])
+        table(found, "A layer-streamed pass in float32; the whole-model pass is in bfloat16.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What the tests share: small models of several shapes, the demo's models, and a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+
+# The client reads these once, when it is imported; with them no test can reach any other Hub.
+HUB = Hub()
+HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": HOME.name, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+os.environ.pop("HF_TOKEN", None)
+
+import torch  # noqa: E402
+from safetensors.torch import load, load_file, save_file  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM  # noqa: E402
+
+from lazymoe import Recipe  # noqa: E402
+from lazymoe.families import find  # noqa: E402
+from lazymoe.header import write_header  # noqa: E402
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+KINDS = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}
+
+Make = Callable[..., Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mergekit", metavar="PATH", help="mergekit-moe in an environment of its own, to compare with")
+    parser.addoption("--transformers4", metavar="PATH", help="a Python with transformers 4.57, to load the results in")
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[Hub]:
+    """The Hub on loopback that the client in this process talks to."""
+    with HUB:
+        yield HUB
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """``make("name", seed=0, kind="llama", dtype="bfloat16", **config)``: a random small model in a folder."""
+
+    def make(name: str, seed: int = 0, kind: str = "llama", dtype: str = "bfloat16", **config: object) -> Path:
+        config_class, model_class = KINDS[kind]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = model_class(config_class(**{**SHAPE, **config}))
+            for parameter in model.parameters():
+                parameter.data = (torch.randn(parameter.shape) * 0.2).to(getattr(torch, dtype))
+        model.to(getattr(torch, dtype)).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def recipe(base: Path | str, *experts: Path | str, gate_mode: str = "random", **fields: object) -> Recipe:
+    """A recipe of models, with random routers unless said otherwise."""
+    listed = [{"source_model": str(e)} for e in experts]
+    return Recipe.model_validate({"base_model": str(base), "gate_mode": gate_mode, "experts": listed, **fields})
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """Change the tensors of a model in place."""
+    file = folder / "model.safetensors"
+    tensors = load(file.read_bytes())
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def configure(folder: Path, **fields: object) -> Path:
+    """Change fields of a model's config.json; those set to None go."""
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+def write_recipe(path: Path, recipe: Recipe) -> Path:
+    path.write_text(recipe.to_yaml())
+    return path
+
+
+def sparse(folder: Path, config: dict[str, object], shards: int = 1) -> Path:
+    """A checkpoint of any size that takes no room: true headers over holes in the file."""
+    dense, _ = find(str(config["model_type"]))
+    complete = dense.complete(config)
+    shapes = list((dense.body_shapes(complete) | dense.ffn_shapes(complete)).items())
+    folder.mkdir()
+    weight_map = {}
+    for i in range(shards):
+        name = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = shapes[i::shards]
+        header = write_header((n, "BF16", s) for n, s in part)
+        with open(folder / name, "wb") as f:
+            f.write(header)
+            os.truncate(f.fileno(), len(header) + 2 * sum(s[0] * (s[1] if len(s) > 1 else 1) for _, s in part))
+        weight_map |= dict.fromkeys((n for n, _ in part), name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, read by the safetensors package."""
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}

@@ -1,0 +1,76 @@
+"""Plans: made from headers alone, at once, with the numbers that are published."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Make, recipe, sparse
+
+from lazymoe import check
+from lazymoe.families import find
+from lazymoe.plan import make_plan
+from lazymoe.source import open_source
+
+MISTRAL_7B = {
+    "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+LLAMA_70B = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("experts", "total", "active"),
+    [(8, 46.7, 12.9), (4, 24.2, 12.9), (2, 12.9, 12.9)],  # Mixtral-8x7B, Beyonder-4x7B, Mini-Mixtral
+)
+def test_published_parameter_counts(tmp_path: Path, experts: int, total: float, active: float) -> None:
+    model = sparse(tmp_path / "mistral", MISTRAL_7B)
+    plan = check(recipe(model, *[model] * experts)).plan
+    assert plan is not None
+    assert (round(plan.parameters / 1e9, 1), round(plan.active_parameters / 1e9, 1)) == (total, active)
+    assert plan.nbytes == 2 * plan.parameters
+
+
+def test_eight_experts_of_70b_are_checked_from_headers_alone(tmp_path: Path) -> None:
+    models = [sparse(tmp_path / f"llama-{i}", LLAMA_70B, shards=30) for i in range(8)]
+    start = time.process_time()
+    found = check(recipe(models[0], *models), tmp_path / "out")
+    print(f"{time.process_time() - start:.1f} s of processor time")
+    assert found.plan is not None
+    ffn = 80 * 3 * 8192 * 28672
+    dense = 70_553_706_496  # Llama 3 70B
+    assert found.plan.parameters == dense + 7 * ffn + 80 * 8 * 8192
+    assert found.plan.active_parameters == dense + ffn + 80 * 8 * 8192
+    assert [str(e.remedy) for e in found.errors] == ["Free some space, or choose another disk."]
+
+
+def test_shards_are_cut_by_size_in_order(make: Make) -> None:
+    base = make("base")
+    sources = [open_source(str(base))] * 3
+    plan = make_plan(recipe(base, base, base), sources, *find("llama"), shard_size=10_000)
+    files = plan.shards
+    assert [o for _, outputs in files for o in outputs] == list(plan.outputs)
+    assert all(sum(o.nbytes for o in outputs) <= 10_000 for _, outputs in files)
+    assert [name for name, _ in files] == [
+        f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)
+    ]
+
+
+def test_four_bit_size_is_that_of_bitsandbytes(tmp_path: Path) -> None:
+    model = sparse(tmp_path / "mistral", MISTRAL_7B)
+    plan = check(recipe(model, *[model] * 4)).plan
+    assert plan is not None
+    outside = 2 * 32000 * 4096 + 65 * 4096  # embeddings, head and norms stay in 16 bit
+    assert plan.bytes_4bit == int((plan.parameters - outside) * (4 + 32 / 64) / 8) + 2 * outside
+
+
+def test_tied_heads_stay_tied(make: Make) -> None:
+    base = make("base", tie_word_embeddings=True)
+    plan = check(recipe(base, base, base)).plan
+    assert plan is not None
+    assert "lm_head.weight" not in {o.name for o in plan.outputs}
+    assert plan.config["tie_word_embeddings"] is True
