@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lazymoe.check import billions
+from lazymoe.check import billions, check
+from lazymoe.demo import demo
 from lazymoe.errors import LazyMoEError
+from lazymoe.merge import merge
 from lazymoe.progress import bars
+from lazymoe.recipe import Recipe
 from lazymoe.version import __version__
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
@@ -92,46 +95,32 @@ def _size(text: str) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from lazymoe.check import check
-    from lazymoe.recipe import Recipe
-
-    found = check(
-        Recipe.from_yaml(options.recipe), options.out, shard_size=options.shard_size, allow_pickle=options.allow_pickle
-    )
+    recipe = Recipe.from_yaml(options.recipe)
+    found = check(recipe, options.out, shard_size=options.shard_size, allow_pickle=options.allow_pickle)
     print(json.dumps(found.to_dict(), indent=2) if options.json else found)
     return 2 if found.errors else 0
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from lazymoe.merge import merge
-    from lazymoe.recipe import Recipe
-
+    recipe = Recipe.from_yaml(options.recipe)
+    given = {key: getattr(options, key) for key in ("seed", "shard_size", "allow_pickle", "device")}
     with bars() as progress:
-        merged = merge(
-            Recipe.from_yaml(options.recipe),
-            options.out,
-            seed=options.seed,
-            shard_size=options.shard_size,
-            allow_pickle=options.allow_pickle,
-            device=options.device,
-            progress=progress,
-        )
+        merged = merge(recipe, options.out, **given, progress=progress)
     for warning in merged.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    plan = merged.plan
+    plan, folder = merged.plan, merged.folder
     print(f"""
-{merged.folder} holds a {plan.config["architectures"][0]} with {plan.experts} experts, {billions(plan.parameters)} parameters, \
-{billions(plan.active_parameters)} active per token. Every tensor was checked against the plan. To use it:
+{folder} holds a {plan.config["architectures"][0]} with {plan.experts} experts, {plan.top_k} of them for each token.
+It has {billions(plan.parameters)} parameters, {billions(plan.active_parameters)} active per token; \
+every tensor was checked against the plan. To use it:
 
   from transformers import AutoModelForCausalLM, AutoTokenizer
-  model = AutoModelForCausalLM.from_pretrained("{merged.folder}", device_map="auto")
-  tokenizer = AutoTokenizer.from_pretrained("{merged.folder}")
+  model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
+  tokenizer = AutoTokenizer.from_pretrained("{folder}")
 """)
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from lazymoe.demo import demo
-
     with bars() as progress:
         result = demo(options.out, progress=progress)
     print(result)

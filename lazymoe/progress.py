@@ -7,8 +7,12 @@ from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
-UNITS = {"route": "layer", "write": "B", "train": "step"}
-LABELS = {"route": "Computing routers", "write": "Writing", "train": "Training"}
+STAGES = {  # what a user reads, and the unit
+    "route": ("Computing routers", "layer"),
+    "write": ("Writing", "B"),
+    "train": ("Training tiny models", "step"),
+    "measure": ("Measuring", "model"),
+}
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -24,8 +28,8 @@ def bars() -> Iterator[Progress]:
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage not in shown:
-            unit = UNITS[stage]
-            shown[stage] = tqdm(desc=LABELS[stage], total=total, unit=unit, unit_scale=unit == "B", mininterval=0.2)
+            label, unit = STAGES[stage]
+            shown[stage] = tqdm(desc=label, total=total, unit=unit, unit_scale=unit == "B", mininterval=0.2)
         shown[stage].update(done - shown[stage].n)
 
     try:

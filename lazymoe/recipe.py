@@ -60,8 +60,8 @@ class Expert(_Strict):
     source_model: str = Field(min_length=1)
     positive_prompts: list[str] | None = None
     negative_prompts: list[str] | None = None
-    noise_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
-    residual_scale: float | None = Field(None, allow_inf_nan=False)
+    noise_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    residual_scale: float | None = Field(default=None, allow_inf_nan=False)
 
 
 class Recipe(_Strict):
@@ -85,7 +85,7 @@ class Recipe(_Strict):
     experts: list[Expert] = Field(min_length=1)
     gate_mode: GateMode = "hidden"
     dtype: DType | None = None
-    experts_per_token: int = Field(2, ge=1)
+    experts_per_token: int = Field(default=2, ge=1)
     shared_experts: list[Expert] | None = None
     architecture: str | None = None
 

@@ -206,10 +206,10 @@ def _weights(
         index = f"{single}.index.json"
         if allowed and index in sizes:
             weight_map = _json(folder / index, where).get("weight_map")
-            files: set[str] = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+            files: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else []
             if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
                 raise error(where, f"{model}: {index} has no usable weight_map", "Download it again.")
-            return sorted(files), set(weight_map)
+            return sorted(set(files)), set(weight_map or ())
         if allowed and single in sizes:
             return [single], set()
     if any(name.endswith(".bin") for name in sizes) and not allow_pickle:

@@ -51,6 +51,15 @@ def hub() -> Iterator[Hub]:
         yield HUB
 
 
+@pytest.fixture(scope="session")
+def demo_models() -> Path:
+    """The demo's base model and experts, trained once and kept in the user's cache."""
+    from lazymoe.demo_models import build, cache_folder
+
+    build(cache_folder())
+    return cache_folder()
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """``make("name", seed=0, kind="llama", dtype="bfloat16", **config)``: a random small model in a folder."""

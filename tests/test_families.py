@@ -34,7 +34,7 @@ CONFIGS = {
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 16,
-        }  # fmt: skip
+        }
     },
     "sliding window": {"sliding_window": 7},
 }
@@ -132,5 +132,5 @@ def test_rope_in_both_spellings(config: dict, expected: tuple) -> None:
 
 
 def test_what_fits_nowhere_is_told_what_would() -> None:
-    with pytest.raises(LazyMoEError, match="'gemma2'.*mixtral takes llama, mistral"):
+    with pytest.raises(LazyMoEError, match=r"'gemma2'.*mixtral takes llama, mistral"):
         find("gemma2")

@@ -1,4 +1,4 @@
-"""Random routers, for a mixture that will be trained: `random` is N(0, 1), `uniform_random` starts as nn.Linear does."""
+"""Random routers, for a mixture to be trained: `random` is N(0, 1), `uniform_random` like nn.Linear's start."""
 
 from __future__ import annotations
 

@@ -1,0 +1,123 @@
+"""Routers: the layer-streamed pass is transformers' own, the vectors are mergekit's, and bad ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import KINDS, Make, contents, recipe, tensors_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lazymoe import Recipe, check, merge
+from lazymoe.router import degenerate, make_gates
+from lazymoe.router.stream import layer_inputs
+from lazymoe.source import open_source
+
+PROMPTS = {
+    "python": (["def add(a, b):\n    return a + b", "import os"], ["A sentence in English."]),
+    "english": (["The name is looked up when the function is called.", "Note that"], None),
+    "unicode": (["05D0 Lo HEBREW LETTER ALEF", "1F41F So FISH\n2603 So SNOWMAN"], ["import this"]),
+}
+
+
+def prompted(demo_models: Path, gate_mode: str) -> Recipe:
+    experts = [
+        {"source_model": str(demo_models / name), "positive_prompts": positive, "negative_prompts": negative}
+        for name, (positive, negative) in PROMPTS.items()
+    ]
+    return Recipe.model_validate({"base_model": str(demo_models / "base"), "gate_mode": gate_mode, "experts": experts})
+
+
+def gates_of(given: Recipe) -> torch.Tensor:
+    plan = check(given).plan
+    assert plan is not None
+    return make_gates(given, plan, 0, "cpu", lambda *_: None)
+
+
+@pytest.mark.parametrize("config", [{}, {"sliding_window": 5}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_states_are_those_of_the_whole_model(kind: str, config: dict, make: Make) -> None:
+    if kind == "llama" and "sliding_window" in config:
+        pytest.skip("Llama has none")
+    folder = make("model", kind=kind, num_hidden_layers=3, **config)
+    lengths = (3, 12, 7)
+    texts = [torch.randint(0, 64, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    padded = torch.nn.utils.rnn.pad_sequence(texts[:2], batch_first=True)
+    streamed = [
+        [b.clone() for b in states]
+        for states in layer_inputs(open_source(str(folder)), [padded, texts[2][None]], "cpu")
+    ]
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for text, batch, row in zip(texts, (0, 0, 1), (0, 1, 0), strict=True):
+        with torch.no_grad():
+            expected = model(text[None], output_hidden_states=True).hidden_states[:-1]
+        assert len(streamed) == len(expected) == 3
+        for layer, states in zip(streamed, expected, strict=True):
+            assert (layer[batch][row, : len(text)] - states[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("gate_mode", ["hidden", "hidden_last", "hidden_avg", "cheap_embed"])
+def test_vectors_are_what_mergekit_means(gate_mode: str, demo_models: Path) -> None:
+    """Each prompt by itself through the whole model; the modes as FACTS of mergekit's source have them."""
+    given = prompted(demo_models, gate_mode)
+    tokenizer = AutoTokenizer.from_pretrained(demo_models / "base")
+    model = AutoModelForCausalLM.from_pretrained(demo_models / "base", dtype=torch.float32).eval()
+
+    def vector(prompts: list[str]) -> torch.Tensor:  # [L, H]
+        found = []
+        for prompt in prompts:
+            ids = tokenizer(tokenizer.bos_token + prompt, add_special_tokens=False, return_tensors="pt").input_ids
+            with torch.no_grad():
+                states = torch.stack(model(ids, output_hidden_states=True).hidden_states[:-1])[:, 0]  # [L, T, H]
+            if gate_mode == "cheap_embed":
+                found.append(model.model.embed_tokens(ids)[0].sum(0).expand(len(states), -1))
+            else:
+                found.append(states.mean(1) if gate_mode == "hidden_avg" else states[:, -1])
+        if gate_mode == "cheap_embed":
+            return torch.nn.functional.normalize(torch.stack(found).sum(0), dim=-1)
+        return torch.stack(found).mean(0)
+
+    rows = [vector(pos) - (vector(neg) if neg else 0) for pos, neg in PROMPTS.values()]
+    expected = torch.nn.functional.normalize(torch.stack(rows, 1), dim=-1)
+    gates = gates_of(given)
+    assert gates.shape == expected.shape
+    assert (gates - expected).abs().max() < 1e-4
+
+
+def test_random_modes_have_their_distributions_and_a_seed(make: Make, tmp_path: Path) -> None:
+    base = make("base", hidden_size=256, head_dim=64)
+    normal = gates_of(recipe(base, *[base] * 8))
+    assert normal.std() == pytest.approx(1, abs=0.05)
+    uniform = gates_of(recipe(base, *[base] * 8, gate_mode="uniform_random"))
+    assert uniform.abs().max() <= 1 / 16
+    assert uniform.std() == pytest.approx(1 / 16 / 3**0.5, rel=0.05)
+    merge(recipe(base, base, base), tmp_path / "a", seed=1)
+    merge(recipe(base, base, base), tmp_path / "b", seed=2)
+    assert contents(tmp_path / "a") != contents(tmp_path / "b")
+
+
+def test_gates_are_written_as_computed(demo_models: Path, tmp_path: Path) -> None:
+    given = prompted(demo_models, "hidden")
+    merge(given, tmp_path / "moe", device="cpu")
+    found = tensors_of(tmp_path / "moe")
+    for i, rows in enumerate(gates_of(given)):
+        written = found[f"model.layers.{i}.block_sparse_moe.gate.weight"]
+        assert torch.equal(written, rows.to(written.dtype))
+
+
+def test_permuted_experts_give_permuted_routers(demo_models: Path) -> None:
+    given = prompted(demo_models, "hidden")
+    permuted = given.model_copy(update={"experts": given.experts[::-1]})
+    assert torch.allclose(gates_of(permuted), gates_of(given).flip(1), atol=1e-5)
+
+
+def test_degenerate_routers_are_named() -> None:
+    gates = torch.randn(6, 3, 64, generator=torch.Generator().manual_seed(0))
+    assert list(degenerate(gates)) == []
+    gates[[0, 1, 2, 5], 2] = 3 * gates[[0, 1, 2, 5], 0] + 0.01
+    (problem,) = degenerate(gates)
+    assert str(problem).startswith("experts 1 and 3: in layers 0-2 and 5 the router can hardly tell them apart")
+    gates[:, 2] = gates[:, 0]
+    assert "in all layers" in str(next(degenerate(gates)))
