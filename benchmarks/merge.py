@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,15 @@ MERGEKIT = {  # its own defaults, and what its documentation advises for small m
     "mergekit-moe": [],
     "mergekit-moe, small": ["--allow-crimes", "--out-shard-size", "1B", "--lazy-unpickle"],
 }
+# A small process between: a child's peak memory on Linux begins with that of the process that started it.
+LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
+_, status, usage = os.wait4(pid, 0)
+print(time.perf_counter() - start, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 WHOLE_PASS = """
 import sys, torch, yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,17 +113,13 @@ def make_recipe(folder: Path, gate_mode: str) -> Path:
 
 def measure(command: list[str], leftover: Path | None = None) -> tuple[float, int]:
     """Run a command as a process of its own; wall time in seconds and peak memory in bytes. Removes what it made."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        if status:
-            log.seek(0)
-            sys.exit(f"{' '.join(command)} failed:\n{log.read().decode()[-2000:]}")
+    done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    seconds, memory = done.stdout.split()[-2:]
     if leftover:
         shutil.rmtree(leftover)
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return float(seconds), int(memory) * (1 if sys.platform == "darwin" else 1024)
 
 
 def compare(rivals: dict[str, list[str]], out: Path, runs: int) -> dict[str, tuple[float, int]]:

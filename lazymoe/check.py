@@ -15,12 +15,12 @@ import psutil
 
 from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.families import find
-from lazymoe.fit import differences, misfits, unusable
+from lazymoe.fit import differences, misfits, same_tokens, unusable
 from lazymoe.plan import Plan, make_plan
 from lazymoe.recipe import Recipe
 from lazymoe.source import Source, open_source
 
-STREAMED = ("hidden", "hidden_avg", "hidden_last")  # gate modes that run the base model, a layer at a time
+STREAMED = ("fit", "hidden", "hidden_avg", "hidden_last")  # gate modes that run models, a layer at a time
 PROMPTED = (*STREAMED, "cheap_embed")  # those that read the prompts
 RUNTIME = 350_000_000  # bytes: Python with torch, and the buffers of a merge
 
@@ -194,13 +194,19 @@ def _plan(
         errors += problems
         return None
     warnings += differences(recipe, sources, dense)
-    return make_plan(recipe, sources, dense, family, shard_size)
+    shared = recipe.shared_weights or ("regmean" if recipe.gate_mode == "fit" else "base")
+    strangers = [i for i, s in enumerate(sources[1:]) if shared != "base" and not same_tokens(sources[0], s)]
+    if strangers:
+        where, what = recipe.place(strangers[0], "source_model"), "its tokens aren't the base model's"
+        remedy = "So attention, norms and embeddings are taken from the base model alone."
+        warnings.append(Problem(where, what, remedy))
+    return make_plan(recipe, sources, dense, family, "base" if strangers else shared, shard_size)
 
 
 def _disk(plan: Plan, out: Path, download: int) -> Iterator[Problem]:
     """Is there room for the output, and for the downloads where they go?"""
     written = sum(p.stat().st_size for p in out.glob("**/model-*.safetensors")) if out.is_dir() else 0
-    needs = [(_existing(out), plan.nbytes - written)]
+    needs = [(_existing(out), plan.nbytes - written + plan.computed_bytes)]
     needs += [(_existing(source.folder), download) for source in plan.sources if source.missing][:1]
     by_disk: dict[int, int] = {}
     for place, n in needs:

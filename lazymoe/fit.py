@@ -114,10 +114,18 @@ def _vocabulary_difference(base: Source, expert: Source) -> str:
         theirs, ours = _vocabulary(expert), _vocabulary(base)
         if theirs and ours and (extra := sorted(theirs.keys() - ours.keys())):
             return f"was trained with {len(extra)} tokens that the base model lacks ({', '.join(extra[:3])})"
-        if theirs and ours and theirs != {token: ours[token] for token in theirs}:
+        if not same_tokens(base, expert):
             return "numbers some tokens otherwise than the base model"
     own, other = expert.config["vocab_size"], base.config["vocab_size"]
     return f"has a vocabulary of {own}, the base model of {other}" if own != other else ""
+
+
+def same_tokens(base: Source, expert: Source) -> bool:
+    """Whether the tokens that both know have the same numbers, as far as their tokenizers tell."""
+    if expert.digest(TOKENIZER_FILES) == base.digest(TOKENIZER_FILES):
+        return True
+    ours = _vocabulary(base)
+    return all(ours.get(token, number) == number for token, number in _vocabulary(expert).items())
 
 
 def _vocabulary(source: Source) -> dict[str, int]:

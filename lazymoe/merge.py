@@ -7,25 +7,21 @@ merge again goes on from there and gives the same bytes.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lazymoe.check import check
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe import Recipe
-from lazymoe.router import degenerate, make_gates
+from lazymoe.router import compute, degenerate
 from lazymoe.source import TOKENIZER_FILES, fetch, open_source
 from lazymoe.version import __version__
-from lazymoe.write import write_shards
-
-if TYPE_CHECKING:
-    import torch
+from lazymoe.write import write_shards, write_whole
 
 WORK = ".lazymoe"  # folder in the output for what is half-made
 RECORD = "lazymoe.json"  # what a complete output says of itself
@@ -60,7 +56,7 @@ def merge(
         shard_size: the most bytes of tensors in one file.
         allow_pickle: also take ``.bin`` weights.
         device: where routers are computed; a CUDA device if there is one by default.
-        progress: called with (stage, done, total); stages are ``route`` (layers) and ``write`` (bytes).
+        progress: called with (stage, done, total); stages are ``share`` and ``route`` (layers) and ``write`` (bytes).
 
     Raises:
         LazyMoEError: with everything that is wrong; nothing was written then. If the disk fills up or the merge is
@@ -82,8 +78,8 @@ def merge(
         fetch(source, where)
     work = _claim(out, fingerprint, plan)
     try:
-        gates = _gates(recipe, plan, work, seed, device, progress)
-        write_shards(plan, gates, out, work, seed, progress)
+        computed = compute(recipe, plan, work, seed, device, progress)
+        write_shards(plan, computed, out, work, seed, progress)
         _finish(recipe, plan, out, fingerprint, seed)
         _verify(plan, out)
     except LazyMoEError:
@@ -95,8 +91,9 @@ def merge(
             f"writing failed: {e.strerror or e}",
             "Make room and run the same command again: it goes on from the last complete file.",
         ) from None
+    warnings = (*found.warnings, *degenerate(work))
     shutil.rmtree(work)
-    return Merged(out, plan, (*found.warnings, *degenerate(gates)))
+    return Merged(out, plan, warnings)
 
 
 def _is_done(out: Path, fingerprint: str) -> bool:
@@ -140,25 +137,10 @@ def _claim(out: Path, fingerprint: str, plan: Plan) -> Path:
                     f"Delete {out} and start anew.",
                 )
         else:
-            _write(work / RECORD, json.dumps({"fingerprint": fingerprint, "stamps": stamps}))
+            write_whole(work / RECORD, json.dumps({"fingerprint": fingerprint, "stamps": stamps}))
     except OSError as e:
         raise error(out, f"this folder can't be written: {e.strerror}", "Name another output folder.") from None
     return work
-
-
-def _gates(recipe: Recipe, plan: Plan, work: Path, seed: int, device: str | None, progress: Progress) -> torch.Tensor:
-    """The routers, kept on the disk until the merge is done: a rerun must not compute them twice, nor otherwise."""
-    import torch
-    from safetensors.torch import load, save
-
-    kept = work / "router.safetensors"
-    if kept.exists():
-        return load(kept.read_bytes())["gates"]
-    gates = make_gates(recipe, plan, seed, device, progress)
-    if not torch.isfinite(gates).all():
-        raise error("gate_mode", "the routers came out as NaN", "The base model may be broken: try it by itself.")
-    _write(kept, save({"gates": gates.contiguous()}))
-    return gates
 
 
 def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) -> None:
@@ -168,23 +150,23 @@ def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) 
         data = (base.folder / name).read_bytes()
         if name == "tokenizer_config.json":  # transformers 4 doesn't know the class that transformers 5 writes
             data = re.sub(rb'("tokenizer_class":\s*)"TokenizersBackend"', rb'\1"PreTrainedTokenizerFast"', data)
-        _write(out / name, data)
+        write_whole(out / name, data)
     generation = base.folder / "generation_config.json"
     ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
-    _write(out / "generation_config.json", generation.read_bytes() if generation.exists() else _dump(ids))
+    write_whole(out / "generation_config.json", generation.read_bytes() if generation.exists() else _dump(ids))
 
     pinned = [source.pinned for source in plan.sources]
     experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.experts, pinned[1:], strict=True)]
-    _write(out / RECIPE, recipe.model_copy(update={"base_model": pinned[0], "experts": experts}).to_yaml())
-    _write(
+    write_whole(out / RECIPE, recipe.model_copy(update={"base_model": pinned[0], "experts": experts}).to_yaml())
+    write_whole(
         out / RECORD,
         _dump({"lazymoe": __version__, "fingerprint": fingerprint, "seed": seed, "shard_size": plan.shard_size}),
     )
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
-    _write(out / "model.safetensors.index.json", _dump({"metadata": metadata, "weight_map": weight_map}))
-    _write(out / "config.json", _dump(plan.config))
+    write_whole(out / "model.safetensors.index.json", _dump({"metadata": metadata, "weight_map": weight_map}))
+    write_whole(out / "config.json", _dump(plan.config))
 
 
 def _verify(plan: Plan, out: Path) -> None:
@@ -205,11 +187,3 @@ def _discard(plan: Plan, out: Path) -> None:
 
 def _dump(data: Any) -> str:
     return json.dumps(data, indent=2) + "\n"
-
-
-def _write(path: Path, data: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(temporary, path)

@@ -34,10 +34,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """The router's rows of one layer, which are computed: ``[experts, hidden]``."""
-
-    layer: int
+class Computed:
+    """A tensor that is worked out before the writing: a router, or weights merged from several sources."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Output:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    origin: Piece | Gate
+    origin: Piece | Computed
 
     @property
     def parameters(self) -> int:
@@ -67,6 +65,7 @@ class Plan:
         sources: the base model, then one source for each expert.
         config: the output's config.json.
         outputs: its tensors, in the order in which they are written.
+        shared: where the tensors that all experts share come from, see `Recipe.shared_weights`.
         shard_size: the most bytes of tensors in one file.
     """
 
@@ -75,6 +74,7 @@ class Plan:
     sources: tuple[Source, ...]
     config: dict[str, Any]
     outputs: tuple[Output, ...]
+    shared: str
     shard_size: int
 
     @property
@@ -105,6 +105,11 @@ class Plan:
     @property
     def nbytes(self) -> int:
         return sum(o.nbytes for o in self.outputs)
+
+    @property
+    def computed_bytes(self) -> int:
+        """Disk that a merge takes for a while, for what is computed before it is written."""
+        return sum(o.nbytes for o in self.outputs if isinstance(o.origin, Computed))
 
     @property
     def bytes_16bit(self) -> int:
@@ -149,7 +154,12 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Family, shard_size: int = 4_000_000_000
+    recipe: Recipe,
+    sources: Sequence[Source],
+    dense: Dense,
+    family: Family,
+    shared: str = "base",
+    shard_size: int = 4_000_000_000,
 ) -> Plan:
     """Lay out the output of a recipe.
 
@@ -157,6 +167,7 @@ def make_plan(
         recipe: what is wanted.
         sources: the base model, then one for each expert, as the recipe lists them. They must fit each other.
         dense, family: the records from `families.find`.
+        shared: `base`, `average` or `regmean`.
         shard_size: the most bytes of tensors in one file.
     """
     base = sources[0]
@@ -167,7 +178,9 @@ def make_plan(
 
     def body(name: str) -> list[Output]:
         tensor = base.tensors.get(name)  # a tied lm_head has no tensor of its own
-        return [Output(name, dtype, tensor.shape, Piece(0, tensor))] if tensor else []
+        if not tensor:
+            return []
+        return [Output(name, dtype, tensor.shape, Piece(0, tensor) if shared == "base" else Computed())]
 
     first, *last = dense.outer
     outputs = body(first)
@@ -175,7 +188,7 @@ def make_plan(
         prefix = LAYER.format(layer=layer)
         for name in dense.layer:
             outputs += body(prefix + name)
-        outputs.append(Output(prefix + family.router, dtype, (len(recipe.experts), config["hidden_size"]), Gate(layer)))
+        outputs.append(Output(prefix + family.router, dtype, (len(recipe.experts), config["hidden_size"]), Computed()))
         for number, expert in enumerate(recipe.experts):
             for name, role in family.experts.items():
                 tensor = sources[number + 1].tensors[prefix + dense.ffn[role][0]]
@@ -186,4 +199,4 @@ def make_plan(
         outputs += body(name)
 
     written = family.config(config, len(recipe.experts), top_k) | {"dtype": FLOATS[dtype], "torch_dtype": FLOATS[dtype]}
-    return Plan(family, dense, tuple(sources), written, tuple(outputs), shard_size)
+    return Plan(family, dense, tuple(sources), written, tuple(outputs), shared, shard_size)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 STAGES = {  # what a user reads, and the unit
+    "share": ("Merging shared weights", "layer"),
     "route": ("Computing routers", "layer"),
     "write": ("Writing", "B"),
     "train": ("Training tiny models", "step"),

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lazymoe.errors import LazyMoEError, Problem, error, nearest
 
-GateMode = Literal["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
+GateMode = Literal["fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
 DType = Literal["float32", "float16", "bfloat16"]
+SharedWeights = Literal["base", "average", "regmean"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,11 @@ class Recipe(_Strict):
     """A mixture of experts as the user asked for it.
 
     Attributes:
-        base_model: gives attention, norms, embeddings and the tokenizer.
+        base_model: gives the tokenizer, and attention, norms and embeddings or what the experts' are measured against.
         experts: one model for each expert, in the order of the router's rows.
-        gate_mode: how the routers are initialised, see `lazymoe.router`.
+        gate_mode: how the routers are made, see `lazymoe.router`.
+        shared_weights: where attention, norms, embeddings and head come from: the base model, the average of the
+            experts, or `regmean`, see `lazymoe.router.shared`. By default `regmean` for fitted routers, else `base`.
         dtype: of the output; the base model's own if absent.
         experts_per_token: how many experts each token passes through (top-k).
         shared_experts: experts that every token passes through, on hosts that have them.
@@ -83,7 +86,8 @@ class Recipe(_Strict):
 
     base_model: str = Field(min_length=1)
     experts: list[Expert] = Field(min_length=1)
-    gate_mode: GateMode = "hidden"
+    gate_mode: GateMode = "fit"
+    shared_weights: SharedWeights | None = None
     dtype: DType | None = None
     experts_per_token: int = Field(default=2, ge=1)
     shared_experts: list[Expert] | None = None
@@ -154,7 +158,7 @@ def _explain(err: Any, data: dict[str, Any]) -> Problem:
         example = "your-name/your-model" if key != "experts" else "[{source_model: your-name/your-model}]"
         return Problem(where, "this field is missing", f"Add '{key}: {example}'.")
     if kind == "literal_error":
-        known = get_args(GateMode if key == "gate_mode" else DType)
+        known = get_args({"gate_mode": GateMode, "shared_weights": SharedWeights}.get(key, DType))
         return Problem(where, f"{given!r} isn't a {key}", f"Use one of: {', '.join(known)}.")
     if kind == "list_type":
         return Problem(where, "this must be a list", "Put each entry on a line of its own that begins with '- '.")

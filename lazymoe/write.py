@@ -10,20 +10,17 @@ import errno
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from lazymoe.errors import error
-from lazymoe.header import FLOATS, write_header
-from lazymoe.plan import Gate, Output, Piece, Plan
+from lazymoe.header import FLOATS, Tensor, write_header
+from lazymoe.plan import Output, Piece, Plan
 from lazymoe.progress import Progress
-
-if TYPE_CHECKING:
-    import torch
 
 BLOCK = 1 << 22  # elements that go through arithmetic at a time
 SCAN = 1 << 20  # bytes looked at for NaN at a time; fits a core's cache
@@ -34,14 +31,16 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # copying in anoth
 INFINITY = {"F64": (64, 0x7FF << 52), "F32": (32, 0xFF << 23), "F16": (16, 0x1F << 10), "BF16": (16, 0xFF << 7)}
 
 
-def write_shards(plan: Plan, gates: torch.Tensor, out: Path, partial: Path, seed: int, progress: Progress) -> None:
+def write_shards(
+    plan: Plan, computed: Mapping[str, Tensor], out: Path, partial: Path, seed: int, progress: Progress
+) -> None:
     """Write all shards that aren't there yet.
 
     Args:
         plan: what to write; its sources must be on the disk.
-        gates: the routers ``[layers, experts, hidden]``, float32.
+        computed: where the tensors are that the plan calls computed, in files of ``partial``.
         out: where complete shards go.
-        partial: a folder on the same disk for the shard at work.
+        partial: a folder on the same disk for what is half-made.
         seed: of the experts' noise.
         progress: told of the bytes done.
 
@@ -53,10 +52,18 @@ def write_shards(plan: Plan, gates: torch.Tensor, out: Path, partial: Path, seed
     for name, outputs in plan.shards:
         if not (out / name).exists():
             moved = functools.partial(_moved, progress, done, plan.nbytes)
-            _write_shard(plan, gates, outputs, partial / name, seed, moved)
+            _write_shard(plan, computed, outputs, partial / name, seed, moved)
             os.replace(partial / name, out / name)
         done += sum(o.nbytes for o in outputs)
         progress("write", done, plan.nbytes)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a small file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(temporary, path)
 
 
 def _moved(progress: Progress, before: int, total: int, n: int) -> None:
@@ -64,32 +71,38 @@ def _moved(progress: Progress, before: int, total: int, n: int) -> None:
 
 
 def _write_shard(
-    plan: Plan, gates: torch.Tensor, outputs: list[Output], path: Path, seed: int, moved: Callable[[int], None]
+    plan: Plan,
+    computed: Mapping[str, Tensor],
+    outputs: Sequence[Output],
+    path: Path,
+    seed: int,
+    moved: Callable[[int], None],
 ) -> None:
     done = 0
     checks: list[Future[None]] = []
     with ThreadPoolExecutor(1) as scanner, open(path, "wb", buffering=0) as f:
         _write(f, write_header((o.name, o.dtype, o.shape) for o in outputs))
         for output in outputs:
-            if isinstance(output.origin, Piece) and _unchanged(output):
-                file = plan.sources[output.origin.source].folder / output.origin.tensor.file
-                checks.append(scanner.submit(_scan, file, output.origin))
-                for n in _copy(file, output.origin.tensor.offset or 0, output.nbytes, f):
-                    moved(done := done + n)
+            origin = output.origin
+            if not isinstance(origin, Piece):
+                tensor = computed[output.name]
+                steps = _copy(path.parent / tensor.file, tensor.offset or 0, output.nbytes, f)
+            elif origin.tensor.offset is not None and (origin.tensor.dtype, origin.noise, origin.scale) == (
+                output.dtype,
+                0,
+                1,
+            ):
+                file = plan.sources[origin.source].folder / origin.tensor.file
+                checks.append(scanner.submit(_scan, file, origin.tensor))
+                steps = _copy(file, origin.tensor.offset, output.nbytes, f)
             else:
-                for block in _computed(plan, gates, output, seed):
-                    _write(f, block)
-                    moved(done := done + len(block))
+                steps = _transform(plan, output, origin, seed, f)
+            for n in steps:
+                moved(done := done + n)
             while checks and checks[0].done():
                 checks.pop(0).result()  # raises what the scan found, early
         for check in checks:
             check.result()
-
-
-def _unchanged(output: Output) -> bool:
-    piece = output.origin
-    assert isinstance(piece, Piece)
-    return piece.tensor.offset is not None and (piece.tensor.dtype, piece.noise, piece.scale) == (output.dtype, 0, 1)
 
 
 def _copy(source: Path, offset: int, length: int, target: BinaryIO) -> Iterator[int]:
@@ -122,40 +135,36 @@ def _write(f: BinaryIO, data: bytes | memoryview) -> None:
         view = view[f.write(view) :]
 
 
-def _scan(file: Path, piece: Piece) -> None:
+def _scan(file: Path, tensor: Tensor) -> None:
     """Look for NaN and infinity in a tensor that the kernel copies unseen.
 
     In IEEE formats these are the bit patterns at and above the largest exponent, whatever the sign, so two maxima over
     integers tell: of the signed ones for the positive, of the unsigned ones for the negative numbers.
     """
-    bits, infinity = INFINITY[piece.tensor.dtype]
+    bits, infinity = INFINITY[tensor.dtype]
     signed, unsigned = np.dtype(f"i{bits // 8}"), np.dtype(f"u{bits // 8}")
     with open(file, "rb", buffering=SCAN) as f:
-        f.seek(piece.tensor.offset or 0)
-        for start in range(0, piece.tensor.nbytes, SCAN):
-            block = np.frombuffer(f.read(min(SCAN, piece.tensor.nbytes - start)), signed)
+        f.seek(tensor.offset or 0)
+        for start in range(0, tensor.nbytes, SCAN):
+            block = np.frombuffer(f.read(min(SCAN, tensor.nbytes - start)), signed)
             if not block.size:
                 return  # the file was cut short under our hands: the copy tells
             if block.max() >= infinity or block.view(unsigned).max() >= infinity + (1 << (bits - 1)):
-                raise _not_finite(file, piece)
+                raise _not_finite(file, tensor)
 
 
-def _computed(plan: Plan, gates: torch.Tensor, output: Output, seed: int) -> Iterator[memoryview]:
-    """The bytes of a tensor that is computed, a block at a time."""
+def _transform(plan: Plan, output: Output, piece: Piece, seed: int, target: BinaryIO) -> Iterator[int]:
+    """Append a tensor that is cast, scaled or noised, a block at a time; yields how many bytes, as it goes."""
     import torch
 
     dtype = getattr(torch, FLOATS[output.dtype])
-    if isinstance(output.origin, Gate):
-        yield _bytes(gates[output.origin.layer].to(dtype))
-        return
-    piece = output.origin
     source = plan.sources[piece.source]
     random = generator(seed, output.name)
     for start in range(0, output.parameters, BLOCK):
         stop = min(start + BLOCK, output.parameters)
         block = source.elements(piece.tensor, start, stop)
         if not torch.isfinite(block).all():
-            raise _not_finite(source.folder / piece.tensor.file, piece)
+            raise _not_finite(source.folder / piece.tensor.file, piece.tensor)
         if piece.noise or piece.scale != 1:
             block = block.float()
         if piece.noise:
@@ -169,7 +178,9 @@ def _computed(plan: Plan, gates: torch.Tensor, output: Output, seed: int) -> Ite
                 f"'{output.name}' has values that {FLOATS[output.dtype]} can't hold",
                 "Use bfloat16 or float32.",
             )
-        yield _bytes(cast)
+        array: Any = cast.view(torch.uint8).numpy()
+        _write(target, memoryview(array))
+        yield array.nbytes
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
@@ -178,16 +189,9 @@ def generator(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    import torch
-
-    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)
-
-
-def _not_finite(file: Path, piece: Piece) -> Exception:
+def _not_finite(file: Path, tensor: Tensor) -> Exception:
     return error(
         file,
-        f"'{piece.tensor.name}' has weights that are NaN or infinite",
+        f"'{tensor.name}' has weights that are NaN or infinite",
         "This model is broken: use another one, or download it again.",
     )

@@ -1,49 +1,105 @@
-"""Routers: from (recipe, plan) to gates ``[layers, experts, hidden]``, and a look at whether they can work.
+"""What is computed before the writing: routers, a ``[experts, hidden]`` for each layer, and weights that experts share.
 
 One file for each method; those that need activations share the layer-streamed pass in `stream`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lazymoe.errors import Problem
+from lazymoe.errors import Problem, error
+from lazymoe.families.types import LAYER
+from lazymoe.header import Tensor, read_header
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe import Recipe
-from lazymoe.write import generator
+from lazymoe.source import Source, read_bytes
+from lazymoe.write import generator, write_whole
 
 if TYPE_CHECKING:
     import torch
 
+ROUTER = "router.safetensors"
 PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to both experts
 
 
-def make_gates(recipe: Recipe, plan: Plan, seed: int, device: str | None, progress: Progress) -> torch.Tensor:
-    """The routers that a recipe asks for: ``[layers, experts, hidden]``, float32, on the CPU.
+def compute(
+    recipe: Recipe, plan: Plan, folder: Path, seed: int, device: str | None, progress: Progress
+) -> dict[str, Tensor]:
+    """Work out all that the plan calls computed, shared weights and routers, into files of a folder.
+
+    What an earlier call has finished there is kept.
 
     Args:
-        recipe, plan: what is wanted; sources must be on the disk for the modes that read prompts.
+        recipe, plan: what is wanted; the sources must be on the disk.
+        folder: where the files go.
         seed: of the random modes.
-        device: where activations are computed; a CUDA device if there is one by default.
+        device: where to compute; a CUDA device if there is one by default.
         progress: told of the layers done.
+
+    Returns:
+        Where each tensor is, by name.
     """
+    import torch
+    from safetensors.torch import save
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    done = _computed(folder)
+    if plan.shared != "base" and not (folder / "shared-outer.safetensors").exists():
+        from lazymoe.router.fit import canonical
+        from lazymoe.router.shared import share
+
+        share(recipe, plan, canonical(recipe, plan), folder, device, progress)
+        done = _computed(folder)
+    if not (folder / ROUTER).exists():
+        base = plan.sources[0]
+        body = replace(base, tensors=base.tensors | {n: replace(t, file=str(folder / t.file)) for n, t in done.items()})
+        gates = _gates(recipe, plan, body, seed, device, progress)
+        if not all(torch.isfinite(g).all() for g in gates):
+            raise error("gate_mode", "the routers came out as NaN", "The base model may be broken: try it by itself.")
+        dtype = getattr(torch, plan.config["dtype"])
+        names = [LAYER.format(layer=i) + plan.family.router for i in range(plan.layers)]
+        rows = {name: g.to(dtype).contiguous() for name, g in zip(names, gates, strict=True)}
+        write_whole(folder / ROUTER, save(rows))
+    return _computed(folder)
+
+
+def _computed(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in (*sorted(folder.glob("shared-*.safetensors")), folder / ROUTER):
+        if file.exists():
+            found |= read_header(file.name, file.stat().st_size, partial(read_bytes, file))
+    return found
+
+
+def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str, progress: Progress) -> list[torch.Tensor]:
+    """The router of each layer ``[experts, hidden]``, float32."""
     if recipe.gate_mode in ("random", "uniform_random"):
         from lazymoe.router.random import random_gates
 
-        return random_gates(recipe.gate_mode, plan.layers, plan.experts, plan.hidden_size, generator(seed, "router"))
-    import torch
+        shape = (plan.layers, plan.experts, plan.hidden_size)
+        return list(random_gates(recipe.gate_mode, shape, generator(seed, "router")))
+    if recipe.gate_mode == "fit":
+        from lazymoe.router.fit import fit_gates
 
+        return fit_gates(recipe, plan, body, device, progress)
     from lazymoe.router.prompts import prompt_gates
 
-    return prompt_gates(recipe, plan, device or ("cuda" if torch.cuda.is_available() else "cpu"), progress).cpu()
+    return list(prompt_gates(recipe, plan, device, progress).cpu())
 
 
-def degenerate(gates: torch.Tensor) -> Iterator[Problem]:
-    """Pairs of experts that the routers can hardly tell apart, with the layers where that is so."""
+def degenerate(folder: Path) -> Iterator[Problem]:
+    """Pairs of experts that the routers in a folder can hardly tell apart, with the layers where that is so."""
+    import torch
+    from safetensors.torch import load
     from torch.nn.functional import normalize
 
+    by_name = load((folder / ROUTER).read_bytes())
+    gates = torch.stack([by_name[name] for name in sorted(by_name, key=lambda n: int(n.split(".")[2]))])  # [L, E, H]
     rows = normalize(gates.float(), dim=-1)
     parallel = rows @ rows.mT > PARALLEL  # [L, E, E]
     for a in range(gates.shape[1]):

@@ -11,14 +11,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from lazymoe.errors import error
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe import Recipe
-from lazymoe.router.stream import layer_inputs
-from lazymoe.source import Source
+from lazymoe.router.stream import Stream
+from lazymoe.router.texts import tokenize
 
 BATCH = 2048  # tokens, with padding, that go through a layer at a time
 
@@ -31,7 +29,7 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
             texts += prompts or []
             groups += [(i, sign)] * len(prompts or [])
     base = plan.sources[0]
-    tokens = _tokenize(base, texts)
+    tokens = tokenize(base, texts)
     if recipe.gate_mode == "cheap_embed":
         ids = torch.cat(tokens)
         unique, places = torch.unique(ids, return_inverse=True)
@@ -44,16 +42,19 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
     order = sorted(range(len(tokens)), key=lambda t: len(tokens[t]))
     batches = _batches([tokens[t] for t in order])
     layers = []
-    for i, states in enumerate(layer_inputs(base, [padded for padded, _ in batches], device)):
+    stream = Stream(base, [padded for padded, _ in batches], device)
+    for layer in range(plan.layers):
         vectors = torch.empty(len(tokens), plan.hidden_size)
         done = 0
-        for hidden, (_, lengths) in zip(states, batches, strict=True):
+        for hidden, (_, lengths) in zip(stream.states, batches, strict=True):
             for row, length in zip(hidden, lengths, strict=True):  # row: [T, H]
                 mean = recipe.gate_mode == "hidden_avg"
                 vectors[order[done]] = row[:length].mean(0) if mean else row[length - 1]
                 done += 1
         layers.append(vectors)
-        progress("route", i + 1, plan.layers)
+        if layer + 1 < plan.layers:
+            stream.step()
+        progress("route", layer + 1, plan.layers)
     return _combine(torch.stack(layers), groups, plan.experts)
 
 
@@ -68,20 +69,6 @@ def _combine(vectors: Tensor, groups: Sequence[tuple[int, int]], experts: int, n
                 row += sign * (torch.nn.functional.normalize(part, dim=-1) if normalise_parts else part)
         rows.append(torch.nn.functional.normalize(row, dim=-1))
     return torch.stack(rows, 1)
-
-
-def _tokenize(source: Source, texts: Sequence[str]) -> list[Tensor]:
-    """Token ids of each text, raw, after the tokenizer's begin-of-text token if it has one."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
-    except Exception as e:
-        raise error(
-            "base_model",
-            f"the tokenizer of {source.reference} can't be loaded ({type(e).__name__})",
-            "Use a base model that has one, or a random gate_mode.",
-        ) from None
-    bos = tokenizer.bos_token or ""
-    return [torch.tensor(tokenizer(bos + text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
 def _batches(tokens: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:

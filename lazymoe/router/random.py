@@ -10,14 +10,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def random_gates(
-    mode: str, layers: int, experts: int, hidden_size: int, generator: np.random.Generator
-) -> torch.Tensor:
-    """Routers ``[layers, experts, hidden]``, float32."""
+def random_gates(mode: str, shape: tuple[int, int, int], generator: np.random.Generator) -> torch.Tensor:
+    """Routers of a shape ``[layers, experts, hidden]``, float32."""
     import torch
 
-    shape = (layers, experts, hidden_size)
     if mode == "random":
         return torch.from_numpy(generator.standard_normal(shape, np.float32))
-    bound = hidden_size**-0.5
+    bound = shape[-1] ** -0.5
     return torch.from_numpy(generator.random(shape, np.float32) * 2 * bound - bound)

@@ -6,8 +6,9 @@ the states are those of the whole model, exactly. All texts go through a layer b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,43 +19,79 @@ from lazymoe.errors import error
 from lazymoe.families.types import LAYER
 from lazymoe.source import Source
 
+FeedForward = Callable[[nn.Module, Tensor], Tensor]  # the layer's own module, its input [B, T, H]: its output
+
 
 class _Enough(Exception):
     """Thrown by the last layer's recorder: what comes after it isn't needed."""
 
 
-@torch.no_grad()
-def layer_inputs(source: Source, batches: Sequence[Tensor], device: str) -> Iterator[list[Tensor]]:
-    """The residual stream where each layer reads it.
+class Stream:
+    """Texts on their way through a model's layers.
 
     Padding goes to the right: under causal attention no token sees what follows it, so no mask is needed, and the
     states of real tokens are those of the text by itself.
 
-    Args:
-        source: the model; its weights must be on the disk.
-        batches: token ids, int64, each ``[B, T]``.
-        device: where to compute.
-
-    Yields:
-        For each layer, the states of each batch at its input, float32 ``[B, T, H]``.
-
-    Raises:
-        LazyMoEError: if a state is NaN or infinite.
+    Attributes:
+        states: the residual stream of each batch before layer ``next``, float32 ``[B, T, H]``; after all steps, what
+            the final norm reads.
+        next: number of the layer that the next step runs.
     """
-    decoder = _skeleton(source, device)
-    states, calls = _record(decoder, source, batches, device)
-    for i, layer in enumerate(decoder.layers):
-        if not all(torch.isfinite(s).all() for s in states):
+
+    @torch.no_grad()
+    def __init__(self, source: Source, batches: Sequence[Tensor], device: str) -> None:
+        """Embed the texts.
+
+        Args:
+            source: the model; its weights must be on the disk.
+            batches: token ids, int64, each ``[B, T]``.
+            device: where to compute.
+        """
+        self.source, self.device, self.next = source, device, 0
+        self._decoder = _skeleton(source, device)
+        self.states, self._calls = _record(self._decoder, source, batches, device)
+
+    @torch.no_grad()
+    def step(
+        self, watch: Callable[[nn.Module], object] | None = None, feed_forward: tuple[str, FeedForward] | None = None
+    ) -> None:
+        """Run one layer.
+
+        Args:
+            watch: called with the layer before it runs, to hook what it wants to see.
+            feed_forward: name of the layer's feed-forward module, whose weights are left unread, and what to do
+                in its place.
+
+        Raises:
+            LazyMoEError: if a state becomes NaN or infinite.
+        """
+        layer, prefix = self._decoder.layers[self.next], LAYER.format(layer=self.next)
+        layer.to_empty(device=self.device)
+        for name, parameter in layer.named_parameters():
+            if not feed_forward or not name.startswith(feed_forward[0] + "."):
+                parameter.copy_(self.source.load(prefix + name))
+        if feed_forward:
+            module = getattr(layer, feed_forward[0])
+            module.forward = partial(feed_forward[1], module)
+        if watch:
+            watch(layer)
+        calls = self._calls[self.next]
+        self.states = [layer(s, **kwargs) for s, kwargs in zip(self.states, calls, strict=True)]
+        self._decoder.layers[self.next] = nn.Identity()  # lets the weights go
+        self.next += 1
+        if not all(torch.isfinite(s).all() for s in self.states):
             raise error(
-                source.folder,
-                f"the hidden states before layer {i} are NaN or infinite",
+                self.source.folder,
+                f"the hidden states after layer {self.next - 1} are NaN or infinite",
                 "This model is broken: use another one, or download it again.",
             )
-        yield states
-        if i + 1 < len(decoder.layers):
-            _materialise(layer, source, LAYER.format(layer=i), device)
-            states = [layer(s, **kwargs) for s, kwargs in zip(states, calls[i], strict=True)]
-            layer.to("meta")
+
+    @torch.no_grad()
+    def finish(self) -> list[Tensor]:
+        """What the head reads, after all steps: the states through the final norm, ``[B, T, H]`` for each batch."""
+        norm = self._decoder.norm.to_empty(device=self.device)
+        norm.weight.copy_(self.source.load("model.norm.weight"))
+        return [norm(s) for s in self.states]
 
 
 def _skeleton(source: Source, device: str) -> Any:
@@ -108,9 +145,3 @@ def _record(
     for layer in decoder.layers:
         del layer.forward  # back to the class's own
     return states, calls
-
-
-def _materialise(layer: nn.Module, source: Source, prefix: str, device: str) -> None:
-    layer.to_empty(device=device)
-    for name, parameter in layer.named_parameters():
-        parameter.copy_(source.load(prefix + name))

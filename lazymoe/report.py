@@ -1,0 +1,245 @@
+"""Who gets which token, and how good is it? Measured on texts, by the layer-streamed pass, so a mixture that doesn't
+fit into memory can be measured too.
+
+Every model reads the same texts: the base model, each expert, the plain average of the experts' weights, the mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lazymoe.check import check
+from lazymoe.errors import LazyMoEError, Problem, error
+from lazymoe.families.types import LAYER
+from lazymoe.plan import Plan
+from lazymoe.progress import Progress, silent
+from lazymoe.recipe import Recipe
+from lazymoe.router.mixture import mix, module_name, route
+from lazymoe.router.stream import Stream
+from lazymoe.router.texts import load_tokenizer, pad
+from lazymoe.source import Source, fetch, open_source
+
+WINDOW = 256  # tokens read at a time
+TOKENS = 4096  # of each domain, at most
+HEAD = 256  # tokens that go through the head at a time
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured. Domains are the experts' own, in the recipe's order; E = D experts, L layers.
+
+    Attributes:
+        names: of the experts.
+        held_out: whether the texts were given for measuring; otherwise they are the router's own prompts.
+        losses: mean loss per token, nats: model ("base", an expert's name, "average", "mixture") to ``[D]``.
+        shares: of a domain's tokens, what part of the choices went to each expert ``[L][D][E]``.
+        accuracy: of a domain's tokens, for what part the first choice was its own expert ``[L][D]``.
+        entropy: of a token's weights over the chosen experts, mean, in bits ``[L]``.
+    """
+
+    names: list[str]
+    held_out: bool
+    losses: dict[str, list[float]]
+    shares: list[list[list[float]]]
+    accuracy: list[list[float]]
+    entropy: list[float]
+
+    @property
+    def recovered(self) -> list[float]:
+        """For each domain, how far the mixture came from the base model (0) to that domain's expert (1)."""
+        return [_way(self, [d]) for d in range(len(self.names))]
+
+    @property
+    def recovered_mean(self) -> float:
+        return _way(self, range(len(self.names)))
+
+    @property
+    def mean_accuracy(self) -> float:
+        return sum(map(sum, self.accuracy)) / sum(map(len, self.accuracy))
+
+    @property
+    def mean_shares(self) -> list[list[float]]:
+        """``shares`` over all layers: ``[D][E]``."""
+        return torch.tensor(self.shares).mean(0).tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs, and for JSON."""
+        means = {
+            "recovered": self.recovered,
+            "recovered_mean": self.recovered_mean,
+            "mean_accuracy": self.mean_accuracy,
+        }
+        return asdict(self) | means | {"problems": [str(p) for p in self.problems()]}
+
+    def __str__(self) -> str:
+        wide = max(12, *(len(n) + 2 for n in self.names))
+        columns = "".join(f"{name:>{wide}}" for name in self.names)
+        text = "held-out text" if self.held_out else "the routers' own prompts (give --texts for an honest figure)"
+        lines = [f"Loss on {text}; lower is better:", "", f"{'':<24}{columns}{'mean':>{wide}}"]
+        for name, row in self.losses.items():
+            lines.append(f"{name:<24}" + "".join(f"{x:>{wide}.3f}" for x in [*row, sum(row) / len(row)]))
+        recovered = [*self.recovered, self.recovered_mean]
+        lines.append(f"{'recovered':<24}" + "".join(f"{x:>{wide}.0%}" for x in recovered))
+        lines += ["", f"Where tokens go, all layers ({self.mean_accuracy:.0%} to their own expert first):", ""]
+        lines.append(f"{'':<24}{columns}")
+        for e, name in enumerate(self.names):
+            lines.append(f"{'to ' + name:<24}" + "".join(f"{row[e]:>{wide}.0%}" for row in self.mean_shares))
+        return "\n".join([*lines, "", *(f"warning: {p}" for p in self.problems())])
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with this mixture, in plain words."""
+        shares, n = self.mean_shares, len(self.names)
+        for e, name in enumerate(self.names):
+            got = sum(row[e] for row in shares) / n
+            if got < 1 / n / 4:
+                what = f"it gets {got:.0%} of all tokens, so it is hardly used"
+                yield Problem(f"expert {name}", what, "Give it more prompts, of the kind it should answer.")
+            best = max(range(n), key=lambda other: shares[e][other])
+            if best != e:
+                what = f"most of its own texts' tokens go to {self.names[best]}"
+                yield Problem(
+                    f"expert {name}", what, "Its prompts are unlike its texts: use samples of these as prompts."
+                )
+        mixture, average = (sum(self.losses[key]) for key in ("mixture", "average"))
+        if mixture > average:
+            what = "it is worse than the plain average of its experts' weights, which is a quarter of its work"
+            yield Problem("the mixture", what, "Don't publish this one: use 'gate_mode: fit' and better prompts.")
+
+
+def _way(report: Report, domains: Sequence[int]) -> float:
+    base, mixture = (sum(report.losses[key][d] for d in domains) for key in ("base", "mixture"))
+    own = sum(report.losses[report.names[d]][d] for d in domains)
+    return (base - mixture) / (base - own) if base != own else 1.0
+
+
+def report(
+    out: str | Path,
+    texts: Sequence[Sequence[str]] | None = None,
+    *,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Measure a finished mixture.
+
+    Args:
+        out: its folder, which holds the recipe; the recipe's models must be reachable.
+        texts: for each expert, texts of its domain that the routers have not seen; its prompts if absent.
+        device: where to compute; a CUDA device if there is one by default.
+        progress: told of the models done.
+
+    Raises:
+        LazyMoEError: if the folder isn't such a mixture, or its models can't be found.
+    """
+    out = Path(out).expanduser()
+    recipe = Recipe.from_yaml(out / "recipe.yaml")
+    found = check(recipe, out)
+    if found.plan is None:
+        raise LazyMoEError(found.errors)
+    plan = found.plan
+    for source in plan.sources:
+        fetch(source)
+    given = texts or [e.positive_prompts or [] for e in recipe.experts]
+    if len(given) != plan.experts or not all(given):
+        raise error("texts", f"{plan.experts} experts need a list of texts each", "Give one list for each expert.")
+    batches = [windows(plan.sources[0], domain) for domain in given]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    names = expert_names(recipe)
+
+    models: dict[str, Source] = {"base": plan.sources[0], **dict(zip(names, plan.sources[1:], strict=True))}
+    models["average"] = Average(plan.sources[1:])
+    losses = {}
+    for done, (name, source) in enumerate(models.items(), 1):
+        losses[name] = dense_losses(plan, source, batches, device)
+        progress("measure", done, len(models) + 1)
+    losses["mixture"], shares, accuracy, entropy = mixture_losses(plan, open_source(str(out)), batches, device)
+    progress("measure", len(models) + 1, len(models) + 1)
+    return Report(names, texts is not None, losses, shares, accuracy, entropy)
+
+
+def expert_names(recipe: Recipe) -> list[str]:
+    """A short name for each expert, all different."""
+    short = [e.source_model.partition("@")[0].rstrip("/").rpartition("/")[2] for e in recipe.experts]
+    return [f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, 1)]
+
+
+def windows(source: Source, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Texts, one after the other, cut into windows ``[B, T]``, and which of their places are real."""
+    tokenizer = load_tokenizer(source)
+    ids = torch.tensor([i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"]][:TOKENS])
+    return pad([w for w in ids.split(WINDOW) if len(w) > 1] or [ids])
+
+
+class Average:
+    """The plain average of several sources' weights, as a source."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources, self.folder, self.tensors = sources, sources[0].folder, sources[0].tensors
+
+    def load(self, name: str) -> Tensor:
+        return torch.stack([s.load(name).float() for s in self.sources]).mean(0)
+
+    def rows(self, name: str, indices: Sequence[int]) -> Tensor:
+        return torch.stack([s.rows(name, indices).float() for s in self.sources]).mean(0)
+
+
+def dense_losses(plan: Plan, source: Any, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
+    """Mean loss per token of a dense model on each batch."""
+    stream = Stream(source, [ids for ids, _ in batches], device)
+    for _ in range(plan.layers):
+        stream.step()
+    return _head(stream, source, batches, device)
+
+
+def mixture_losses(
+    plan: Plan, mixture: Source, batches: Sequence[tuple[Tensor, Tensor]], device: str
+) -> tuple[list[float], list[list[list[float]]], list[list[float]], list[float]]:
+    """Losses of a mixture on each batch, and its routing: shares, accuracy and entropy as in :class:`Report`."""
+    base, experts = plan.sources[0], range(plan.experts)
+    own = {name: replace(t, file=str(mixture.folder / t.file)) for name, t in mixture.tensors.items()}
+    stream = Stream(replace(base, tensors=own), [ids for ids, _ in batches], device)
+    shares, accuracy, entropy = [], [], []
+    place = [0]
+
+    def load(expert: int, module: nn.Module) -> None:
+        for name, role in plan.family.experts.items():
+            parameter = module.get_parameter(plan.dense.ffn[role][0].partition(".")[2])
+            parameter.copy_(mixture.load(LAYER.format(layer=stream.next) + name.format(expert=expert)))
+
+    def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
+        gates = mixture.load(LAYER.format(layer=stream.next) + plan.family.router).float().to(device)
+        chosen, weights = route(gates, x.flatten(0, 1), plan.top_k)
+        domain, real = place[0], batches[place[0]][1].flatten()
+        counts = chosen[real].flatten().bincount(minlength=plan.experts)
+        shares[-1].append((counts / counts.sum()).tolist())
+        accuracy[-1].append(float((chosen[real, 0] == domain).float().mean()))
+        entropy[-1].append(float(-(weights[real] * weights[real].clamp(min=1e-9).log2()).sum(1).mean()))
+        place[0] = (domain + 1) % len(batches)
+        return mix(load, module, x.flatten(0, 1), chosen, weights, experts).view_as(x)
+
+    for _ in range(plan.layers):
+        for rows in (shares, accuracy, entropy):
+            rows.append([])
+        stream.step(feed_forward=(module_name(plan), feed_forward))
+    losses = _head(stream, mixture, batches, device)
+    return losses, shares, accuracy, [sum(row) / len(row) for row in entropy]
+
+
+@torch.no_grad()
+def _head(stream: Stream, source: Any, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
+    """Mean loss per token of the next one, for each batch, from the states after all layers."""
+    name = "lm_head.weight" if "lm_head.weight" in source.tensors else "model.embed_tokens.weight"
+    head = source.load(name).float().to(device)  # [V, H]
+    losses = []
+    for states, (ids, real) in zip(stream.finish(), batches, strict=True):
+        known = real[:, 1:].to(device)
+        x, target = states[:, :-1][known], ids[:, 1:].to(device)[known]  # [n, H], [n]
+        parts = zip(x.split(HEAD), target.split(HEAD), strict=True)
+        total = sum(torch.nn.functional.cross_entropy(a @ head.T, t, reduction="sum").item() for a, t in parts)
+        losses.append(total / len(target))
+    return losses

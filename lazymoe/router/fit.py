@@ -1,0 +1,133 @@
+"""`fit`: routers that tell the experts' prompts apart, as well as a linear map of what they will really read can.
+
+Per layer, multinomial logistic regression from the router's true input (the norm after attention, every token) to the
+expert whose prompt the token is from, with an L2 penalty and no bias, so that the softmax over the chosen experts is
+calibrated by construction. A token of a negative prompt should reach any expert but its own. Layers are fitted in
+order, each on the states that the mixture itself produces with the routers below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lazymoe.families.types import LAYER
+from lazymoe.plan import Plan
+from lazymoe.progress import Progress
+from lazymoe.recipe import Recipe
+from lazymoe.router.mixture import mix, module_name, route
+from lazymoe.router.stream import Stream
+from lazymoe.router.texts import pack, pad
+from lazymoe.source import Source
+
+PENALTY = 1e-2  # on the squared weights, for inputs of unit mean square
+
+
+def canonical(recipe: Recipe, plan: Plan) -> list[int]:
+    """An order of the experts that doesn't depend on how the recipe lists them, so that permuting them permutes the
+    result exactly, though sums of floats depend on their order."""
+    keys = [
+        (
+            e.positive_prompts or [],
+            e.negative_prompts or [],
+            source.fingerprint(),
+            e.residual_scale or 1,
+            e.noise_scale or 0,
+        )
+        for e, source in zip(recipe.experts, plan.sources[1:], strict=True)
+    ]
+    return sorted(range(plan.experts), key=lambda e: repr(keys[e]))
+
+
+def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: Progress) -> list[Tensor]:
+    """The router ``[experts, hidden]`` of each layer, float32.
+
+    Args:
+        recipe, plan: what is wanted; the sources must be on the disk.
+        body: the checkpoint that gives attention, norms and embeddings.
+        device: where to compute.
+        progress: told of the layers done.
+    """
+    order = canonical(recipe, plan)
+    sequences, labels, signs = [], [], []
+    for place, expert in enumerate(order):
+        for side, prompts in (
+            (1, recipe.experts[expert].positive_prompts),
+            (-1, recipe.experts[expert].negative_prompts),
+        ):
+            packed = pack(plan.sources[0], prompts or [])
+            sequences += packed
+            labels += [place] * len(packed)
+            signs += [side] * len(packed)
+    batch, real = pad(sequences)
+    learned = real.clone()
+    learned[:, 0] = False  # the first token of a text has no context: its states are alike in all texts
+    weights = _weights(learned, labels, signs)
+    label, sign = (torch.tensor(v, device=device)[:, None].expand(batch.shape)[learned] for v in (labels, signs))
+    learned, weights = learned.to(device), weights.to(device)
+
+    stream = Stream(body, [batch], device)
+    gates: list[Tensor] = []
+
+    def load(expert: int, module: nn.Module) -> None:
+        prefix = LAYER.format(layer=stream.next)
+        for role, (name, _) in plan.dense.ffn.items():
+            weight = plan.sources[expert + 1].load(prefix + name)
+            scale = recipe.experts[expert].residual_scale if role == "down" else None
+            module.get_parameter(name.partition(".")[2]).copy_(weight if scale is None else weight * scale)
+
+    def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
+        rows = fit(x[learned], label, sign, weights, plan.experts)  # [E, H], in canonical order
+        gates.append(torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=device), rows))
+        flat = x.flatten(0, 1)
+        chosen, share = route(rows, flat, plan.top_k)
+        chosen = torch.tensor(order, device=device)[chosen]
+        return mix(load, module, flat, chosen, share, order).view_as(x)
+
+    for layer in range(plan.layers):
+        stream.step(feed_forward=(module_name(plan), feed_forward))
+        progress("route", layer + 1, plan.layers)
+    return [g.cpu() for g in gates]
+
+
+def _weights(learned: Tensor, labels: Sequence[int], signs: Sequence[int]) -> Tensor:
+    """What each learned token counts ``[n]``: experts equally, within an expert its sequences, within those tokens."""
+    groups = [(labels[i], signs[i]) for i in range(len(labels))]
+    per_sequence = torch.tensor([1 / groups.count(g) for g in groups])
+    weights = (per_sequence / learned.sum(1).clamp(min=1))[:, None].expand(learned.shape)[learned]
+    return weights / weights.sum()
+
+
+def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -> Tensor:
+    """Multinomial logistic regression ``[experts, H]``, by L-BFGS; the problem is convex, so its solution is unique.
+
+    Args:
+        x: inputs ``[n, H]``.
+        label: an expert for each ``[n]``.
+        sign: whether it should reach that expert (1) or any other (-1), ``[n]``.
+        weights: what each counts ``[n]``, of sum 1.
+        experts: how many there are.
+    """
+    scale = (x.square().mean(1) * weights).sum().sqrt()
+    x = x / scale
+    w = torch.zeros(experts, x.shape[1], device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [w], max_iter=100, tolerance_grad=1e-6, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+    )
+    wanted, avoided = sign > 0, sign < 0
+
+    def loss() -> Tensor:
+        with torch.enable_grad():
+            optimizer.zero_grad()
+            log_p = (x @ w.T).log_softmax(-1).gather(1, label[:, None])[:, 0]  # of the labelled expert
+            terms = torch.zeros_like(log_p)
+            terms[wanted] = -log_p[wanted]
+            terms[avoided] = -torch.log1p(-log_p[avoided].exp().clamp(max=1 - 1e-6))
+            total = (weights * terms).sum() + PENALTY / 2 * w.square().sum()
+            total.backward()
+        return total
+
+    optimizer.step(loss)
+    return w.detach() / scale

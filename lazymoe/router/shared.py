@@ -1,0 +1,179 @@
+"""Weights that all experts share: attention, norms, embeddings, head. From the base model, or merged from the experts.
+
+`average`: the mean over the experts (BTX, https://arxiv.org/abs/2403.07816).
+
+`regmean`: for each matrix the one whose outputs are nearest to every expert's own (RegMean,
+https://arxiv.org/abs/2212.09849), in closed form:
+
+    W = W0 + (sum_e D_e G_e) (sum_e G_e)^-1
+
+where W0 is the base model's matrix, D_e what expert e changed in it, and G_e an estimate of the second moments of its
+inputs in that expert's domain: half from the states of the expert's own prompts, half from D_e itself (D_e^T D_e), for
+fine-tuning moves a matrix in the directions of its inputs (WUDI, https://arxiv.org/abs/2503.08099). Norms are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lazymoe.errors import error
+from lazymoe.families.types import LAYER
+from lazymoe.plan import Plan
+from lazymoe.progress import Progress
+from lazymoe.recipe import Recipe
+from lazymoe.router.mixture import module_name
+from lazymoe.router.stream import Stream
+from lazymoe.router.texts import pack, pad
+from lazymoe.source import Source
+from lazymoe.write import write_whole
+
+RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
+ROWS = 8192  # of an embedding matrix that are merged at a time
+Names = tuple[str, ...]
+
+
+@torch.no_grad()
+def share(recipe: Recipe, plan: Plan, order: Sequence[int], folder: Path, device: str, progress: Progress) -> None:
+    """Compute the shared weights and write them, a layer a file, in the output's dtype and by the output's names.
+
+    Args:
+        recipe, plan: what is wanted; the sources must be on the disk.
+        order: the order in which experts are added up, since sums of floats depend on it.
+        folder: where the files go.
+        device: where to compute.
+        progress: told of the layers done.
+    """
+    experts = [plan.sources[e + 1] for e in order]
+    prompts = [recipe.experts[e].positive_prompts or [] for e in order]
+    streams: list[Stream] = []
+    real: list[Tensor] = []
+    if plan.shared == "regmean" and all(prompts):
+        for source, texts in zip(experts, prompts, strict=True):
+            batch, mask = pad(pack(plan.sources[0], texts))
+            streams.append(Stream(source, [batch], device))
+            real.append(mask.to(device))
+    for layer in range(plan.layers):
+        inputs = [_watched_step(s, mask, module_name(plan)) for s, mask in zip(streams, real, strict=True)]
+        _save(plan, folder / f"shared-{layer:05}.safetensors", _layer(plan, layer, experts, inputs, device))
+        progress("share", layer + 1, plan.layers)
+    last = [stream.finish()[0][mask] for stream, mask in zip(streams, real, strict=True)]
+    _save(plan, folder / "shared-outer.safetensors", _outer(plan, experts, last, device))
+
+
+def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names, Tensor]:
+    """Run a layer; what its linear maps outside the feed-forward network read, ``[n, in]`` by the maps that read it."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(layer: nn.Module) -> None:
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear) and not name.startswith(feed_forward + "."):
+                module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(f"{name}.weight", args[0]))
+
+    stream.step(watch)
+    readers: dict[int, list[str]] = {}
+    for name, x in seen.items():
+        readers.setdefault(x.data_ptr(), []).append(name)
+    return {tuple(names): seen[names[0]][real] for names in readers.values()}
+
+
+def _layer(
+    plan: Plan, layer: int, experts: Sequence[Source], inputs: Sequence[dict[Names, Tensor]], device: str
+) -> dict[str, Tensor]:
+    """The merged tensors of one layer, by their names in the output."""
+    base, prefix = plan.sources[0], LAYER.format(layer=layer)
+    matrices = [n for n, words in plan.dense.layer.items() if " " in words and plan.shared == "regmean"]
+    merged = {n: _mean(base, experts, prefix + n) for n in plan.dense.layer if n not in matrices}
+    for group in inputs[0] if inputs else [(name,) for name in matrices]:
+        width = base.tensors[prefix + group[0]].shape[1]
+        total = torch.zeros(width, width, device=device)
+        weighted = {name: torch.zeros(base.tensors[prefix + name].shape, device=device) for name in group}
+        for e, expert in enumerate(experts):
+            deltas = {name: _delta(base, expert, prefix + name).to(device) for name in group}
+            stacked = torch.cat(list(deltas.values()))
+            moments = _moments(stacked.T @ stacked, inputs[e][group] if inputs else None)
+            total += moments
+            for name, delta in deltas.items():
+                weighted[name] += delta @ moments
+        factor = torch.linalg.cholesky(total)
+        for name, right in weighted.items():
+            merged[name] = base.load(prefix + name).float() + torch.cholesky_solve(right.T, factor).T.cpu()
+    return {prefix + name: tensor for name, tensor in merged.items()}
+
+
+def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device: str) -> dict[str, Tensor]:
+    """The merged tensors outside the layers. Embeddings that are tied to the head are merged as the head."""
+    base = plan.sources[0]
+    names = [name for name in plan.dense.outer if name in base.tensors]
+    head = "lm_head.weight" if "lm_head.weight" in names else names[0]
+    merged = {name: _mean(base, experts, name) for name in names if name != head or plan.shared == "average"}
+    if head in merged:
+        return merged
+    blocks = range(0, base.tensors[head].shape[0], ROWS)
+    moments = []
+    for e, expert in enumerate(experts):
+        deltas = (_delta(base, expert, head, start, start + ROWS).to(device) for start in blocks)
+        gram = torch.stack([d.T @ d for d in deltas]).sum(0)
+        moments.append(_moments(gram, last[e] if last else None))
+    factor = torch.linalg.cholesky(torch.stack(moments).sum(0))
+    rows = []
+    for start in blocks:
+        deltas = (_delta(base, expert, head, start, start + ROWS).to(device) for expert in experts)
+        weighted = torch.stack([d @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
+        rows.append(_rows(base, head, start, start + ROWS) + torch.cholesky_solve(weighted.T, factor).T.cpu())
+    return merged | {head: torch.cat(rows)}
+
+
+def _moments(gram: Tensor, x: Tensor | None) -> Tensor:
+    """The estimate of an input's second moments ``[d, d]``: of mean eigenvalue 1 and a bit, never singular.
+
+    Args:
+        gram: D^T D, of what fine-tuning changed ``[d, d]``.
+        x: inputs ``[n, d]``, if there are any.
+    """
+    parts = [gram] if x is None else [gram, x.T @ x]
+    total = RIDGE * torch.eye(len(gram), device=gram.device)
+    for part in parts:
+        if trace := float(part.trace()):
+            total += part * (len(gram) / trace / len(parts))
+    return total
+
+
+def _mean(base: Source, experts: Sequence[Source], name: str) -> Tensor:
+    """A tensor averaged over the experts."""
+    mean = _rows(base, name)
+    for expert in experts:
+        mean += _delta(base, expert, name) / len(experts)
+    return mean.reshape(base.tensors[name].shape)
+
+
+def _delta(base: Source, expert: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """What an expert changed in rows of a tensor, float32. Tokens that only one of the two has count as unchanged."""
+    rows = _rows(base, name, start, stop)
+    theirs = _rows(expert, name, start, stop)[: len(rows)] if name in expert.tensors else rows
+    delta = torch.zeros_like(rows)
+    delta[: len(theirs)] = theirs - rows[: len(theirs)]
+    return delta
+
+
+def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """Rows of a tensor, float32, as many as there are; a vector's elements are its rows."""
+    tensor = source.tensors[name]
+    stop = min(stop or tensor.shape[0], tensor.shape[0])
+    width = tensor.elements // tensor.shape[0]
+    flat = source.elements(tensor, start * width, max(start, stop) * width).float()
+    return flat.reshape(-1, *tensor.shape[1:])
+
+
+def _save(plan: Plan, file: Path, tensors: dict[str, Tensor]) -> None:
+    dtype = getattr(torch, plan.config["dtype"])
+    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in cast.items():
+        if not torch.isfinite(tensor).all():
+            what = f"'{name}' came out NaN or infinite when it was merged"
+            raise error("shared_weights", what, "Use 'shared_weights: base', or look for a broken expert.")
+    write_whole(file, save(cast))
