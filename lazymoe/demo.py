@@ -27,7 +27,7 @@ class Demo:
     """What the demo measured.
 
     Attributes:
-        folder: the mixture with prompt routers; None unless an output was asked for.
+        folder: the mixture with fitted routers; None unless an output was asked for.
         domains: names of the kinds of text, which are those of the experts too.
         losses: mean loss per token on held-out text, nats: model to one figure for each domain.
         shares: of a domain's tokens that each expert got, over all layers and choices: ``[domains][experts]``.
@@ -45,7 +45,7 @@ class Demo:
         lines += [f"{name:<26}" + "".join(f"{loss:>10.2f}" for loss in row) for name, row in rows.items()]
         lines += [
             "",
-            "Which expert the prompt routers give a text's tokens to:",
+            "Which expert the fitted routers give a text's tokens to:",
             "",
             head.removesuffix(f"{'mean':>10}"),
         ]
@@ -60,7 +60,7 @@ def demo(out: str | Path | None = None, *, progress: Progress = silent) -> Demo:
     """Train, merge and measure. The trained models are kept in the user's cache for the next time.
 
     Args:
-        out: a new folder for the mixture with prompt routers; a temporary one if absent.
+        out: a new folder for the mixture with fitted routers; a temporary one if absent.
         progress: told of the steps of each stage.
 
     Raises:
@@ -70,12 +70,10 @@ def demo(out: str | Path | None = None, *, progress: Progress = silent) -> Demo:
     build(models, progress)
     kinds = domains()
     with tempfile.TemporaryDirectory(prefix="lazymoe-") as temporary:
-        folders = {
-            "MoE, random routers": Path(temporary) / "random",
-            "MoE, prompt routers": Path(out or f"{temporary}/moe"),
-        }
-        for gate_mode, folder in zip(("random", "hidden"), folders.values(), strict=True):
-            merge(demo_recipe(models, kinds, gate_mode), folder, progress=progress)
+        folders = {f"MoE, {gate_mode} routers": Path(temporary) / gate_mode for gate_mode in ("random", "hidden")}
+        folders["MoE, fitted routers"] = Path(out or f"{temporary}/fit")
+        for gate_mode, folder in zip(("random", "hidden", "fit"), folders.values(), strict=True):
+            merge(demo_recipe(models, kinds, gate_mode), folder)
         losses, shares = _measure(models, kinds, folders, progress)
     return Demo(Path(out) if out else None, [kind.name for kind in kinds], losses, shares)
 

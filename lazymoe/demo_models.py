@@ -21,10 +21,12 @@ import tempfile
 import types
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lazymoe.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +37,8 @@ SEED = 1
 TRAIN, HELD = 400_000, 20_000  # characters of each domain, at most
 WINDOW, BATCH = 64, 12  # tokens in a training example, examples in a step
 BASE_STEPS, BASE_RATE = 150, 6e-3
-# The experts learn fastest where a MoE takes them from, the feed-forward layers. At one rate for all weights, models
-# as small as these learn so much in embeddings and attention, which stay behind, that routing has little to add.
-EXPERT_STEPS, EXPERT_RATE, EXPERT_RATE_ELSEWHERE = 75, 4e-3, 4e-4
+# Short and gentle: what a fine-tune puts into embeddings and attention does not come along into the MoE.
+EXPERT_STEPS, EXPERT_RATE = 75, 2e-3
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -181,8 +182,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or caches) / "lazymoe" / f"demo-{key}"
 
 
-def build(folder: Path, progress: Callable[[str, int, int], None] = lambda stage, done, total: None) -> None:
-    """Make folder/base and, for every domain, folder/<its name>; nothing if the folder is there already."""
+def build(folder: Path, progress: Progress = silent) -> None:
+    """Make folder/base and, for every domain, folder/<its name>; nothing if the folder is there already.
+
+    ``progress`` is told of the training steps done, for all models together.
+    """
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +200,7 @@ def build(folder: Path, progress: Callable[[str, int, int], None] = lambda stage
                 raise
 
 
-def train_all(folder: Path, progress: Callable[[str, int, int], None]) -> None:
+def train_all(folder: Path, progress: Progress) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -205,14 +209,15 @@ def train_all(folder: Path, progress: Callable[[str, int, int], None]) -> None:
     texts = [torch.tensor(tokenizer.encode(kind.train, add_special_tokens=False).ids) for kind in kinds]
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers as they were
         torch.manual_seed(SEED)
+        total = BASE_STEPS + len(kinds) * EXPERT_STEPS
         base = LlamaForCausalLM(LlamaConfig(**MODEL))
-        for step in train(base, texts, BASE_STEPS, BASE_RATE, BASE_RATE):
-            progress("base", step, BASE_STEPS)
+        for step in train(base, texts, BASE_STEPS, BASE_RATE):
+            progress("train", step, total)
         save(base, tokenizer, folder / "base")
-        for kind, text in zip(kinds, texts, strict=True):
+        for i, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
             expert = copy.deepcopy(base)
-            for step in train(expert, [text], EXPERT_STEPS, EXPERT_RATE, EXPERT_RATE_ELSEWHERE):
-                progress(kind.name, step, EXPERT_STEPS)
+            for step in train(expert, [text], EXPERT_STEPS, EXPERT_RATE):
+                progress("train", BASE_STEPS + i * EXPERT_STEPS + step, total)
             save(expert, tokenizer, folder / kind.name)
 
 
@@ -233,16 +238,12 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def train(
-    model: LlamaForCausalLM, texts: list[torch.Tensor], steps: int, rate: float, rate_elsewhere: float
-) -> Iterable[int]:
-    """Yield the number of every step done. The first rate is that of the feed-forward layers."""
+def train(model: LlamaForCausalLM, texts: list[torch.Tensor], steps: int, rate: float) -> Iterator[int]:
+    """Train all weights on windows drawn at random, as many from each text; yield the number of every step done."""
     import torch
 
-    feed_forward = [weight for name, weight in model.named_parameters() if ".mlp." in name]
-    elsewhere = [weight for name, weight in model.named_parameters() if ".mlp." not in name]
-    optimizer = torch.optim.AdamW([{"params": feed_forward}, {"params": elsewhere}], betas=(0.9, 0.95), weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate, rate_elsewhere], total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     for step in range(1, steps + 1):
         share = (BATCH // len(texts), 1)
         windows = [text[torch.randint(len(text) - WINDOW, share) + torch.arange(WINDOW)] for text in texts]

@@ -84,9 +84,9 @@ def test_mergekit_files_load_and_go_back_to_yaml(text: str) -> None:
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
-def test_defaults_are_mergekits() -> None:
+def test_defaults() -> None:
     recipe = Recipe.from_yaml(BEYONDER)
-    assert (recipe.gate_mode, recipe.experts_per_token, recipe.dtype) == ("hidden", 2, None)
+    assert (recipe.gate_mode, recipe.shared_weights, recipe.experts_per_token, recipe.dtype) == ("fit", None, 2, None)
 
 
 def test_text_with_unusual_letters_survives() -> None:

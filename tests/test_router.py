@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import KINDS, Make, contents, recipe, tensors_of
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lazymoe import Recipe, check, merge
-from lazymoe.router import degenerate, make_gates
-from lazymoe.router.stream import layer_inputs
+from lazymoe.errors import Problem
+from lazymoe.progress import silent
+from lazymoe.router import ROUTER, _gates, degenerate
+from lazymoe.router.stream import Stream
 from lazymoe.source import open_source
 
 PROMPTS = {
@@ -30,9 +33,15 @@ def prompted(demo_models: Path, gate_mode: str) -> Recipe:
 
 
 def gates_of(given: Recipe) -> torch.Tensor:
+    """The routers ``[L, E, H]`` of a recipe, before they are cast."""
     plan = check(given).plan
     assert plan is not None
-    return make_gates(given, plan, 0, "cpu", lambda *_: None)
+    return torch.stack(_gates(given, plan, plan.sources[0], 0, "cpu", silent))
+
+
+def degenerate_in(folder: Path, gates: torch.Tensor) -> list[Problem]:
+    save_file({f"model.layers.{i}.gate": rows.contiguous() for i, rows in enumerate(gates)}, folder / ROUTER)
+    return list(degenerate(folder))
 
 
 @pytest.mark.parametrize("config", [{}, {"sliding_window": 5}, {"tie_word_embeddings": True}])
@@ -44,16 +53,18 @@ def test_streamed_states_are_those_of_the_whole_model(kind: str, config: dict, m
     lengths = (3, 12, 7)
     texts = [torch.randint(0, 64, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
     padded = torch.nn.utils.rnn.pad_sequence(texts[:2], batch_first=True)
-    streamed = [
-        [b.clone() for b in states]
-        for states in layer_inputs(open_source(str(folder)), [padded, texts[2][None]], "cpu")
-    ]
+    stream = Stream(open_source(str(folder)), [padded, texts[2][None]], "cpu")
+    streamed = [stream.states]
+    for _ in range(3):
+        stream.step()
+        streamed.append(stream.states)
+    streamed[-1] = stream.finish()
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for text, batch, row in zip(texts, (0, 0, 1), (0, 1, 0), strict=True):
         with torch.no_grad():
-            expected = model(text[None], output_hidden_states=True).hidden_states[:-1]
-        assert len(streamed) == len(expected) == 3
+            expected = model(text[None], output_hidden_states=True).hidden_states
+        assert len(streamed) == len(expected) == 4
         for layer, states in zip(streamed, expected, strict=True):
             assert (layer[batch][row, : len(text)] - states[0]).abs().max() < 1e-5
 
@@ -113,11 +124,23 @@ def test_permuted_experts_give_permuted_routers(demo_models: Path) -> None:
     assert torch.allclose(gates_of(permuted), gates_of(given).flip(1), atol=1e-5)
 
 
-def test_degenerate_routers_are_named() -> None:
+def test_permuted_experts_give_an_exactly_permuted_mixture(demo_models: Path, tmp_path: Path) -> None:
+    given = prompted(demo_models, "fit")
+    merge(given, tmp_path / "one", device="cpu")
+    merge(given.model_copy(update={"experts": given.experts[::-1]}), tmp_path / "two", device="cpu")
+    one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
+    for name, tensor in one.items():
+        if name.endswith("gate.weight"):
+            assert torch.equal(two[name], tensor.flip(0))
+        elif "experts" not in name:
+            assert torch.equal(two[name], tensor)
+
+
+def test_degenerate_routers_are_named(tmp_path: Path) -> None:
     gates = torch.randn(6, 3, 64, generator=torch.Generator().manual_seed(0))
-    assert list(degenerate(gates)) == []
+    assert degenerate_in(tmp_path, gates) == []
     gates[[0, 1, 2, 5], 2] = 3 * gates[[0, 1, 2, 5], 0] + 0.01
-    (problem,) = degenerate(gates)
+    (problem,) = degenerate_in(tmp_path, gates)
     assert str(problem).startswith("experts 1 and 3: in layers 0-2 and 5 the router can hardly tell them apart")
     gates[:, 2] = gates[:, 0]
-    assert "in all layers" in str(next(degenerate(gates)))
+    assert "in all layers" in str(degenerate_in(tmp_path, gates)[0])

@@ -5,7 +5,7 @@ One file for each method; those that need activations share the layer-streamed p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
