@@ -207,6 +207,8 @@ def train_all(folder: Path, progress: Progress) -> None:
     kinds = domains()
     tokenizer = train_tokenizer([kind.train for kind in kinds])
     texts = [torch.tensor(tokenizer.encode(kind.train, add_special_tokens=False).ids) for kind in kinds]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # steps this small wait for each other more than they help, on a busy machine much more
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers as they were
         torch.manual_seed(SEED)
         total = BASE_STEPS + len(kinds) * EXPERT_STEPS
@@ -219,6 +221,7 @@ def train_all(folder: Path, progress: Progress) -> None:
             for step in train(expert, [text], EXPERT_STEPS, EXPERT_RATE):
                 progress("train", BASE_STEPS + i * EXPERT_STEPS + step, total)
             save(expert, tokenizer, folder / kind.name)
+    torch.set_num_threads(threads)
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
