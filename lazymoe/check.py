@@ -128,6 +128,8 @@ def check(
         errors += _disk(plan, out, download)
         if recipe.gate_mode in STREAMED:
             memory_merge += plan.dense_layer_bytes
+        if plan.shared == "regmean":
+            memory_merge += plan.dense_layer_bytes + (plan.experts + 4) * 4 * plan.hidden_size**2
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
             warnings.append(Problem("memory", what, "Close other programs, or use 'gate_mode: cheap_embed'."))

@@ -1,4 +1,4 @@
-"""The command line: ``lazymoe check | merge | demo``. Parses, calls the functions, prints; nothing else."""
+"""The command line: ``lazymoe check | merge | report | demo``. Parses, calls the functions, prints; nothing else."""
 
 from __future__ import annotations
 
@@ -77,6 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     recipe_options(sub)
 
     sub = command(
+        "report",
+        _report,
+        "measure a finished mixture: who gets which token, and is it any good",
+        "lazymoe report my-moe --texts held-out.yaml",
+    )
+    sub.add_argument("out", metavar="OUT", help="the folder of a mixture that 'lazymoe merge' made")
+    sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
+    sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
+    sub.add_argument("--json", action="store_true", help="print it for programs")
+
+    sub = command(
         "demo",
         _demo,
         "train tiny experts, merge them and measure the result, offline, in about a minute",
@@ -118,6 +129,15 @@ every tensor was checked against the plan. To use it:
   model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
   tokenizer = AutoTokenizer.from_pretrained("{folder}")
 """)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lazymoe.report import read_texts, report
+
+    texts = read_texts(options.texts) if options.texts else None
+    with bars() as progress:
+        found = report(options.out, texts, device=options.device, progress=progress)
+    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from lazymoe.check import check
@@ -108,7 +109,7 @@ class Report:
                 )
         mixture, average = (sum(self.losses[key]) for key in ("mixture", "average"))
         if mixture > average:
-            what = "it is worse than the plain average of its experts' weights, which is a quarter of its work"
+            what = "it is worse than the plain average of its experts' weights, a dense model"
             yield Problem("the mixture", what, "Don't publish this one: use 'gate_mode: fit' and better prompts.")
 
 
@@ -142,8 +143,8 @@ def report(
     if found.plan is None:
         raise LazyMoEError(found.errors)
     plan = found.plan
-    for source in plan.sources:
-        fetch(source)
+    for (where, _), source in zip(recipe.models(), plan.sources, strict=True):
+        fetch(source, where)
     given = texts or [e.positive_prompts or [] for e in recipe.experts]
     if len(given) != plan.experts or not all(given):
         raise error("texts", f"{plan.experts} experts need a list of texts each", "Give one list for each expert.")
@@ -160,6 +161,23 @@ def report(
     losses["mixture"], shares, accuracy, entropy = mixture_losses(plan, open_source(str(out)), batches, device)
     progress("measure", len(models) + 1, len(models) + 1)
     return Report(names, texts is not None, losses, shares, accuracy, entropy)
+
+
+def read_texts(path: Path) -> list[list[str]]:
+    """Texts to measure on, from a YAML (or JSON) file: for each expert, in the recipe's order, a list of texts.
+
+    Raises:
+        LazyMoEError: if the file can't be read or isn't that.
+    """
+    try:
+        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise error(path, "the texts can't be read", "Name a YAML file.") from None
+    if not isinstance(texts, list) or not all(
+        isinstance(t, list) and all(isinstance(x, str) for x in t) for t in texts
+    ):
+        raise error(path, "this isn't a list of lists of texts", "Give one list of texts for each expert.")
+    return texts
 
 
 def expert_names(recipe: Recipe) -> list[str]:

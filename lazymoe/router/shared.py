@@ -117,7 +117,7 @@ def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device
     moments = []
     for e, expert in enumerate(experts):
         deltas = (_delta(base, expert, head, start, start + ROWS).to(device) for start in blocks)
-        gram = torch.stack([d.T @ d for d in deltas]).sum(0)
+        gram = sum((d.T @ d for d in deltas), torch.zeros(base.tensors[head].shape[1:] * 2, device=device))
         moments.append(_moments(gram, last[e] if last else None))
     factor = torch.linalg.cholesky(torch.stack(moments).sum(0))
     rows = []
