@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 SEED = 1
-TRAIN, HELD = 400_000, 20_000  # characters of each domain, at most
+TRAIN, HELD = 400_000, 12_000  # characters of each domain, at most
 WINDOW, BATCH = 64, 12  # tokens in a training example, examples in a step
-BASE_STEPS, BASE_RATE = 150, 6e-3
+BASE_STEPS, BASE_RATE = 130, 6e-3
 # Short and gentle: what a fine-tune puts into embeddings and attention does not come along into the MoE.
-EXPERT_STEPS, EXPERT_RATE = 75, 2e-3
+EXPERT_STEPS, EXPERT_RATE = 60, 2e-3
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

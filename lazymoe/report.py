@@ -152,7 +152,7 @@ def report(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = expert_names(recipe)
 
-    models: dict[str, Source] = {"base": plan.sources[0], **dict(zip(names, plan.sources[1:], strict=True))}
+    models: dict[str, Source | Average] = {"base": plan.sources[0], **dict(zip(names, plan.sources[1:], strict=True))}
     models["average"] = Average(plan.sources[1:])
     losses = {}
     for done, (name, source) in enumerate(models.items(), 1):
@@ -221,8 +221,10 @@ def mixture_losses(
     base, experts = plan.sources[0], range(plan.experts)
     own = {name: replace(t, file=str(mixture.folder / t.file)) for name, t in mixture.tensors.items()}
     stream = Stream(replace(base, tensors=own), [ids for ids, _ in batches], device)
-    shares, accuracy, entropy = [], [], []
-    place = [0]
+    shares: list[list[list[float]]] = []
+    accuracy: list[list[float]] = []
+    entropy: list[list[float]] = []
+    place = [0]  # the batch that comes next: each layer runs them in order
 
     def load(expert: int, module: nn.Module) -> None:
         for name, role in plan.family.experts.items():

@@ -26,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import tempfile
 import threading
@@ -586,6 +587,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--repo", action="append", default=[], metavar="ORG/NAME=FOLDER")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     with contextlib.suppress(KeyboardInterrupt), Hub(args.port) as hub:
         for repo_id, folder in (item.split("=", 1) for item in args.repo):
             hub.add(repo_id, folder)
