@@ -71,7 +71,7 @@ def test_streamed_states_are_those_of_the_whole_model(kind: str, config: dict, m
 
 @pytest.mark.parametrize("gate_mode", ["hidden", "hidden_last", "hidden_avg", "cheap_embed"])
 def test_vectors_are_what_mergekit_means(gate_mode: str, demo_models: Path) -> None:
-    """Each prompt by itself through the whole model; the modes as FACTS of mergekit's source have them."""
+    """Each prompt by itself through the whole model; the modes as mergekit's source has them."""
     given = prompted(demo_models, gate_mode)
     tokenizer = AutoTokenizer.from_pretrained(demo_models / "base")
     model = AutoModelForCausalLM.from_pretrained(demo_models / "base", dtype=torch.float32).eval()
