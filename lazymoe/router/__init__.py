@@ -48,15 +48,13 @@ def compute(
     from safetensors.torch import save
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    done = _computed(folder)
     if plan.shared != "base" and not (folder / "shared-outer.safetensors").exists():
         from lazymoe.router.fit import canonical
         from lazymoe.router.shared import share
 
         share(recipe, plan, canonical(recipe, plan), folder, device, progress)
-        done = _computed(folder)
     if not (folder / ROUTER).exists():
-        base = plan.sources[0]
+        base, done = plan.sources[0], _computed(folder)
         body = replace(base, tensors=base.tensors | {n: replace(t, file=str(folder / t.file)) for n, t in done.items()})
         gates = _gates(recipe, plan, body, seed, device, progress)
         if not all(torch.isfinite(g).all() for g in gates):
