@@ -148,8 +148,8 @@ def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) 
     base = plan.sources[0]
     for name in base.files(TOKENIZER_FILES):
         data = (base.folder / name).read_bytes()
-        if name == "tokenizer_config.json":  # transformers 4 doesn't know the class that transformers 5 writes
-            data = re.sub(rb'("tokenizer_class":\s*)"TokenizersBackend"', rb'\1"PreTrainedTokenizerFast"', data)
+        if name == "tokenizer_config.json":
+            data = _for_transformers_4(data)
         write_whole(out / name, data)
     generation = base.folder / "generation_config.json"
     ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
@@ -167,6 +167,15 @@ def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) 
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
     write_whole(out / "model.safetensors.index.json", _dump({"metadata": metadata, "weight_map": weight_map}))
     write_whole(out / "config.json", _dump(plan.config))
+
+
+def _for_transformers_4(tokenizer_config: bytes) -> bytes:
+    """A tokenizer_config.json of transformers 5 in words that transformers 4 knows as well: its general class, which
+    by default makes token_type_ids, and these no decoder takes. Any other is returned as it is."""
+    known = rb'\1"PreTrainedTokenizerFast"'
+    if b'"model_input_names"' not in tokenizer_config:
+        known += b',\n  "model_input_names": ["input_ids", "attention_mask"]'
+    return re.sub(rb'("tokenizer_class":\s*)"TokenizersBackend"', known, tokenizer_config)
 
 
 def _verify(plan: Plan, out: Path) -> None:
