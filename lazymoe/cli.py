@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("out", metavar="OUT", help="the folder of a mixture that 'lazymoe merge' made")
     sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
+    sub.add_argument("--routing", action="store_true", help="measure the routing alone, without running the experts")
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
     sub.add_argument("--json", action="store_true", help="print it for programs")
 
@@ -136,7 +137,8 @@ def _report(options: argparse.Namespace) -> None:
 
     texts = read_texts(options.texts) if options.texts else None
     with bars() as progress:
-        found = report(options.out, texts, device=options.device, progress=progress)
+        found = report(options.out, texts, losses=not options.routing, device=options.device, progress=progress)
+    found.save(options.out)
     print(json.dumps(found.to_dict(), indent=2) if options.json else found)
 
 

@@ -97,10 +97,14 @@ class Plan:
     def parameters(self) -> int:
         return sum(o.parameters for o in self.outputs)
 
+    def active(self, top_k: int) -> int:
+        """Parameters that a token meets when it is sent to so many experts."""
+        return self.parameters - self._expert_parameters * (self.experts - top_k) // self.experts
+
     @property
     def active_parameters(self) -> int:
         """Parameters that one token meets: all but the experts it isn't sent to."""
-        return self.parameters - self._expert_parameters * (self.experts - self.top_k) // self.experts
+        return self.active(self.top_k)
 
     @property
     def nbytes(self) -> int:

@@ -1,11 +1,13 @@
 """Who gets which token, and how good is it? Measured on texts, by the layer-streamed pass, so a mixture that doesn't
 fit into memory can be measured too.
 
-Every model reads the same texts: the base model, each expert, the plain average of the experts' weights, the mixture.
+For losses every model reads the same texts: the base model, each expert, the plain average of the experts' weights,
+the mixture. Routing alone takes the mixture's pass only.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,20 +17,27 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lazymoe.check import check
+from lazymoe.check import billions, check
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.families.types import LAYER
+from lazymoe.picture import draw
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe import Recipe
+from lazymoe.router import spell_layers
 from lazymoe.router.mixture import mix, module_name, route
 from lazymoe.router.stream import Stream
 from lazymoe.router.texts import load_tokenizer, pad
 from lazymoe.source import Source, fetch, open_source
+from lazymoe.write import write_whole
 
+FILE = "report.json"
+PICTURES = {"routing.png": False, "routing-dark.png": True}  # name to whether it is for a dark page
 WINDOW = 256  # tokens read at a time
 TOKENS = 4096  # of each domain, at most
 HEAD = 256  # tokens that go through the head at a time
+CROWDED = 0.6  # share of balanced texts above which one expert has a layer nearly to itself
+ALIKE = 0.1  # distance between two domains' shares, of 0 to 1, under which a layer treats them as one
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,13 @@ class Report:
     Attributes:
         names: of the experts.
         held_out: whether the texts were given for measuring; otherwise they are the router's own prompts.
-        losses: mean loss per token, nats: model ("base", an expert's name, "average", "mixture") to ``[D]``.
+        losses: mean loss per token, nats: model ("base", an expert's name, "average", "mixture") to ``[D]``; empty if
+            only the routing was measured.
         shares: of a domain's tokens, what part of the choices went to each expert ``[L][D][E]``.
         accuracy: of a domain's tokens, for what part the first choice was its own expert ``[L][D]``.
         entropy: of a token's weights over the chosen experts, mean, in bits ``[L]``.
+        active: parameters that a token meets with one expert per token, with two, and so on up to E.
+        top_k: experts per token.
     """
 
     names: list[str]
@@ -50,15 +62,15 @@ class Report:
     shares: list[list[list[float]]]
     accuracy: list[list[float]]
     entropy: list[float]
+    active: list[int]
+    top_k: int
 
-    @property
-    def recovered(self) -> list[float]:
-        """For each domain, how far the mixture came from the base model (0) to that domain's expert (1)."""
-        return [_way(self, [d]) for d in range(len(self.names))]
-
-    @property
-    def recovered_mean(self) -> float:
-        return _way(self, range(len(self.names)))
+    def recovered(self, model: str = "mixture", domain: int | None = None) -> float:
+        """How far a model came from the base model (0) to a domain's own expert (1); over all domains if none given."""
+        domains = range(len(self.names)) if domain is None else [domain]
+        base, reached = (sum(self.losses[key][d] for d in domains) for key in ("base", model))
+        own = sum(self.losses[self.names[d]][d] for d in domains)
+        return (base - reached) / (base - own) if base != own else 1.0
 
     @property
     def mean_accuracy(self) -> float:
@@ -69,28 +81,57 @@ class Report:
         """``shares`` over all layers: ``[D][E]``."""
         return torch.tensor(self.shares).mean(0).tolist()
 
+    @property
+    def load(self) -> list[list[float]]:
+        """Each expert's share of all choices in each layer, domains counted equally: ``[L][E]``."""
+        return torch.tensor(self.shares).mean(1).tolist()
+
     def to_dict(self) -> dict[str, Any]:
         """For programs, and for JSON."""
-        means = {
-            "recovered": self.recovered,
-            "recovered_mean": self.recovered_mean,
+        domains = range(len(self.names))
+        return asdict(self) | {
+            "recovered": [self.recovered(domain=d) for d in domains] if self.losses else None,
+            "recovered_mean": self.recovered() if self.losses else None,
             "mean_accuracy": self.mean_accuracy,
+            "mean_shares": self.mean_shares,
+            "problems": [str(p) for p in self.problems()],
         }
-        return asdict(self) | means | {"problems": [str(p) for p in self.problems()]}
+
+    def save(self, folder: str | Path) -> None:
+        """Put the report beside a mixture, as JSON and as pictures, for its card."""
+        write_whole(Path(folder) / FILE, json.dumps(self.to_dict(), indent=2) + "\n")
+        for name, dark in PICTURES.items():
+            write_whole(Path(folder) / name, draw(self.names, self.mean_shares, self.load, dark))
 
     def __str__(self) -> str:
         wide = max(12, *(len(n) + 2 for n in self.names))
         columns = "".join(f"{name:>{wide}}" for name in self.names)
         text = "held-out text" if self.held_out else "the routers' own prompts (give --texts for an honest figure)"
-        lines = [f"Loss on {text}; lower is better:", "", f"{'':<24}{columns}{'mean':>{wide}}"]
-        for name, row in self.losses.items():
-            lines.append(f"{name:<24}" + "".join(f"{x:>{wide}.3f}" for x in [*row, sum(row) / len(row)]))
-        recovered = [*self.recovered, self.recovered_mean]
-        lines.append(f"{'recovered':<24}" + "".join(f"{x:>{wide}.0%}" for x in recovered))
-        lines += ["", f"Where tokens go, all layers ({self.mean_accuracy:.0%} to their own expert first):", ""]
+        lines = []
+        if self.losses:
+            lines += [
+                f"Loss on {text}; lower is better:",
+                "",
+                f"{'':<24}{columns}{'mean':>{wide}}{'recovered':>{wide}}",
+            ]
+            for name, row in self.losses.items():
+                cells = "".join(f"{x:>{wide}.3f}" for x in [*row, sum(row) / len(row)])
+                lines.append(f"{name:<24}{cells}{self.recovered(name):>{wide}.0%}")
+            own = "".join(f"{self.recovered(domain=d):>{wide}.0%}" for d in range(len(self.names)))
+            lines += [f"{'recovered by mixture':<24}{own}", ""]
+        lines += [f"Where the tokens of {text} go ({self.mean_accuracy:.0%} to their own expert first):", ""]
         lines.append(f"{'':<24}{columns}")
         for e, name in enumerate(self.names):
             lines.append(f"{'to ' + name:<24}" + "".join(f"{row[e]:>{wide}.0%}" for row in self.mean_shares))
+        lines += ["", "What each expert gets in each layer, and how many tokens their own expert gets first:", ""]
+        lines.append(f"{'':<24}{columns}{'right':>{wide}}")
+        for layer, row in enumerate(self.load):
+            right = sum(self.accuracy[layer]) / len(self.names)
+            lines.append(f"{f'layer {layer}':<24}" + "".join(f"{x:>{wide}.0%}" for x in [*row, right]))
+        if self.top_k > 1:
+            now, one = billions(self.active[self.top_k - 1]), billions(self.active[0])
+            saved = 1 - self.active[0] / self.active[self.top_k - 1]
+            lines += ["", f"A token meets {now} parameters; with 'experts_per_token: 1' {one}, {saved:.0%} fewer."]
         return "\n".join([*lines, "", *(f"warning: {p}" for p in self.problems())])
 
     def problems(self) -> Iterator[Problem]:
@@ -107,22 +148,40 @@ class Report:
                 yield Problem(
                     f"expert {name}", what, "Its prompts are unlike its texts: use samples of these as prompts."
                 )
-        mixture, average = (sum(self.losses[key]) for key in ("mixture", "average"))
-        if mixture > average:
+        for layers, e in self._crowded():
+            what = f"in {spell_layers(layers, len(self.shares))} it gets more than {CROWDED:.0%} of all tokens"
+            yield Problem(
+                f"expert {self.names[e]}", what, "Give the others more prompts, of the kind they should answer."
+            )
+        for layers, a, b in self._alike():
+            what = f"{spell_layers(layers, len(self.shares))} treat their texts alike"
+            remedy = "Give them prompts that differ more: whole texts of the kind each should answer."
+            yield Problem(f"experts {self.names[a]} and {self.names[b]}", what, remedy)
+        if self.losses and sum(self.losses["mixture"]) > sum(self.losses["average"]):
             what = "it is worse than the plain average of its experts' weights, a dense model"
             yield Problem("the mixture", what, "Don't publish this one: use 'gate_mode: fit' and better prompts.")
 
+    def _crowded(self) -> Iterator[tuple[list[int], int]]:
+        """Layers in which one expert gets nearly everything, with that expert."""
+        for e in range(len(self.names) if len(self.names) > 1 else 0):
+            if layers := [layer for layer, row in enumerate(self.load) if row[e] > CROWDED]:
+                yield layers, e
 
-def _way(report: Report, domains: Sequence[int]) -> float:
-    base, mixture = (sum(report.losses[key][d] for d in domains) for key in ("base", "mixture"))
-    own = sum(report.losses[report.names[d]][d] for d in domains)
-    return (base - mixture) / (base - own) if base != own else 1.0
+    def _alike(self) -> Iterator[tuple[list[int], int, int]]:
+        """Layers that can't tell the texts of two experts apart, with the two."""
+        shares = torch.tensor(self.shares)  # [L, D, E]
+        for a in range(len(self.names)):
+            for b in range(a + 1, len(self.names)):
+                distance = (shares[:, a] - shares[:, b]).abs().sum(-1) / 2  # [L]
+                if layers := (distance < ALIKE).nonzero().flatten().tolist():
+                    yield layers, a, b
 
 
 def report(
     out: str | Path,
     texts: Sequence[Sequence[str]] | None = None,
     *,
+    losses: bool = True,
     device: str | None = None,
     progress: Progress = silent,
 ) -> Report:
@@ -131,6 +190,7 @@ def report(
     Args:
         out: its folder, which holds the recipe; the recipe's models must be reachable.
         texts: for each expert, texts of its domain that the routers have not seen; its prompts if absent.
+        losses: also measure how good it is, for which every one of its models is run; else its routing alone.
         device: where to compute; a CUDA device if there is one by default.
         progress: told of the models done.
 
@@ -152,15 +212,18 @@ def report(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = expert_names(recipe)
 
-    models: dict[str, Source | Average] = {"base": plan.sources[0], **dict(zip(names, plan.sources[1:], strict=True))}
-    models["average"] = Average(plan.sources[1:])
-    losses = {}
+    models: dict[str, Source | Average] = {}
+    if losses:
+        models = {"base": plan.sources[0], **dict(zip(names, plan.sources[1:], strict=True))}
+        models["average"] = Average(plan.sources[1:])
+    measured = {}
     for done, (name, source) in enumerate(models.items(), 1):
-        losses[name] = dense_losses(plan, source, batches, device)
+        measured[name] = dense_losses(plan, source, batches, device)
         progress("measure", done, len(models) + 1)
-    losses["mixture"], shares, accuracy, entropy = mixture_losses(plan, open_source(str(out)), batches, device)
+    measured["mixture"], shares, accuracy, entropy = mixture_losses(plan, open_source(str(out)), batches, device)
     progress("measure", len(models) + 1, len(models) + 1)
-    return Report(names, texts is not None, losses, shares, accuracy, entropy)
+    active = [plan.active(k) for k in range(1, plan.experts + 1)]
+    return Report(names, texts is not None, measured if losses else {}, shares, accuracy, entropy, active, plan.top_k)
 
 
 def read_texts(path: Path) -> list[list[str]]:

@@ -152,7 +152,10 @@ def test_small_files_are_the_bases_to_the_byte(given: Recipe, tmp_path: Path) ->
         (tmp_path / "base" / name).write_text(text)
     (tmp_path / "base" / "optimizer.pt").write_text("not this")
     merge(given, tmp_path / "moe")
-    files["tokenizer_config.json"] = '{"tokenizer_class":  "PreTrainedTokenizerFast",\n "x": 1}'
+    files["tokenizer_config.json"] = (
+        '{"tokenizer_class":  "PreTrainedTokenizerFast",\n'
+        '  "model_input_names": ["input_ids", "attention_mask"],\n "x": 1}'
+    )
     assert {name: (tmp_path / "moe" / name).read_text() for name in files} == files
     assert not (tmp_path / "moe" / "optimizer.pt").exists()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 from transformers import AutoModelForCausalLM
 
 from lazymoe import merge
@@ -58,7 +59,7 @@ def test_routing_is_that_of_the_whole_model(found: Report, moe: Path, demo_model
 
 
 def test_the_fitted_mixture_is_good(found: Report) -> None:
-    assert found.recovered_mean > 0.5
+    assert found.recovered() > 0.5
     assert found.mean_accuracy > 0.6
     assert max(max(row) for layer in found.shares for row in layer) < 0.6
     assert list(found.problems()) == []
@@ -71,7 +72,28 @@ def test_problems_are_said_in_plain_words(found: Report) -> None:
     told = "\n".join(str(p) for p in replace(found, shares=to_first, losses=worse).problems())
     assert "expert english: it gets 1% of all tokens" in told
     assert "expert english: most of its own texts' tokens go to python" in told
+    assert "expert python: in all layers it gets more than 60% of all tokens" in told
+    assert "experts unicode and bytecode: all layers treat their texts alike" in told
     assert "Don't publish this one" in told
+
+
+def test_the_routing_alone_takes_no_experts(found: Report, moe: Path) -> None:
+    quick = report(moe, [[kind.held[:4000]] for kind in domains()], losses=False, device="cpu")
+    assert (quick.shares, quick.losses) == (found.shares, {})
+    assert quick.to_dict()["recovered"] is None
+    assert "Loss" not in str(quick)
+
+
+def test_pictures_lie_beside_the_mixture(found: Report, tmp_path: Path) -> None:
+    found.save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(found.to_dict()))
+    light, dark = (imread(tmp_path / name) for name in ("routing.png", "routing-dark.png"))
+    assert light.shape == dark.shape
+    assert light[0, 0, :3].mean() == 1
+    assert dark[0, 0, :3].mean() < 0.1
+    before = (tmp_path / "routing.png").read_bytes()
+    found.save(tmp_path)
+    assert (tmp_path / "routing.png").read_bytes() == before
 
 
 def test_the_command_prints_a_table_or_json(moe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

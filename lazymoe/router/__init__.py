@@ -106,13 +106,13 @@ def degenerate(folder: Path) -> Iterator[Problem]:
             if layers:
                 yield Problem(
                     f"experts {a + 1} and {b + 1}",
-                    f"in {_layers(layers, len(gates))} the router can hardly tell "
+                    f"in {spell_layers(layers, len(gates))} the router can hardly tell "
                     "them apart, so both get nearly the same tokens",
                     "Give them prompts that differ more: whole questions of the kind each should answer.",
                 )
 
 
-def _layers(layers: list[int], of: int) -> str:
+def spell_layers(layers: list[int], of: int) -> str:
     """A list of layers as people write it: ``layers 0-3 and 7``."""
     if len(layers) == of:
         return "all layers"
