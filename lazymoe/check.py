@@ -17,11 +17,13 @@ from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.families import find
 from lazymoe.fit import differences, misfits, same_tokens, unusable
 from lazymoe.plan import Plan, make_plan
-from lazymoe.recipe import Recipe
+from lazymoe.prompts import read_prompts
+from lazymoe.recipe import Recipe, Texts
 from lazymoe.source import Source, open_source
 
 STREAMED = ("fit", "hidden", "hidden_avg", "hidden_last")  # gate modes that run models, a layer at a time
 PROMPTED = (*STREAMED, "cheap_embed")  # those that read the prompts
+FEW = 20  # words of prompts under which routers are the worse for it (benchmarks/router.py: keywords)
 RUNTIME = 350_000_000  # bytes: Python with torch, and the buffers of a merge
 
 
@@ -119,7 +121,13 @@ def check(
         What was found. A recipe's mistakes are not raised; they are its ``errors``.
     """
     out = Path(out).expanduser()
-    errors, warnings = list(_unsupported(recipe)), list(_doubtful(recipe))
+    errors: list[Problem] = []
+    try:
+        recipe = read_prompts(recipe)
+    except LazyMoEError as e:
+        errors += e.problems
+    errors += _unsupported(recipe)
+    warnings = list(_doubtful(recipe))
     sources = _open_all(recipe, allow_pickle, errors)
     plan = _plan(recipe, sources, shard_size, errors, warnings) if sources else None
     download = sum({s.folder / f: n for s in sources for f, n in s.missing.items()}.values())
@@ -143,7 +151,9 @@ def _unsupported(recipe: Recipe) -> Iterator[Problem]:
         what = "Mixtral has no shared expert, and no other architecture is supported yet"
         yield Problem("shared_experts", what, "Remove 'shared_experts', or list its model under 'experts'.")
     for i, expert in enumerate(recipe.experts):
-        if recipe.gate_mode in PROMPTED and not any(p.strip() for p in expert.positive_prompts or []):
+        if recipe.gate_mode in PROMPTED and not any(
+            isinstance(p, Texts) or p.strip() for p in expert.positive_prompts or []
+        ):
             what = f"gate_mode '{recipe.gate_mode}' needs prompts"
             remedy = "Write a few texts that this expert should answer, or use 'gate_mode: random'."
             yield Problem(recipe.place(i, "positive_prompts"), what, remedy)
@@ -155,12 +165,17 @@ def _doubtful(recipe: Recipe) -> Iterator[Problem]:
     if recipe.experts_per_token > n:
         what = f"{recipe.experts_per_token} is more than the number of experts, {n}"
         yield Problem("experts_per_token", what, f"{n} will be used; lower it or add experts.")
-    prompts = [(tuple(e.positive_prompts or ()), tuple(e.negative_prompts or ())) for e in recipe.experts]
+    prompts = [(e.positive_prompts or [], e.negative_prompts or []) for e in recipe.experts]
     models = [e.source_model for e in recipe.experts]
     for i in range(n):
         if recipe.gate_mode in PROMPTED and (twin := prompts.index(prompts[i])) < i:
             what = f"the prompts are those of expert {twin + 1}, so the router can't tell the two apart"
             yield Problem(recipe.place(i, "positive_prompts"), what, "Give each its own.")
+        words = sum(len(p.split()) for p in recipe.experts[i].positive)
+        if recipe.gate_mode == "fit" and 0 < words < FEW:
+            what = f"{words} word{'s' * (words > 1)} say little about what this expert is for"
+            remedy = "Add whole sentences of that kind, or better, samples: '{file: texts.jsonl, field: text}'."
+            yield Problem(recipe.place(i, "positive_prompts"), what, remedy)
         if (twin := models.index(models[i])) < i:
             what = f"this is the same model as expert {twin + 1}"
             remedy = "Right if you will train the mixture (sparse upcycling); otherwise name another model."

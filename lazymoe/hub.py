@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from huggingface_hub import HfApi, HfFileSystem, snapshot_download
 from huggingface_hub import errors as hf
@@ -53,29 +54,44 @@ def download(ref: Reference, commit: str | None, files: Sequence[str], where: st
         snapshot_download(ref.model, revision=commit, allow_patterns=list(files))
 
 
+def open_dataset(ref: Reference, where: str) -> tuple[str, list[str]]:
+    """A data set's commit and the names of its files.
+
+    Raises:
+        LazyMoEError: if there is no such data set, no permission, or no network.
+    """
+    with _explained(ref, where, "data set"):
+        info = HfApi().dataset_info(ref.model, revision=ref.revision)
+        return str(info.sha), [s.rfilename for s in info.siblings or []]
+
+
+def open_dataset_file(ref: Reference, commit: str, file: str, where: str) -> IO[bytes]:
+    """A file of a data set, open for reading; only the ranges that are read are downloaded."""
+    with _explained(ref, where, "data set"):
+        return HfFileSystem().open(f"datasets/{ref.model}@{commit}/{file}", "rb")
+
+
 def _unreachable(file: str, offset: int, length: int) -> bytes:
     raise ValueError("it isn't in the cache and the Hub can't be reached")
 
 
 @contextmanager
-def _explained(ref: Reference, where: str) -> Iterator[None]:
+def _explained(ref: Reference, where: str, kind: str = "model") -> Iterator[None]:
     """Turn the client's exceptions into a line that says what to do."""
     try:
         yield
     except LazyMoEError:
         raise
     except hf.GatedRepoError:
-        raise error(
-            where,
-            f"'{ref.model}' is gated",
-            f"Open https://huggingface.co/{ref.model}, accept its conditions, and log in with 'hf auth login'.",
-        ) from None
+        page = f"https://huggingface.co/{'' if kind == 'model' else 'datasets/'}{ref.model}"
+        remedy = f"Open {page}, accept its conditions, and log in with 'hf auth login'."
+        raise error(where, f"'{ref.model}' is gated", remedy) from None
     except hf.RevisionNotFoundError:
         raise error(where, f"'{ref.model}' has no revision '{ref.revision}'", "Check what follows the '@'.") from None
     except (hf.RepositoryNotFoundError, hf.HFValidationError):
         raise error(
             where,
-            f"there is no folder and no model on the Hub by the name '{ref.model}'",
+            f"there is no {'folder and no ' if kind == 'model' else ''}{kind} on the Hub by the name '{ref.model}'",
             "Check the spelling; if it is private, log in with 'hf auth login'.",
         ) from None
     except hf.HfHubHTTPError as e:

@@ -17,6 +17,7 @@ from lazymoe.check import check
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
+from lazymoe.prompts import pin, read_prompts
 from lazymoe.recipe import Recipe
 from lazymoe.router import compute, degenerate
 from lazymoe.source import TOKENIZER_FILES, fetch, open_source
@@ -69,8 +70,9 @@ def merge(
     found = check(recipe, out, shard_size=shard_size, allow_pickle=allow_pickle)
     if found.errors or found.plan is None:
         raise LazyMoEError(found.errors)
-    plan = found.plan
-    fingerprint = plan.fingerprint(recipe=recipe.model_dump(), seed=seed)
+    plan, recipe = found.plan, pin(recipe)
+    prompted = read_prompts(recipe)
+    fingerprint = plan.fingerprint(recipe=prompted.model_dump(), seed=seed)
     if _is_done(out, fingerprint):
         return Merged(out, plan, found.warnings)
 
@@ -78,7 +80,7 @@ def merge(
         fetch(source, where)
     work = _claim(out, fingerprint, plan)
     try:
-        computed = compute(recipe, plan, work, seed, device, progress)
+        computed = compute(prompted, plan, work, seed, device, progress)
         write_shards(plan, computed, out, work, seed, progress)
         _finish(recipe, plan, out, fingerprint, seed)
         _verify(plan, out)

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from lazymoe.errors import LazyMoEError, Problem, error, nearest
 
@@ -47,22 +56,66 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class Texts(_Strict):
+    """Many prompts at once: a file, or a data set on the Hub. `lazymoe.prompts` reads them.
+
+    Attributes:
+        file: a ``.txt`` (a paragraph is a prompt), ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file; with a data
+            set the file in it to read, by default the first of its training files.
+        dataset: a Hub id, with ``@revision`` if wanted.
+        field: the column, or the key of each object, that holds the text.
+        limit: how many are taken, from the beginning.
+    """
+
+    file: str | None = None
+    dataset: str | None = None
+    field: str = "text"
+    limit: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Texts:
+        if not self.file and not self.dataset:
+            raise ValueError("prompts come from a 'file' or a 'dataset'")
+        return self
+
+
+def _as_list(prompts: Any) -> Any:
+    return [prompts] if isinstance(prompts, (dict, Texts)) else prompts
+
+
+_Prompt = Annotated[
+    Annotated[str, Tag("written")] | Annotated[Texts, Tag("texts")],
+    Discriminator(lambda prompt: "texts" if isinstance(prompt, (dict, Texts)) else "written"),
+]
+Prompts = Annotated[list[_Prompt], BeforeValidator(_as_list)]
+
+
 class Expert(_Strict):
     """One fine-tuned model whose feed-forward weights become an expert.
 
     Attributes:
         source_model: where it is: a folder or a Hub id, see :class:`Reference`.
-        positive_prompts: texts that should reach this expert.
+        positive_prompts: texts that should reach this expert, or where to find them.
         negative_prompts: texts that should not.
         noise_scale: standard deviation of Gaussian noise added to its weights, to tell equal experts apart.
         residual_scale: factor on the expert's output (its down projection).
     """
 
     source_model: str = Field(min_length=1)
-    positive_prompts: list[str] | None = None
-    negative_prompts: list[str] | None = None
+    positive_prompts: Prompts | None = None
+    negative_prompts: Prompts | None = None
     noise_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     residual_scale: float | None = Field(default=None, allow_inf_nan=False)
+
+    @property
+    def positive(self) -> list[str]:
+        """The positive prompts that are written out."""
+        return [p for p in self.positive_prompts or [] if isinstance(p, str)]
+
+    @property
+    def negative(self) -> list[str]:
+        """The negative prompts that are written out."""
+        return [p for p in self.negative_prompts or [] if isinstance(p, str)]
 
 
 class Recipe(_Strict):
@@ -140,6 +193,7 @@ class Recipe(_Strict):
 
 
 def _place(loc: tuple[int | str, ...], experts: int) -> str:
+    loc = tuple(part for part in loc if part not in ("written", "texts"))  # which kind of prompt pydantic took it for
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     counted = len(loc) > 1 and loc[0] == "experts" and experts > 1
     return f"{path} (expert {int(loc[1]) + 1} of {experts})" if counted else path
@@ -152,7 +206,7 @@ def _explain(err: Any, data: dict[str, Any]) -> Problem:
     where = _place(loc, len(experts) if isinstance(experts, list) else 0)
     key = str(loc[-1])
     if kind == "extra_forbidden":
-        model = Expert if len(loc) > 1 else Recipe
+        model = Texts if "texts" in loc else Expert if len(loc) > 1 else Recipe
         return Problem(where, f"there is no field '{key}'", nearest(key, model.model_fields))
     if kind == "missing":
         example = "your-name/your-model" if key != "experts" else "[{source_model: your-name/your-model}]"
@@ -170,4 +224,6 @@ def _explain(err: Any, data: dict[str, Any]) -> Problem:
         return Problem(where, "this is empty", "Name a model: a folder or a Hub id such as 'org/name'.")
     if kind in ("model_type", "model_attributes_type"):
         return Problem(where, "an expert is a group of 'key: value' lines", "Begin it with '- source_model: ...'.")
+    if kind == "value_error":
+        return Problem(where, str(err["ctx"]["error"]), "Add 'file: texts.jsonl' or 'dataset: org/name'.")
     return Problem(where, f"{err['msg'][0].lower()}{err['msg'][1:]}, not {given!r}", "Correct the value.")

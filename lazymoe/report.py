@@ -23,6 +23,7 @@ from lazymoe.families.types import LAYER
 from lazymoe.picture import draw
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
+from lazymoe.prompts import read_prompts
 from lazymoe.recipe import Recipe
 from lazymoe.router import spell_layers
 from lazymoe.router.mixture import mix, module_name, route
@@ -205,7 +206,7 @@ def report(
     plan = found.plan
     for (where, _), source in zip(recipe.models(), plan.sources, strict=True):
         fetch(source, where)
-    given = texts or [e.positive_prompts or [] for e in recipe.experts]
+    given = texts or [e.positive for e in read_prompts(recipe).experts]
     if len(given) != plan.experts or not all(given):
         raise error("texts", f"{plan.experts} experts need a list of texts each", "Give one list for each expert.")
     batches = [windows(plan.sources[0], domain) for domain in given]

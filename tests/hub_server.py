@@ -9,10 +9,10 @@
 By hand: `python tests/hub_server.py --port 8080 --repo acme/base=FOLDER`, then set the HF_ENDPOINT it prints.
 
 It serves model info, trees, whole files and ranges; it takes commits, with large files by LFS (in parts too) or by Xet.
-It has no datasets or Spaces, no branch but main, no tags, pull requests, search, copies or pages of results, and it
-hands out files itself where the Hub redirects to a CDN. Seeded folders are read in place, so leave them as they are.
-The standard library is enough, but for one thing: reading by plain HTTP a file that came by Xet takes hf_xet. As that
-locks the store it writes to, only one process at a time can upload to a Hub by Xet.
+It has no Spaces, its repositories can be read as data sets too; no branch but main, no tags, pull requests, search,
+copies or pages of results, and it hands out files itself where the Hub redirects to a CDN. Seeded folders are read in
+place, so leave them as they are. The standard library is enough, but for one thing: reading by plain HTTP a file that
+came by Xet takes hf_xet. As that locks the store it writes to, only one process at a time can upload to a Hub by Xet.
 """
 
 from __future__ import annotations
@@ -306,6 +306,7 @@ class Call:
 Responder = Callable[..., Answer]
 ROUTES: list[tuple[str, re.Pattern[str], Responder]] = []
 ID, REV, SHA256 = "([^/]+/[^/]+)", "([^/]+)", "([0-9a-f]{64})"
+READ = "/api/(?:models|datasets)"  # a repository can be read as either
 
 
 def route(method: str, path: str) -> Callable[[Responder], Responder]:
@@ -369,7 +370,7 @@ def describe(hub: Hub, file: File) -> dict[str, Any]:
     return {"size": file.size, "oid": git_oid(pointer), "blobId": git_oid(pointer), "lfs": lfs, **xet}
 
 
-@route("GET", f"/api/models/{ID}(?:/revision/{REV})?")
+@route("GET", f"{READ}/{ID}(?:/revision/{REV})?")
 def model_info(call: Call, repo_id: str, revision: str | None) -> Answer:
     repo, commit = call.find(repo_id, revision or "main")
     names = {"id": repo_id, "modelId": repo_id, "author": repo_id.split("/")[0], "sha": commit.oid}
@@ -389,7 +390,7 @@ def entries(call: Call, repo_id: str, revision: str) -> dict[str, dict[str, Any]
     return shown | {path: {"type": "file", "path": path, **describe(call.hub, file)} for path, file in files.items()}
 
 
-@route("GET", f"/api/models/{ID}/tree/{REV}(?:/(.+))?")
+@route("GET", f"{READ}/{ID}/tree/{REV}(?:/(.+))?")
 def tree(call: Call, repo_id: str, revision: str, folder: str | None) -> Answer:
     shown, prefix = entries(call, repo_id, revision), f"{folder}/" if folder else ""
     inside = [path for path in sorted(shown) if path.startswith(prefix)]
@@ -399,13 +400,13 @@ def tree(call: Call, repo_id: str, revision: str, folder: str | None) -> Answer:
     return Answer([shown[path] for path in inside if recursive or "/" not in path.removeprefix(prefix)])
 
 
-@route("POST", f"/api/models/{ID}/paths-info/{REV}")
+@route("POST", f"{READ}/{ID}/paths-info/{REV}")
 def paths_info(call: Call, repo_id: str, revision: str) -> Answer:
     shown, asked = entries(call, repo_id, revision), parse_qs(call.body.read().decode()).get("paths", [])
     return Answer([shown[path.rstrip("/")] for path in asked if path.rstrip("/") in shown])
 
 
-@route("GET", f"/{ID}/resolve/{REV}/(.+)")
+@route("GET", f"(?:/datasets)?/{ID}/resolve/{REV}/(.+)")
 def resolve(call: Call, repo_id: str, revision: str, path: str) -> Answer:
     hub, (_, commit) = call.hub, call.find(repo_id, revision, to="read")
     headers = {"X-Repo-Commit": commit.oid}

@@ -30,8 +30,8 @@ def canonical(recipe: Recipe, plan: Plan) -> list[int]:
     result exactly, though sums of floats depend on their order."""
     keys = [
         (
-            e.positive_prompts or [],
-            e.negative_prompts or [],
+            e.positive,
+            e.negative,
             source.fingerprint(),
             e.residual_scale or 1,
             e.noise_scale or 0,
@@ -54,10 +54,10 @@ def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: P
     sequences, labels, signs = [], [], []
     for place, expert in enumerate(order):
         for side, prompts in (
-            (1, recipe.experts[expert].positive_prompts),
-            (-1, recipe.experts[expert].negative_prompts),
+            (1, recipe.experts[expert].positive),
+            (-1, recipe.experts[expert].negative),
         ):
-            packed = pack(plan.sources[0], prompts or [])
+            packed = pack(plan.sources[0], prompts)
             sequences += packed
             labels += [place] * len(packed)
             signs += [side] * len(packed)

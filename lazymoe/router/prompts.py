@@ -25,9 +25,9 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
     """Routers ``[layers, experts, hidden]``, float32, each row of length 1."""
     texts, groups = [], []  # groups[t]: which expert a text belongs to, and whether it should reach it
     for i, expert in enumerate(recipe.experts):
-        for sign, prompts in ((1, expert.positive_prompts), (-1, expert.negative_prompts)):
-            texts += prompts or []
-            groups += [(i, sign)] * len(prompts or [])
+        for sign, prompts in ((1, expert.positive), (-1, expert.negative)):
+            texts += prompts
+            groups += [(i, sign)] * len(prompts)
     base = plan.sources[0]
     tokens = tokenize(base, texts)
     if recipe.gate_mode == "cheap_embed":

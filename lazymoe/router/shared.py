@@ -49,7 +49,7 @@ def share(recipe: Recipe, plan: Plan, order: Sequence[int], folder: Path, device
         progress: told of the layers done.
     """
     experts = [plan.sources[e + 1] for e in order]
-    prompts = [recipe.experts[e].positive_prompts or [] for e in order]
+    prompts = [recipe.experts[e].positive for e in order]
     streams: list[Stream] = []
     real: list[Tensor] = []
     if plan.shared == "regmean" and all(prompts):
