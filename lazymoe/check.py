@@ -171,6 +171,8 @@ def _doubtful(recipe: Recipe) -> Iterator[Problem]:
         if recipe.gate_mode in PROMPTED and (twin := prompts.index(prompts[i])) < i:
             what = f"the prompts are those of expert {twin + 1}, so the router can't tell the two apart"
             yield Problem(recipe.place(i, "positive_prompts"), what, "Give each its own.")
+        if recipe.gate_mode in PROMPTED:
+            yield from _contradictions(recipe, i)
         words = sum(len(p.split()) for p in recipe.experts[i].positive)
         if recipe.gate_mode == "fit" and 0 < words < FEW:
             what = f"{words} word{'s' * (words > 1)} say little about what this expert is for"
@@ -180,6 +182,24 @@ def _doubtful(recipe: Recipe) -> Iterator[Problem]:
             what = f"this is the same model as expert {twin + 1}"
             remedy = "Right if you will train the mixture (sparse upcycling); otherwise name another model."
             yield Problem(recipe.place(i, "source_model"), what, remedy)
+
+
+def _contradictions(recipe: Recipe, i: int) -> Iterator[Problem]:
+    """Single prompts of an expert that pull in two directions; each is told once."""
+    own = recipe.experts[i]
+    for prompt in dict.fromkeys(p for p in own.positive if p in own.negative):
+        what = f"'{_short(prompt)}' is both a positive and a negative prompt of this expert"
+        yield Problem(recipe.place(i, "negative_prompts"), what, "Remove it from one of the two.")
+    for j, other in enumerate(recipe.experts[:i]):
+        both = [p for p in own.positive if p in other.positive]
+        if both and own.positive != other.positive:
+            what = f"'{_short(both[0])}' is also a prompt of expert {j + 1}, so it says nothing about either"
+            yield Problem(recipe.place(i, "positive_prompts"), what, "Give it to one of them.")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _open_all(recipe: Recipe, allow_pickle: bool, errors: list[Problem]) -> list[Source]:

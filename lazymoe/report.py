@@ -250,10 +250,10 @@ def expert_names(recipe: Recipe) -> list[str]:
     return [f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, 1)]
 
 
-def windows(source: Source, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Texts, one after the other, cut into windows ``[B, T]``, and which of their places are real."""
+def windows(source: Source, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
+    """Texts, one after the other, cut into windows ``[B, T]`` of so many tokens at most, and which places are real."""
     tokenizer = load_tokenizer(source)
-    ids = torch.tensor([i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"]][:TOKENS])
+    ids = torch.tensor([i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"]][:tokens])
     return pad([w for w in ids.split(WINDOW) if len(w) > 1] or [ids])
 
 

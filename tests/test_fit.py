@@ -10,6 +10,7 @@ from conftest import Make, tensors_of
 
 from lazymoe import Recipe, merge
 from lazymoe.demo_models import domains
+from lazymoe.report import report
 from lazymoe.router.fit import fit
 from lazymoe.router.mixture import route
 from lazymoe.router.shared import _moments
@@ -51,6 +52,20 @@ def test_states_that_say_nothing_give_even_loads() -> None:
     x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
     rows = fitted(x, torch.arange(3).repeat_interleave(600))
     assert (x @ rows.T).softmax(-1).sub(1 / 3).abs().max() < 1e-3
+
+
+def test_contradictory_prompts_get_a_warning(demo_models: Path, tmp_path: Path) -> None:
+    prompts = [["Sum these numbers.", "Add two."], ["Add two.", "Sum these numbers."], ["Write of the sea."]]
+    experts = [{"source_model": str(demo_models / "english"), "positive_prompts": p} for p in prompts]
+    experts[2]["negative_prompts"] = ["Write of the sea."]
+    recipe = {"base_model": str(demo_models / "base"), "gate_mode": "fit", "shared_weights": "base", "experts": experts}
+    told = "\n".join(str(w) for w in merge(Recipe.model_validate(recipe), tmp_path / "moe", device="cpu").warnings)
+    assert "'Add two.' is also a prompt of expert 1" in told
+    assert "'Write of the sea.' is both a positive and a negative prompt of this expert" in told
+    problems = [str(p) for p in report(tmp_path / "moe", losses=False, device="cpu").problems()]
+    assert any(
+        p.startswith("experts english (1) and english (2): all layers treat their texts alike") for p in problems
+    )
 
 
 def test_negative_prompts_keep_their_texts_away() -> None:
