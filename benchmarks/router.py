@@ -2,9 +2,9 @@
 
     python benchmarks/router.py BASE EXPERT=TEXTS EXPERT=TEXTS ... [--tokens 1536] [--experts-per-token 2]
 
-TEXTS is a text file of the expert's domain that it wasn't trained on. From its first half come three sets of prompts, 32
-passages of 64 tokens each; the second half is measured on. If there are files TEXTS.held.txt and TEXTS.keywords.txt,
-TEXTS.prompts.txt, TEXTS.samples.txt (a JSON string a line), these are used instead.
+TEXTS is a text file of the expert's domain that it wasn't trained on. From its first half come three sets of prompts,
+32 passages of 64 tokens each; the second half is measured on. If there are files TEXTS.held.txt and
+TEXTS.keywords.txt, TEXTS.prompts.txt, TEXTS.samples.txt (a JSON string a line), these are used instead.
 
 "Recovered" is how far a model came from the base model's held-out loss (0 %) to that of each domain's own expert
 (100 %). Mixtures are made by `lazymoe.merge` and read back from the disk; DUME, perfect routing and the dense rivals
@@ -78,7 +78,7 @@ class Routed:
     """A mixture whose every token goes to one expert, as a dense source: perfect routing for that expert's domain."""
 
     def __init__(self, plan: Plan, mixture: Source, expert: int) -> None:
-        self.mixture, self.folder = mixture, mixture.folder
+        self.mixture, self.folder = mixture, plan.sources[0].folder
         self.rows = mixture.rows
         self.names = {plan.dense.ffn[role][0]: name.format(expert=expert) for name, role in plan.family.experts.items()}
         self.tensors = mixture.tensors
@@ -112,7 +112,7 @@ def perfect_row(name: str, plan: Plan, mixture: Source, batches: Batches) -> Row
 
 def with_gates(plan: Plan, mixture: Source, gates: Sequence[Tensor], file: Path) -> Source:
     """A mixture with other routers ``[E, H]``, which are put into a file."""
-    save_file({LAYER.format(layer=i) + plan.family.router: g.contiguous() for i, g in enumerate(gates)}, file)
+    save_file({LAYER.format(layer=i) + plan.family.router: g.clone() for i, g in enumerate(gates)}, file)
     found = read_header(str(file), file.stat().st_size, lambda offset, n: read_bytes(file, offset, n))
     return replace(mixture, tensors=mixture.tensors | found)
 
@@ -144,7 +144,8 @@ def dume_gates(plan: Plan, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
 
 def recipe_of(base: str, experts: Sequence[str], prompts: Sequence[Sequence[str]], **fields: Any) -> Recipe:
     listed = [
-        {"source_model": e, "positive_prompts": list(p)} for e, p in zip(experts, prompts or [["-"]] * len(experts))
+        {"source_model": e, "positive_prompts": list(p)}
+        for e, p in zip(experts, prompts or [["-"]] * len(experts), strict=True)
     ]
     return Recipe.model_validate({"base_model": base, "experts": listed, **fields})
 

