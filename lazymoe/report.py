@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from lazymoe.check import billions, check
 from lazymoe.errors import LazyMoEError, Problem, error
-from lazymoe.families.types import LAYER
 from lazymoe.picture import draw
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
 from lazymoe.prompts import read_prompts
 from lazymoe.recipe import Recipe
 from lazymoe.router import spell_layers
-from lazymoe.router.mixture import mix, module_name, route
+from lazymoe.router.mixture import run
 from lazymoe.router.stream import Stream
 from lazymoe.router.texts import load_tokenizer, pad
 from lazymoe.source import Source, fetch, open_source
@@ -198,14 +197,7 @@ def report(
     Raises:
         LazyMoEError: if the folder isn't such a mixture, or its models can't be found.
     """
-    out = Path(out).expanduser()
-    recipe = Recipe.from_yaml(out / "recipe.yaml")
-    found = check(recipe, out)
-    if found.plan is None:
-        raise LazyMoEError(found.errors)
-    plan = found.plan
-    for (where, _), source in zip(recipe.models(), plan.sources, strict=True):
-        fetch(source, where)
+    recipe, plan = reopen(Path(out).expanduser())
     given = texts or [e.positive for e in read_prompts(recipe).experts]
     if len(given) != plan.experts or not all(given):
         raise error("texts", f"{plan.experts} experts need a list of texts each", "Give one list for each expert.")
@@ -225,6 +217,46 @@ def report(
     progress("measure", len(models) + 1, len(models) + 1)
     active = [plan.active(k) for k in range(1, plan.experts + 1)]
     return Report(names, texts is not None, measured if losses else {}, shares, accuracy, entropy, active, plan.top_k)
+
+
+def trace(out: str | Path, text: str, device: str | None = None) -> tuple[list[str], list[list[int]]]:
+    """Which expert takes which token of a text.
+
+    Returns:
+        The tokens as text ``[T]``, and the first choice of each layer for each of them ``[L][T]``.
+
+    Raises:
+        LazyMoEError: as `report`.
+    """
+    _, plan = reopen(Path(out).expanduser())
+    tokenizer = load_tokenizer(plan.sources[0])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:WINDOW]
+    if not ids:
+        raise error("text", "it is empty", "Type a sentence.")
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    experts: list[list[int]] = [[] for _ in range(plan.layers)]
+
+    def seen(layer: int, batch: int, chosen: Tensor, weights: Tensor) -> None:
+        experts[layer] = chosen[len(start) :, 0].tolist()
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run(plan, open_source(str(out)), [torch.tensor([start + ids])], device, seen)
+    return [tokenizer.decode([i]) for i in ids], experts
+
+
+def reopen(out: Path) -> tuple[Recipe, Plan]:
+    """The recipe and the plan of a finished mixture, whose sources are brought if need be.
+
+    Raises:
+        LazyMoEError: if the folder isn't such a mixture, or its models can't be found.
+    """
+    recipe = Recipe.from_yaml(out / "recipe.yaml")
+    found = check(recipe, out)
+    if found.plan is None:
+        raise LazyMoEError(found.errors)
+    for (where, _), source in zip(recipe.models(), found.plan.sources, strict=True):
+        fetch(source, where)
+    return recipe, found.plan
 
 
 def read_texts(path: Path) -> list[list[str]]:
@@ -282,34 +314,18 @@ def mixture_losses(
     plan: Plan, mixture: Source, batches: Sequence[tuple[Tensor, Tensor]], device: str
 ) -> tuple[list[float], list[list[list[float]]], list[list[float]], list[float]]:
     """Losses of a mixture on each batch, and its routing: shares, accuracy and entropy as in :class:`Report`."""
-    base, experts = plan.sources[0], range(plan.experts)
-    own = {name: replace(t, file=str(mixture.folder / t.file)) for name, t in mixture.tensors.items()}
-    stream = Stream(replace(base, tensors=own), [ids for ids, _ in batches], device)
-    shares: list[list[list[float]]] = []
-    accuracy: list[list[float]] = []
-    entropy: list[list[float]] = []
-    place = [0]  # the batch that comes next: each layer runs them in order
+    shares: list[list[list[float]]] = [[] for _ in range(plan.layers)]
+    accuracy: list[list[float]] = [[] for _ in range(plan.layers)]
+    entropy: list[list[float]] = [[] for _ in range(plan.layers)]
 
-    def load(expert: int, module: nn.Module) -> None:
-        for name, role in plan.family.experts.items():
-            parameter = module.get_parameter(plan.dense.ffn[role][0].partition(".")[2])
-            parameter.copy_(mixture.load(LAYER.format(layer=stream.next) + name.format(expert=expert)))
-
-    def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
-        gates = mixture.load(LAYER.format(layer=stream.next) + plan.family.router).float().to(device)
-        chosen, weights = route(gates, x.flatten(0, 1), plan.top_k)
-        domain, real = place[0], batches[place[0]][1].flatten()
+    def seen(layer: int, domain: int, chosen: Tensor, weights: Tensor) -> None:
+        real = batches[domain][1].flatten()
         counts = chosen[real].flatten().bincount(minlength=plan.experts)
-        shares[-1].append((counts / counts.sum()).tolist())
-        accuracy[-1].append(float((chosen[real, 0] == domain).float().mean()))
-        entropy[-1].append(float(-(weights[real] * weights[real].clamp(min=1e-9).log2()).sum(1).mean()))
-        place[0] = (domain + 1) % len(batches)
-        return mix(load, module, x.flatten(0, 1), chosen, weights, experts).view_as(x)
+        shares[layer].append((counts / counts.sum()).tolist())
+        accuracy[layer].append(float((chosen[real, 0] == domain).float().mean()))
+        entropy[layer].append(float(-(weights[real] * weights[real].clamp(min=1e-9).log2()).sum(1).mean()))
 
-    for _ in range(plan.layers):
-        for rows in (shares, accuracy, entropy):
-            rows.append([])
-        stream.step(feed_forward=(module_name(plan), feed_forward))
+    stream = run(plan, mixture, [ids for ids, _ in batches], device, seen)
     losses = _head(stream, mixture, batches, device)
     return losses, shares, accuracy, [sum(row) / len(row) for row in entropy]
 

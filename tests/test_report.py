@@ -15,7 +15,8 @@ from lazymoe import merge
 from lazymoe.cli import main
 from lazymoe.demo import demo_recipe
 from lazymoe.demo_models import domains
-from lazymoe.report import Report, report, windows
+from lazymoe.report import Report, report, trace, windows
+from lazymoe.router.texts import load_tokenizer
 from lazymoe.source import open_source
 
 
@@ -111,3 +112,14 @@ def test_what_is_no_mixture_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "texts").write_text("just words")
     assert main(["report", str(tmp_path), "--texts", str(tmp_path / "texts")]) == 2
     assert "list of lists" in capsys.readouterr().err
+
+
+def test_a_text_is_traced_token_by_token(moe: Path) -> None:
+    text = "def add(a, b): return a + b"
+    tokens, experts = trace(moe, text, device="cpu")
+    assert "".join(tokens) == text
+    model = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32).eval()
+    ids = load_tokenizer(open_source(str(moe)))(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([[0, *ids]]), output_router_logits=True).router_logits
+    assert experts == [rows[1:].argmax(-1).tolist() for rows in logits]
