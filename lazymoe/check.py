@@ -18,8 +18,8 @@ from lazymoe.families import find
 from lazymoe.fit import differences, misfits, same_tokens, unusable
 from lazymoe.plan import Plan, make_plan
 from lazymoe.prompts import read_prompts
-from lazymoe.recipe import Recipe, Texts
-from lazymoe.source import Source, open_source
+from lazymoe.recipe import Recipe, Reference, Texts
+from lazymoe.source import HUB_ID, Source, open_source
 
 STREAMED = ("fit", "hidden", "hidden_avg", "hidden_last")  # gate modes that run models, a layer at a time
 PROMPTED = (*STREAMED, "cheap_embed")  # those that read the prompts
@@ -75,23 +75,26 @@ class Check:
             }
         return found
 
+    def figures(self) -> dict[str, str]:
+        """What will be made and what it takes, in words; empty where errors leave nothing to plan."""
+        if not (plan := self.plan):
+            return {}
+        total, active = billions(plan.parameters), billions(plan.active_parameters)
+        return {
+            "model": f"{plan.config['architectures'][0]}, {plan.layers} layers, hidden size {plan.hidden_size}",
+            "experts": f"{plan.experts}, {plan.top_k} for each token",
+            "parameters": f"{total} in total, {active} active per token",
+            "on disk": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
+            "to download": gigabytes(self.download),
+            "free disk": gigabytes(self.disk_free),
+            "memory to merge": f"{gigabytes(self.memory_merge)}, of {gigabytes(self.memory_free)} free here",
+            "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
+            "and 1 to 2 GB for the context",
+        }
+
     def __str__(self) -> str:
         """The table, then a line for each problem."""
-        rows = {}
-        if plan := self.plan:
-            total, active = billions(plan.parameters), billions(plan.active_parameters)
-            rows = {
-                "model": f"{plan.config['architectures'][0]}, {plan.layers} layers, hidden size {plan.hidden_size}",
-                "experts": f"{plan.experts}, {plan.top_k} for each token",
-                "parameters": f"{total} in total, {active} active per token",
-                "on disk": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
-                "to download": gigabytes(self.download),
-                "free disk": gigabytes(self.disk_free),
-                "memory to merge": f"{gigabytes(self.memory_merge)}, of {gigabytes(self.memory_free)} free here",
-                "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
-                "and 1 to 2 GB for the context",
-            }
-        lines = [f"{name:<17}{value}" for name, value in rows.items()]
+        lines = [f"{name:<17}{value}" for name, value in self.figures().items()]
         lines += [f"warning: {p}" for p in self.warnings] + [f"error: {p}" for p in self.errors]
         return "\n".join(lines if self.errors else [*lines, "This can be merged."])
 
@@ -143,6 +146,17 @@ def check(
             warnings.append(Problem("memory", what, "Close other programs, or use 'gate_mode: cheap_embed'."))
     disk_free = shutil.disk_usage(_existing(out)).free
     return Check(tuple(errors), tuple(warnings), plan, download, disk_free, memory_free, memory_merge)
+
+
+def review(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
+    """Errors and warnings that the recipe alone tells, without a look at any model: quick enough for every key."""
+    errors = list(_unsupported(recipe))
+    for where, name in recipe.models():
+        reference = Reference.parse(name)
+        if not Path(reference.model).expanduser().exists() and not HUB_ID.fullmatch(reference.model):
+            what = f"there is no folder '{reference.model}'"
+            errors.append(Problem(where, what, "Check the path, or use a Hub id such as 'org/name'."))
+    return errors, list(_doubtful(recipe))
 
 
 def _unsupported(recipe: Recipe) -> Iterator[Problem]:

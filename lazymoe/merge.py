@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,29 @@ def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) 
     pinned = [source.pinned for source in plan.sources]
     experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.experts, pinned[1:], strict=True)]
     write_whole(out / RECIPE, recipe.model_copy(update={"base_model": pinned[0], "experts": experts}).to_yaml())
-    write_whole(
-        out / RECORD,
-        _dump({"lazymoe": __version__, "fingerprint": fingerprint, "seed": seed, "shard_size": plan.shard_size}),
-    )
+    write_whole(out / RECORD, _dump(_record(plan, fingerprint, seed)))
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
     write_whole(out / "model.safetensors.index.json", _dump({"metadata": metadata, "weight_map": weight_map}))
     write_whole(out / "config.json", _dump(plan.config))
+
+
+def _record(plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
+    """What a finished mixture says of itself, for its card and for a rerun."""
+    return {
+        "fingerprint": fingerprint,
+        "versions": {"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        "seed": seed,
+        "shard_size": plan.shard_size,
+        "shared_weights": plan.shared,
+        "parameters": plan.parameters,
+        "active_parameters": plan.active_parameters,
+        "bytes": plan.nbytes,
+        "bytes_16bit": plan.bytes_16bit,
+        "bytes_4bit": plan.bytes_4bit,
+        "sources": [{"license": source.license, "languages": source.languages} for source in plan.sources],
+    }
 
 
 def _for_transformers_4(tokenizer_config: bytes) -> bytes:

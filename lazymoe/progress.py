@@ -11,6 +11,7 @@ STAGES = {  # what a user reads, and the unit
     "share": ("Merging shared weights", "layer"),
     "route": ("Computing routers", "layer"),
     "write": ("Writing", "B"),
+    "upload": ("Uploading", "B"),
     "train": ("Training tiny models", "step"),
     "measure": ("Measuring", "model"),
 }

@@ -16,6 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.header import FLOATS, Tensor, read_header
 from lazymoe.recipe import Reference
@@ -29,6 +31,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*",
 )  # fmt: skip
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json", "*.index.json")
+CARD = "README.md"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -71,6 +74,29 @@ class Source:
         """A JSON file of this checkpoint, empty if it has none."""
         path = self.folder / name
         return _json(path, self.reference.model) if path.is_file() else {}
+
+    @property
+    def license(self) -> str | None:
+        """The licence that its model card states, as the Hub spells it."""
+        stated = self._card.get("license_name") if self._card.get("license") == "other" else self._card.get("license")
+        stated = stated[0] if isinstance(stated, list) and stated else stated
+        return stated.lower() if isinstance(stated, str) and stated else None
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages that its model card states."""
+        stated = self._card.get("language") or []
+        return [code for code in ([stated] if isinstance(stated, str) else stated) if isinstance(code, str)]
+
+    @functools.cached_property
+    def _card(self) -> dict[str, Any]:
+        """The front matter of its model card, empty if there is none that can be read."""
+        from huggingface_hub import metadata_load
+
+        try:
+            return metadata_load(self.folder / CARD) or {}
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return {}
 
     def elements(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements start to stop of a tensor, flat, in its own dtype: ``[stop - start]``."""
@@ -152,7 +178,7 @@ def open_source(reference: str, where: str = "model", allow_pickle: bool = False
         raise error(where, f"there is no folder '{ref.model}'", "Check the path, or use a Hub id such as 'org/name'.")
     from lazymoe import hub
 
-    folder, commit, sizes, read = hub.open_model(ref, where, SMALL_FILES)
+    folder, commit, sizes, read = hub.open_model(ref, where, (*SMALL_FILES, CARD))
     files, _ = _weights(sizes, folder, allow_pickle, where, ref.model)
     if files[0].endswith(".bin"):
         hub.download(ref, commit, files, where)

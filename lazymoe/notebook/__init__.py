@@ -1,1 +1,10 @@
-"""The panels of `LazyMoE.ipynb`: each cell of the notebook is one call of a function here."""
+"""The panels of `LazyMoE.ipynb`: each of its cells calls one function."""
+
+from lazymoe.notebook.check_panel import check
+from lazymoe.notebook.merge_panel import merge
+from lazymoe.notebook.publish_panel import publish
+from lazymoe.notebook.recipe_form import recipe
+from lazymoe.notebook.setup import setup
+from lazymoe.notebook.try_panel import try_it
+
+__all__ = ["check", "merge", "publish", "recipe", "setup", "try_it"]

@@ -1,0 +1,40 @@
+"""Step 3: can it work, and what will it take? Before anything large is downloaded."""
+
+from __future__ import annotations
+
+import ipywidgets as w
+
+from lazymoe.check import check as check_recipe
+from lazymoe.notebook import ui
+from lazymoe.notebook.session import SESSION
+
+
+def check() -> w.Widget:
+    """A button, and what it found."""
+    result, told = w.HTML(), ui.Messages()
+
+    def run() -> None:
+        result.value = ""
+        recipe = SESSION.recipe
+        if recipe is None:
+            told.show("error", "The recipe has mistakes. They are marked in step 2.")
+            return
+        told.show("note", "Looking at configs and headers …")
+        with told.guard("Press Check again."):
+            found = check_recipe(recipe, SESSION.out)
+            result.value = ui.table(found.figures())
+            told.value = ""
+            told.add("error", *found.errors)
+            told.add("warning", *found.warnings)
+            if not found.errors:
+                told.add(
+                    "good", "This can be merged." if not found.warnings else "This can be merged, with these doubts."
+                )
+
+    def hear() -> None:
+        result.value = ""
+        told.show("note", "Press Check." if SESSION.recipe else "Waiting for a recipe without mistakes, from step 2.")
+
+    start = ui.button("Check", "check-button", run, style="primary")
+    SESSION.listen("check", hear)
+    return ui.panel("check", start, told, result)

@@ -1,0 +1,62 @@
+"""Step 4: make it. Stops cleanly on the kernel's interrupt, and goes on from there."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import ipywidgets as w
+
+from lazymoe.check import billions
+from lazymoe.merge import merge as merge_recipe
+from lazymoe.notebook import ui
+from lazymoe.notebook.session import SESSION
+from lazymoe.report import FILE, PICTURES, report
+
+
+def merge() -> w.Widget:
+    """A button, its progress, and what came out."""
+    told, bars, result = ui.Messages(), ui.Bars(), w.HTML()
+
+    def run() -> None:
+        bars.clear()
+        result.value = ""
+        recipe = SESSION.recipe
+        if recipe is None:
+            told.show("error", "The recipe has mistakes. They are marked in step 2.")
+            return
+        told.show("note", "Working. To stop, interrupt the kernel (■): nothing that is done gets lost.")
+        with told.guard("Press Merge to go on from here."):
+            done = merge_recipe(recipe, SESSION.out, progress=bars)
+            total, active = billions(done.plan.parameters), billions(done.plan.active_parameters)
+            told.show("good", f"{SESSION.name} is ready: {total} parameters, {active} active per token.")
+            told.add("warning", *done.warnings)
+            if not (SESSION.out / FILE).exists() and recipe.gate_mode not in ("random", "uniform_random"):
+                measured = report(SESSION.out, losses=False, progress=bars)
+                measured.save(SESSION.out)
+                told.add("warning", *measured.problems())
+            result.value = _picture(SESSION.out)
+            SESSION.change()
+
+    def hear() -> None:
+        if SESSION.merged and not told.value.startswith(ui.told("good", SESSION.name)[:40]):
+            told.show("good", f"{SESSION.name} is there. Press Merge after a change of the recipe.")
+            result.value = _picture(SESSION.merged)
+        elif not SESSION.merged:
+            result.value = ""
+            waits = "Waiting for a recipe without mistakes, from step 2."
+            told.show("note", f"It will be made in the folder {SESSION.name}." if SESSION.recipe else waits)
+
+    start = ui.button("Merge", "merge-button", run, style="primary")
+    SESSION.listen("merge", hear)
+    return ui.panel("merge", start, bars, told, result)
+
+
+def _picture(folder: Path) -> str:
+    """The routing picture as HTML, if the routing was measured."""
+    file = folder / next(iter(PICTURES))
+    if not file.exists():
+        return ""
+    data = base64.b64encode(file.read_bytes()).decode()
+    words = "Which expert the tokens of each domain go to, and what each expert gets in each layer"
+    return f'<img alt="{words}" src="data:image/png;base64,{data}">'

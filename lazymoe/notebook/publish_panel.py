@@ -1,0 +1,117 @@
+"""Step 6: onto the Hub. The token is kept in memory only; the box it is typed into empties itself at once."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import ipywidgets as w
+from markdown_it import MarkdownIt
+
+from lazymoe.card import find_license, render
+from lazymoe.license import KNOWN
+from lazymoe.notebook import ui
+from lazymoe.notebook.session import SESSION
+from lazymoe.publish import Account, account, find_token
+from lazymoe.publish import publish as publish_model
+
+
+class Publish:
+    """The panel."""
+
+    def __init__(self) -> None:
+        self.token = ""
+        self.who: Account | None = None
+        self.typed = ui.field(w.Password, "Token", "token", placeholder="hf_…  (write access)", continuous_update=False)
+        self.greeting, self.told, self.license_told = ui.Messages(), ui.Messages(), ui.Messages()
+        self.repo = ui.field(w.Text, "Repository", "repo", placeholder="your-name/your-model")
+        self.license = ui.field(w.Combobox, "License", placeholder="the most restrictive of the sources", options=KNOWN)
+        self.private = w.Checkbox(description="Private: only you can see it", indent=False)
+        self.private.add_class("lazymoe-private")
+        self.card = w.HTML()
+        self.preview = w.Accordion([self.card])
+        self.preview.set_title(0, "Preview of the model card")
+        self.preview.selected_index = None
+        self.preview.observe(self._previewed, "selected_index")
+        self.bars, self.link = ui.Bars(), w.HTML()
+        self.link.add_class("lazymoe-link")
+        self.start = ui.button("Publish", "publish-button", self._publish, style="primary")
+        self.form = w.VBox([self.repo, self.license, self.license_told, self.private, self.preview])
+        self.typed.observe(self._received, "value")
+        self.panel = ui.panel(
+            "publish", self.typed, self.greeting, self.form, self.start, self.bars, self.told, self.link
+        )
+        self._find()
+        SESSION.listen("publish", self._hear)
+
+    def _find(self) -> None:
+        """A token that is there already spares typing one."""
+        with self.greeting.guard("Run the cell again."):
+            if found := find_token():
+                self._use(*found)
+            else:
+                page = "https://huggingface.co/settings/tokens"
+                self.greeting.show("note", f"Make a token with write access at {page}, paste it here and press Enter.")
+
+    def _received(self, change: dict[str, Any]) -> None:
+        token = change["new"].strip()
+        if not token:
+            return
+        self.typed.value = ""  # before anything else: the value of a widget can be saved with the notebook
+        with self.greeting.guard("Paste it again."):
+            self._use(token, "what you typed")
+
+    def _use(self, token: str, origin: str) -> None:
+        self.who = account(token)
+        self.token = token
+        self.greeting.show("good", f"You are {self.who.name} (token from {origin}).")
+        self.typed.layout.display = "none"
+        if not self.repo.value:
+            self.repo.value = f"{self.who.name}/{SESSION.name}"
+
+    def _hear(self) -> None:
+        if self.who and self.repo.value.startswith(f"{self.who.name}/"):
+            self.repo.value = f"{self.who.name}/{SESSION.name}"
+        self.preview.selected_index = None
+        self.license_told.value = ""
+        if SESSION.merged:
+            self.told.show("note", "Press Publish. You can publish again after a change: only what changed is sent.")
+            with self.license_told.guard(""):
+                self.license_told.show("warning", *find_license(SESSION.merged).problems)
+        else:
+            self.told.show("note", "Waiting for step 4.")
+
+    def _previewed(self, change: dict[str, Any]) -> None:
+        if change["new"] is None:
+            return
+        if not SESSION.merged:
+            self.card.value = ui.told("note", "Waiting for step 4.")
+            return
+        with self.told.guard("Open the preview again."):
+            self.card.value = _as_html(render(SESSION.merged, self.repo.value, license=self.license.value or None))
+
+    def _publish(self) -> None:
+        self.link.value = ""
+        self.bars.clear()
+        folder = SESSION.merged
+        if not folder or not self.token:
+            self.told.show("error", "Waiting for step 4." if not folder else "A token is missing: paste it above.")
+            return
+        with self.told.guard("Press Publish to go on from here."):
+            self.told.show("note", "Working …")
+            options = {"private": self.private.value, "license": self.license.value or None, "token": self.token}
+            url = publish_model(folder, self.repo.value.strip(), **options, progress=self.bars)
+            self.told.show("good", "It is on the Hub.")
+            self.link.value = f'<a href="{html.escape(url)}" target="_blank" rel="noopener">{html.escape(url)}</a>'
+
+
+def publish() -> w.Widget:
+    """Token, name, license, preview, one button, a link."""
+    return Publish().panel
+
+
+def _as_html(card: str) -> str:
+    """The card as a person will see it, its front matter as text above."""
+    _, front, body = card.split("---\n", 2)
+    page = MarkdownIt("commonmark", {"html": False}).enable("table").render(body)
+    return f"<details><summary>Front matter</summary><pre>{html.escape(front)}</pre></details>{page}"

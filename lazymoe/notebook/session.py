@@ -1,0 +1,70 @@
+"""What the panels know together: the recipe, where the mixture goes, and who wants to hear of a change.
+
+Kept in a file of the working folder, so that a restarted kernel finds it again. A token is never part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lazymoe.errors import LazyMoEError
+from lazymoe.merge import RECORD
+from lazymoe.recipe import Recipe
+from lazymoe.write import write_whole
+
+FILE = ".lazymoe-notebook.json"
+
+
+class Session:
+    """The state of one notebook.
+
+    Attributes:
+        yaml: the recipe as the form has it, right or wrong.
+        name: of the output folder, in the working folder.
+    """
+
+    def __init__(self) -> None:
+        self.yaml, self.name = "", "my-moe"
+        self._listeners: dict[str, Callable[[], None]] = {}
+        file = Path(FILE)
+        if file.exists():
+            try:
+                saved = json.loads(file.read_text())
+                self.yaml, self.name = str(saved["yaml"]), str(saved["name"])
+            except (OSError, ValueError, KeyError):
+                pass  # half-written by something else: begin anew
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe, if it is one."""
+        try:
+            return Recipe.from_yaml(self.yaml)
+        except LazyMoEError:
+            return None
+
+    @property
+    def out(self) -> Path:
+        return Path.cwd() / self.name
+
+    @property
+    def merged(self) -> Path | None:
+        """The folder of the mixture, once it is there."""
+        return self.out if (self.out / RECORD).exists() and (self.out / "config.json").exists() else None
+
+    def listen(self, panel: str, hear: Callable[[], None]) -> None:
+        """Call a function at each change; one for each panel, so that a cell can be run again."""
+        self._listeners[panel] = hear
+        hear()
+
+    def change(self, yaml: str | None = None, name: str | None = None) -> None:
+        """Keep what is new, and tell everyone."""
+        self.yaml = self.yaml if yaml is None else yaml
+        self.name = self.name if name is None else name
+        write_whole(Path(FILE), json.dumps({"yaml": self.yaml, "name": self.name}))
+        for hear in list(self._listeners.values()):
+            hear()
+
+
+SESSION = Session()

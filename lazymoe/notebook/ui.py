@@ -1,0 +1,164 @@
+"""What the panels look like: fields with a place for what is wrong with them, messages, buttons, progress.
+
+Long work runs in the callback itself, not in a thread: Colab shows no change that a thread makes. Colours are the front
+end's own, and never the only sign.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as w
+
+from lazymoe.check import gigabytes
+from lazymoe.errors import LazyMoEError
+from lazymoe.progress import STAGES
+
+SIGNS = {"error": "✕", "warning": "!", "good": "✓", "note": "·"}
+REDRAW = 0.1  # seconds between two pictures of a progress bar
+STYLE = """<style>
+.lazymoe { max-width: 900px; padding: 4px 2px 10px; box-sizing: border-box; }
+.lazymoe .widget-html-content { line-height: 1.45; overflow-wrap: anywhere; }
+.lazymoe, .lazymoe .widget-html-content, .lazymoe .widget-label, .lazymoe label {
+  color: var(--jp-ui-font-color1, var(--colab-primary-text-color, inherit)); }
+.lazymoe-card { border: 1px solid var(--jp-border-color2, var(--colab-border-color, #bbb)); border-radius: 8px;
+  padding: 10px 12px; margin: 6px 0; }
+.lazymoe-told { display: flex; gap: 8px; margin: 2px 0; padding: 3px 8px; border-left: 4px solid; border-radius: 3px; }
+.lazymoe-told b { flex: none; width: 1.1em; text-align: center; }
+.lazymoe-error { border-color: #d1242f; background: #d1242f1c; }
+.lazymoe-warning { border-color: #bf8700; background: #bf87001c; }
+.lazymoe-good { border-color: #1a7f37; background: #1a7f371c; }
+.lazymoe-note { border-color: #6e7781; background: #6e77811c; }
+.lazymoe table { border-collapse: collapse; margin: 4px 0; }
+.lazymoe td, .lazymoe th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; }
+.lazymoe th { font-weight: 600; white-space: nowrap; }
+.lazymoe img { max-width: 100%; border-radius: 6px; }
+.lazymoe-token { padding: 2px 0; border-bottom: 3px solid; white-space: pre-wrap; }
+.lazymoe-layer { display: flex; align-items: center; max-width: 560px; font-size: 11px; }
+.lazymoe-layer span { width: 64px; }
+.lazymoe-layer div { display: flex; flex: 1; }
+.lazymoe-layer div div { display: block; flex: none; overflow: hidden; text-align: center; color: #000; }
+.lazymoe-token sup { font-size: 9px; margin-left: 1px; }
+</style>"""
+WIDE = {"width": "auto", "flex": "1 1 auto"}
+LABEL = {"description_width": "130px"}
+
+
+def panel(name: str, *children: w.Widget) -> w.VBox:
+    """A panel of the notebook, with the style all share."""
+    box = w.VBox([w.HTML(STYLE, layout=w.Layout(display="none")), *children])
+    box.add_class("lazymoe")
+    box.add_class(f"lazymoe-{name}")
+    return box
+
+
+def card(*children: w.Widget) -> w.VBox:
+    box = w.VBox(children)
+    box.add_class("lazymoe-card")
+    return box
+
+
+def field(kind: type[w.Widget], label: str, name: str = "", **options: Any) -> Any:
+    """An input with its label, as wide as the panel; tests and styles find it by its class."""
+    widget = kind(description=label, style=LABEL, layout=w.Layout(**WIDE, **options.pop("layout", {})), **options)
+    widget.add_class(f"lazymoe-{name or label.lower().replace(' ', '-')}")
+    return widget
+
+
+def button(label: str, name: str, act: Callable[[], None], style: str = "", **layout: str) -> w.Button:
+    """A button; while its work goes on it is off."""
+    widget = w.Button(description=label, button_style=style, layout=w.Layout(**{"width": "auto", **layout}))
+    widget.add_class(f"lazymoe-{name}")
+
+    def pressed(_: w.Button) -> None:
+        widget.disabled = True
+        try:
+            act()
+        finally:
+            widget.disabled = False
+
+    widget.on_click(pressed)
+    return widget
+
+
+def told(kind: str, text: str) -> str:
+    """A message as HTML: a sign, a colour, the words."""
+    sign = f"<b>{SIGNS[kind]}</b><span>{html.escape(text)}</span>"
+    return f'<div class="lazymoe-told lazymoe-{kind}" role="status">{sign}</div>'
+
+
+class Messages(w.HTML):
+    """A place for messages."""
+
+    def show(self, kind: str, *texts: object) -> None:
+        self.value = "".join(told(kind, str(text)) for text in texts)
+
+    def add(self, kind: str, *texts: object) -> None:
+        self.value += "".join(told(kind, str(text)) for text in texts)
+
+    @contextmanager
+    def guard(self, again: str = "Press the button again to go on from here.") -> Iterator[None]:
+        """Show what goes wrong, in words: an exception in a callback would be lost."""
+        self.value = ""
+        try:
+            yield
+        except LazyMoEError as e:
+            self.show("error", *e.problems)
+        except KeyboardInterrupt:
+            self.show("warning", f"Stopped. {again}")
+        except Exception as e:  # a bug of ours, or a library's complaint
+            self.show("error", f"{type(e).__name__}: {e}")
+
+
+class Bars(w.VBox):
+    """Progress in the notebook: a line for each stage, with how much, how fast and how long still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clear()
+
+    def clear(self) -> None:
+        self.children = ()
+        self._began: dict[str, tuple[float, int]] = {}
+        self._lines: dict[str, tuple[w.FloatProgress, w.HTML]] = {}
+        self._drawn = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage not in self._lines:
+            self._began[stage] = now, done
+            bar = w.FloatProgress(max=1.0, description=STAGES[stage][0], style={"description_width": "190px"})
+            bar.layout = w.Layout(width="430px")
+            bar.add_class(f"lazymoe-bar-{stage}")
+            self._lines[stage] = bar, w.HTML()
+            self.children = (*self.children, w.HBox(self._lines[stage], layout=w.Layout(flex_flow="row wrap")))
+        elif done < total and now - self._drawn < REDRAW:
+            return
+        self._drawn = now
+        bar, text = self._lines[stage]
+        bar.value = done / max(total, 1)
+        bar.bar_style = "success" if done >= total else ""
+        text.value = self._words(stage, done, total, now)
+
+    def _words(self, stage: str, done: int, total: int, now: float) -> str:
+        begin, first = self._began[stage]
+        unit = STAGES[stage][1]
+        rate = (done - first) / max(now - begin, 1e-3)
+        if done >= total:
+            return f"{gigabytes(total) if unit == 'B' else f'{total} {unit}s'} in {now - begin:.0f} s"
+        amount = f"{gigabytes(done)} of {gigabytes(total)}" if unit == "B" else f"{unit} {done} of {total}"
+        if not rate:
+            return amount
+        left = (total - done) / rate
+        speed = f", {gigabytes(int(rate))}/s" if unit == "B" else ""
+        return f"{amount}{speed}, {int(left) // 60}:{int(left) % 60:02} left"
+
+
+def table(rows: dict[str, str]) -> str:
+    """Two columns as HTML: what, and how much."""
+    cells = "".join(f"<tr><th scope='row'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+    return f"<table>{cells}</table>"
