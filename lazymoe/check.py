@@ -85,7 +85,7 @@ class Check:
             "experts": f"{plan.experts}, {plan.top_k} for each token",
             "parameters": f"{total} in total, {active} active per token",
             "on disk": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
-            "to download": gigabytes(self.download),
+            "to download": gigabytes(self.download) if self.download else "nothing",
             "free disk": gigabytes(self.disk_free),
             "memory to merge": f"{gigabytes(self.memory_merge)}, of {gigabytes(self.memory_free)} free here",
             "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "

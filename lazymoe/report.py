@@ -101,7 +101,7 @@ class Report:
         """Put the report beside a mixture, as JSON and as pictures, for its card."""
         write_whole(Path(folder) / FILE, json.dumps(self.to_dict(), indent=2) + "\n")
         for name, dark in PICTURES.items():
-            write_whole(Path(folder) / name, draw(self.names, self.mean_shares, self.load, dark))
+            write_whole(Path(folder) / name, draw(self.names, self.mean_shares, self.load, self.top_k, dark))
 
     def __str__(self) -> str:
         wide = max(12, *(len(n) + 2 for n in self.names))

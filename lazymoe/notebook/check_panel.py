@@ -12,9 +12,11 @@ from lazymoe.notebook.session import SESSION
 def check() -> w.Widget:
     """A button, and what it found."""
     result, told = w.HTML(), ui.Messages()
+    checked = ""
 
     def run() -> None:
-        result.value = ""
+        nonlocal checked
+        checked, result.value = SESSION.yaml, ""
         recipe = SESSION.recipe
         if recipe is None:
             told.show("error", "The recipe has mistakes. They are marked in step 2.")
@@ -27,11 +29,11 @@ def check() -> w.Widget:
             told.add("error", *found.errors)
             told.add("warning", *found.warnings)
             if not found.errors:
-                told.add(
-                    "good", "This can be merged." if not found.warnings else "This can be merged, with these doubts."
-                )
+                told.add("good", f"This can be merged{', with these doubts' if found.warnings else ''}.")
 
     def hear() -> None:
+        if checked and checked == SESSION.yaml:
+            return
         result.value = ""
         told.show("note", "Press Check." if SESSION.recipe else "Waiting for a recipe without mistakes, from step 2.")
 

@@ -28,24 +28,24 @@ def merge() -> w.Widget:
         told.show("note", "Working. To stop, interrupt the kernel (■): nothing that is done gets lost.")
         with told.guard("Press Merge to go on from here."):
             done = merge_recipe(recipe, SESSION.out, progress=bars)
-            total, active = billions(done.plan.parameters), billions(done.plan.active_parameters)
-            told.show("good", f"{SESSION.name} is ready: {total} parameters, {active} active per token.")
-            told.add("warning", *done.warnings)
+            warnings = list(done.warnings)
             if not (SESSION.out / FILE).exists() and recipe.gate_mode not in ("random", "uniform_random"):
                 measured = report(SESSION.out, losses=False, progress=bars)
                 measured.save(SESSION.out)
-                told.add("warning", *measured.problems())
-            result.value = _picture(SESSION.out)
+                warnings += measured.problems()
             SESSION.change()
+            total, active = billions(done.plan.parameters), billions(done.plan.active_parameters)
+            told.show("good", f"{SESSION.name} is ready: {total} parameters, {active} active per token.")
+            told.add("warning", *warnings)
 
     def hear() -> None:
-        if SESSION.merged and not told.value.startswith(ui.told("good", SESSION.name)[:40]):
-            told.show("good", f"{SESSION.name} is there. Press Merge after a change of the recipe.")
-            result.value = _picture(SESSION.merged)
-        elif not SESSION.merged:
-            result.value = ""
-            waits = "Waiting for a recipe without mistakes, from step 2."
-            told.show("note", f"It will be made in the folder {SESSION.name}." if SESSION.recipe else waits)
+        result.value = _picture(SESSION.merged) if SESSION.merged else ""
+        if SESSION.merged:
+            told.show("good", f"{SESSION.name} is ready. To make another, change the recipe and its output name.")
+        elif SESSION.recipe:
+            told.show("note", f"Press Merge. It will be made in the folder {SESSION.name}.")
+        else:
+            told.show("note", "Waiting for a recipe without mistakes, from step 2.")
 
     start = ui.button("Merge", "merge-button", run, style="primary")
     SESSION.listen("merge", hear)
@@ -53,10 +53,12 @@ def merge() -> w.Widget:
 
 
 def _picture(folder: Path) -> str:
-    """The routing picture as HTML, if the routing was measured."""
-    file = folder / next(iter(PICTURES))
-    if not file.exists():
-        return ""
-    data = base64.b64encode(file.read_bytes()).decode()
+    """The routing picture as HTML, for light and dark pages, if the routing was measured."""
     words = "Which expert the tokens of each domain go to, and what each expert gets in each layer"
-    return f'<img alt="{words}" src="data:image/png;base64,{data}">'
+    shown = ""
+    for name, dark in PICTURES.items():
+        if (folder / name).exists():
+            data = base64.b64encode((folder / name).read_bytes()).decode()
+            theme = "dark" if dark else "light"
+            shown += f'<img class="lazymoe-{theme}" alt="{words}" src="data:image/png;base64,{data}">'
+    return shown

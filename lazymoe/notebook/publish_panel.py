@@ -48,7 +48,7 @@ class Publish:
         """A token that is there already spares typing one."""
         with self.greeting.guard("Run the cell again."):
             if found := find_token():
-                self._use(*found)
+                self._use(found[0], f"The token is from {found[1]}.")
             else:
                 page = "https://huggingface.co/settings/tokens"
                 self.greeting.show("note", f"Make a token with write access at {page}, paste it here and press Enter.")
@@ -59,12 +59,12 @@ class Publish:
             return
         self.typed.value = ""  # before anything else: the value of a widget can be saved with the notebook
         with self.greeting.guard("Paste it again."):
-            self._use(token, "what you typed")
+            self._use(token, "It is kept in memory only.")
 
-    def _use(self, token: str, origin: str) -> None:
+    def _use(self, token: str, words: str) -> None:
         self.who = account(token)
         self.token = token
-        self.greeting.show("good", f"You are {self.who.name} (token from {origin}).")
+        self.greeting.show("good", f"You are {self.who.name}. {words}")
         self.typed.layout.display = "none"
         if not self.repo.value:
             self.repo.value = f"{self.who.name}/{SESSION.name}"

@@ -52,7 +52,7 @@ def _routing(names: list[str], tokens: list[str], experts: list[list[int]]) -> s
     def marked(shown: str, e: int) -> str:
         inside = f"{html.escape(shown)}<sup>{e + 1}</sup>"
         style, title = f"border-color:{_colour(e)}", html.escape(names[e])
-        return f'<span class="lazymoe-token" style="{style}" title="{title}">{inside}</span>'
+        return f'<span class="lazymoe-token-of-text" style="{style}" title="{title}">{inside}</span>'
 
     legend = " &nbsp; ".join(marked(name, e) for e, name in enumerate(names))
     most = [Counter(layers).most_common(1)[0][0] for layers in zip(*experts, strict=True)]

@@ -34,15 +34,18 @@ STYLE = """<style>
 .lazymoe-good { border-color: #1a7f37; background: #1a7f371c; }
 .lazymoe-note { border-color: #6e7781; background: #6e77811c; }
 .lazymoe table { border-collapse: collapse; margin: 4px 0; }
-.lazymoe td, .lazymoe th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; }
-.lazymoe th { font-weight: 600; white-space: nowrap; }
+.lazymoe td, .lazymoe th { padding: 3px 12px 3px 0; text-align: left; vertical-align: top; }
+.lazymoe th { font-weight: 600; }
+.lazymoe-dark { display: none; }
+body[data-jp-theme-light="false"] .lazymoe-dark, html[theme="dark"] .lazymoe-dark { display: block; }
+body[data-jp-theme-light="false"] .lazymoe-light, html[theme="dark"] .lazymoe-light { display: none; }
 .lazymoe img { max-width: 100%; border-radius: 6px; }
-.lazymoe-token { padding: 2px 0; border-bottom: 3px solid; white-space: pre-wrap; }
+.lazymoe-token-of-text { padding: 2px 0; border-bottom: 3px solid; white-space: pre-wrap; }
 .lazymoe-layer { display: flex; align-items: center; max-width: 560px; font-size: 11px; }
 .lazymoe-layer span { width: 64px; }
 .lazymoe-layer div { display: flex; flex: 1; }
 .lazymoe-layer div div { display: block; flex: none; overflow: hidden; text-align: center; color: #000; }
-.lazymoe-token sup { font-size: 9px; margin-left: 1px; }
+.lazymoe-token-of-text sup { font-size: 9px; margin-left: 1px; }
 </style>"""
 WIDE = {"width": "auto", "flex": "1 1 auto"}
 LABEL = {"description_width": "130px"}
@@ -71,7 +74,7 @@ def field(kind: type[w.Widget], label: str, name: str = "", **options: Any) -> A
 
 def button(label: str, name: str, act: Callable[[], None], style: str = "", **layout: str) -> w.Button:
     """A button; while its work goes on it is off."""
-    widget = w.Button(description=label, button_style=style, layout=w.Layout(**{"width": "auto", **layout}))
+    widget = w.Button(description=label, button_style=style, layout=w.Layout(**{"width": "150px", **layout}))
     widget.add_class(f"lazymoe-{name}")
 
     def pressed(_: w.Button) -> None:
@@ -135,7 +138,10 @@ class Bars(w.VBox):
             bar.layout = w.Layout(width="430px")
             bar.add_class(f"lazymoe-bar-{stage}")
             self._lines[stage] = bar, w.HTML()
-            self.children = (*self.children, w.HBox(self._lines[stage], layout=w.Layout(flex_flow="row wrap")))
+            self.children = (
+                *self.children,
+                w.HBox(self._lines[stage], layout=w.Layout(flex_flow="row wrap", align_items="center")),
+            )
         elif done < total and now - self._drawn < REDRAW:
             return
         self._drawn = now
@@ -149,7 +155,8 @@ class Bars(w.VBox):
         unit = STAGES[stage][1]
         rate = (done - first) / max(now - begin, 1e-3)
         if done >= total:
-            return f"{gigabytes(total) if unit == 'B' else f'{total} {unit}s'} in {now - begin:.0f} s"
+            amount = gigabytes(total) if unit == "B" else f"{total} {unit}" + "s" * (total > 1)
+            return f"{amount} in {now - begin:.0f} s"
         amount = f"{gigabytes(done)} of {gigabytes(total)}" if unit == "B" else f"{unit} {done} of {total}"
         if not rate:
             return amount
