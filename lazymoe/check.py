@@ -153,7 +153,7 @@ def review(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
     errors = list(_unsupported(recipe))
     for where, name in recipe.models():
         reference = Reference.parse(name)
-        if not Path(reference.model).expanduser().exists() and not HUB_ID.fullmatch(reference.model):
+        if not reference.path.exists() and not HUB_ID.fullmatch(reference.model):
             what = f"there is no folder '{reference.model}'"
             errors.append(Problem(where, what, "Check the path, or use a Hub id such as 'org/name'."))
     return errors, list(_doubtful(recipe))

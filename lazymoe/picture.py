@@ -47,7 +47,7 @@ def draw(
         axes.set_title(title, color=theme["ink"], fontsize=11, loc="left")
         axes.set_xlabel(across, color=theme["ink"])
         axes.set_ylabel(down, color=theme["ink"])
-        axes.set_yticks(range(n), rows)
+        axes.set_yticks(range(n), rows, parse_math=False)
         axes.tick_params(colors=theme["ink"], length=0)
         axes.spines[:].set_visible(False)
     left.set_xticks(range(n), numbers)

@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -112,7 +113,7 @@ def _open(prompt: Texts, where: str) -> tuple[str, IO[bytes]]:
             raise error(where, f"it has no file {prompt.file or 'of texts'}", f"It has: {', '.join(files[:8])}.")
         name = prompt.file or tables[0]
         return name, hub.open_dataset_file(Reference.parse(prompt.dataset), commit, name, where)
-    path = Path(prompt.file or "").expanduser()
+    path = Path(os.path.expanduser(prompt.file or ""))
     return path.name, open(path, "rb")
 
 

@@ -7,6 +7,7 @@ others are retried here.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,14 +26,15 @@ from lazymoe.progress import Progress, silent
 from lazymoe.report import FILE, PICTURES
 from lazymoe.source import CARD, TOKENIZER_FILES
 
-SMALL = ("config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES, "*.py",
+INDEX = "model.safetensors.index.json"
+SMALL = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES, "*.py",
          RECIPE, RECORD, FILE, *PICTURES)  # fmt: skip
 WEIGHTS = "model-*.safetensors"
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 TRIES = 5
 WAIT = 1.0  # seconds before the second try; doubled each time, unless the Hub says how long
 LONGEST_WAIT = 60.0
-NETWORK = ("httpx", "httpcore", "requests", "urllib3")  # what the client's versions stand on
+NETWORK = ("httpx", "httpcore", "requests", "urllib3")  # what the client's versions stand on, httpx2 among them
 T = TypeVar("T")
 
 
@@ -111,6 +113,7 @@ def publish(
             something else, or the Hub can't be reached or keeps failing.
     """
     folder = open_finished(folder).folder
+    weights = _weights(folder)
     card = render(folder, repo, license=license, template=template)
     if token is None and (found := find_token()):
         token = found[0]
@@ -127,7 +130,6 @@ def publish(
         _check_ours(there, repo, private)
         remote = {s.rfilename: s.lfs.sha256 if s.lfs else None for s in there.siblings or []}
 
-        weights = sorted(folder.glob(WEIGHTS))
         total, sent = sum(path.stat().st_size for path in weights), 0
         progress("upload", sent, total)
         operations: list[Any] = []
@@ -138,13 +140,22 @@ def publish(
                 operations.append(shard)
             sent += path.stat().st_size
             progress("upload", sent, total)
-        stale = [n for n in remote if Path(n).match(WEIGHTS) and not (folder / n).is_file()]
+        stale = [n for n in remote if Path(n).match(WEIGHTS) and folder / n not in weights]
         operations += [CommitOperationDelete(name) for name in stale]
         small = [p for pattern in SMALL for p in sorted(folder.glob(pattern)) if p.is_file()]
         operations += [CommitOperationAdd(p.relative_to(folder).as_posix(), p) for p in dict.fromkeys(small)]
         operations.append(CommitOperationAdd(CARD, card.encode()))
         _retried(lambda: api.create_commit(repo, operations, commit_message="A mixture of experts by LazyMoE"))
     return f"{api.endpoint}/{repo}"
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights that the index names, all of them there."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    weights = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if lost := [path.name for path in weights if not path.is_file()]:
+        raise error(folder, f"it lacks {lost[0]}", "Delete it, and merge again.")
+    return weights
 
 
 def _check_right(who: Account, repo: str) -> None:
@@ -200,7 +211,7 @@ def _retried(call: Callable[[], T]) -> T:
 
 def _is_network(e: BaseException) -> bool:
     """Whether it was the connection that failed."""
-    return isinstance(e, OSError) or type(e).__module__.partition(".")[0] in NETWORK
+    return isinstance(e, OSError) or type(e).__module__.startswith(NETWORK)
 
 
 @contextmanager

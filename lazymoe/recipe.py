@@ -6,6 +6,7 @@ work is a question for `check`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -42,11 +43,16 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        if Path(text).expanduser().exists():
+        if cls(text).path.exists():
             return cls(text)
         model, _, adapter = text.partition("+")
         model, _, revision = model.partition("@")
         return cls(model, revision or None, adapter or None)
+
+    @property
+    def path(self) -> Path:
+        """Where the model would be, if its name is a path. (`Path.expanduser` fails on a ``~`` that is nobody's.)"""
+        return Path(os.path.expanduser(self.model))
 
     def __str__(self) -> str:
         return self.model + (f"@{self.revision}" * bool(self.revision)) + (f"+{self.adapter}" * bool(self.adapter))

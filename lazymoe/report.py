@@ -278,7 +278,7 @@ def read_texts(path: Path) -> list[list[str]]:
 
 def expert_names(recipe: Recipe) -> list[str]:
     """A short name for each expert, all different."""
-    short = [e.source_model.partition("@")[0].rstrip("/").rpartition("/")[2] for e in recipe.experts]
+    short = [" ".join(e.source_model.partition("@")[0].rstrip("/").rpartition("/")[2].split()) for e in recipe.experts]
     return [f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, 1)]
 
 

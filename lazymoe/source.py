@@ -168,7 +168,7 @@ def open_source(reference: str, where: str = "model", allow_pickle: bool = False
             f"'{reference}' is a LoRA adapter on a model, which can't be merged yet",
             "Merge it first with PEFT's merge_and_unload() and name the result.",
         )
-    path = Path(ref.model).expanduser()
+    path = ref.path
     if path.is_dir():
         sizes = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
         return _open(ref, where, path.resolve(), None, sizes, allow_pickle, None)

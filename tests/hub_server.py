@@ -42,7 +42,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 class User(NamedTuple):
     name: str
-    role: str  # "read" or "write"
+    role: str  # "read", "write" or "fineGrained"
     orgs: tuple[str, ...] = ()
 
 
@@ -325,6 +325,9 @@ def whoami(call: Call) -> Answer:
         raise Refused(401, "Invalid username or password.")
     name, role, orgs = call.user
     access = {"type": "access_token", "accessToken": {"displayName": role, "role": role}}
+    if role == "fineGrained":  # one that may write to the first of its owner's organizations only
+        scope = {"entity": {"type": "org", "name": orgs[0]}, "permissions": ["repo.content.read", "repo.write"]}
+        access["accessToken"]["fineGrained"] = {"scoped": [scope]}
     organizations = [{"type": "org", "name": org, "fullname": org, "roleInOrg": role} for org in orgs]
     return Answer({"type": "user", "id": name, "name": name, "fullname": name, "orgs": organizations, "auth": access})
 
