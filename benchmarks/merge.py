@@ -3,8 +3,9 @@
     python benchmarks/merge.py [--mergekit VENV/bin/mergekit-moe] [--shape tinyllama-1.1b] [--runs 5]
 
 Makes synthetic bf16 checkpoints of a known shape, merges them with random routers, each run a whole process, in turns
-with its rivals, and prints the medians. Then `hidden` routers, against a pass through the whole model. Needs disk for
-the checkpoints and two outputs: 25 GB for TinyLlama's shape.
+with its rivals, and prints the medians. Then `hidden` routers, against a pass through the whole model; and `fit`
+routers, with what the fitting adds to the pass. Needs disk for the checkpoints and two outputs: 25 GB for TinyLlama's
+shape.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +61,23 @@ with torch.no_grad():
         for prompt in expert["positive_prompts"]:
             model(**tokenizer(prompt, return_tensors="pt"), output_hidden_states=True)
 """
+FITTING = """
+import sys, time
+from lazymoe import cli
+from lazymoe.router import fit
+solve, passed, spent = fit.fit, fit.fit_gates, {"fit": 0.0, "all": 0.0}
+def timed(name, call):
+    def run(*arguments):
+        start = time.perf_counter()
+        result = call(*arguments)
+        spent[name] += time.perf_counter() - start
+        return result
+    return run
+fit.fit, fit.fit_gates = timed("fit", solve), timed("all", passed)
+assert cli.main(["merge", *sys.argv[1:3]]) == 0
+fitting, rest = spent["fit"], spent["all"] - spent["fit"]
+open(sys.argv[3], "w").write(f"Fitting took {fitting:.1f} s, {fitting / rest:.1%} of the pass's {rest:.1f} s.")
+"""
 
 
 def make_checkpoint(folder: Path, config: dict[str, int], seed: int) -> None:
@@ -98,14 +117,20 @@ def _make_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
-def make_recipe(folder: Path, gate_mode: str) -> Path:
-    experts = [
-        {"source_model": str(folder / f"expert-{i}"), "positive_prompts": [f"{topic} {n}" for n in range(5)]}
-        for i, topic in enumerate(
-            ["A question about cooking", "def function", "Once upon a time", "The sum of two and"]
-        )
-    ]
-    recipe = {"base_model": str(folder / "expert-0"), "gate_mode": gate_mode, "dtype": "bfloat16", "experts": experts}
+def make_recipe(folder: Path, gate_mode: str, tokens: int = 25) -> Path:
+    """A recipe with five prompts of so many tokens for each expert."""
+    topics = ("A question about cooking", "def function", "Once upon a time", "The sum of two and")
+    experts = []
+    for i, topic in enumerate(topics):
+        prompts = [f"{n} {topic * tokens}"[:tokens] for n in range(5)]  # a letter is a token
+        experts.append({"source_model": str(folder / f"expert-{i}"), "positive_prompts": prompts})
+    recipe: dict[str, Any] = {
+        "base_model": str(folder / "expert-0"),
+        "gate_mode": gate_mode,
+        "dtype": "bfloat16",
+        "experts": experts,
+    }
+    recipe |= {"shared_weights": "base"} if gate_mode == "fit" else {}  # a key that mergekit doesn't know
     file = folder / f"{gate_mode}.yaml"
     file.write_text(json.dumps(recipe))  # JSON is YAML
     return file
@@ -172,6 +197,12 @@ def main() -> None:
         found = compare(rivals, out, 1)
         found["whole-model pass alone"] = measure([sys.executable, "-c", WHOLE_PASS, recipe])
         table(found, "A layer-streamed pass in float32; the whole-model pass is in bfloat16.")
+
+        recipe = str(make_recipe(folder, "fit", 80))
+        print(f"{EXPERTS} experts of {options.shape}, fitted routers, 400 tokens for each expert")
+        told = folder / "fitting.txt"
+        found = {"LazyMoE": measure([sys.executable, "-c", FITTING, recipe, str(out), str(told)])}
+        table(found, told.read_text())
 
 
 if __name__ == "__main__":

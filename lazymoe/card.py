@@ -160,7 +160,7 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"text": text, "link": link, "fence": fence, "python": repr}
+    environment.filters |= {"text": text, "link": link, "fence": fence, "python": python}
     try:
         return environment.get_template(path.name).render(known)
     except (TemplateError, OSError, UnicodeDecodeError) as e:
@@ -186,6 +186,11 @@ def fence(code: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall(r"`+", code)), default=0)
     ticks = "`" * max(3, longest + 1)
     return f"{ticks}{language}\n{code.rstrip()}\n{ticks}"
+
+
+def python(value: str) -> str:
+    """A text as Python code."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _spell(reference: str) -> str:

@@ -60,6 +60,7 @@ TOKENIZER = {
     "bos_token": "<s>",
     "eos_token": "</s>",
     "model_max_length": 512,
+    "model_input_names": ["input_ids", "attention_mask"],
     "chat_template": "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
 }

@@ -198,15 +198,19 @@ def _retried(call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as e:
-            response = getattr(e, "response", None)
-            status = getattr(response, "status_code", None)
+            status = _status(e)
             busy = status == 429 or (status is not None and status >= 500)
             broken = status is None and _is_network(e)
             if again == TRIES - 1 or not (busy or broken):
                 raise
-            asked = str(getattr(response, "headers", {}).get("Retry-After", "")) if response is not None else ""
+            asked = "" if status is None else str(e.response.headers.get("Retry-After", ""))  # type: ignore[attr-defined]
             time.sleep(min(float(asked) if asked.isdigit() else WAIT * 2**again, LONGEST_WAIT))
     raise AssertionError("unreachable")
+
+
+def _status(e: BaseException) -> int | None:
+    """The status of the answer that an exception is about, None if there was no answer."""
+    return getattr(getattr(e, "response", None), "status_code", None)
 
 
 def _is_network(e: BaseException) -> bool:
@@ -225,11 +229,10 @@ def _explained(where: str) -> Iterator[None]:
     except hf.HFValidationError:
         what = f"'{where}' isn't a name the Hub takes"
         raise error("repository", what, "Use letters, digits, '-', '_' and '.', at most 96 of them.") from None
-    except hf.HfHubHTTPError as e:
-        raise _refused(where, e.response.status_code if e.response is not None else None) from None
     except Exception as e:
-        if _is_network(e):
-            raise _refused(where, None) from None
+        status = _status(e)
+        if status is not None or _is_network(e):
+            raise _refused(where, status) from None
         raise error(where, f"the upload failed ({type(e).__name__})", "Publish again: it goes on from here.") from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,18 @@ def test_degenerate_routers_are_named(tmp_path: Path) -> None:
     assert str(problem).startswith("experts 1 and 3: in layers 0-2 and 5 the router can hardly tell them apart")
     gates[:, 2] = gates[:, 0]
     assert "in all layers" in str(degenerate_in(tmp_path, gates)[0])
+
+
+def test_a_layer_is_let_go_at_once(make: Make) -> None:
+    """Without the garbage collector, which would come too late: memory may not grow with the number of layers."""
+    stream = Stream(open_source(str(make("model"))), [torch.tensor([[1, 2, 3]])], "cpu")
+    seen: list[weakref.ref[torch.nn.Module]] = []
+    gc.disable()
+    try:
+        stream.step(
+            watch=lambda layer: seen.extend(weakref.ref(module) for module in layer.modules()),
+            feed_forward=("mlp", lambda module, x: x),
+        )
+        assert seen and not [ref() for ref in seen if ref() is not None]
+    finally:
+        gc.enable()

@@ -77,6 +77,8 @@ class Stream:
             watch(layer)
         calls = self._calls[self.next]
         self.states = [layer(s, **kwargs) for s, kwargs in zip(self.states, calls, strict=True)]
+        if feed_forward:
+            del module.forward  # it holds the module, which without this would hold itself
         self._decoder.layers[self.next] = nn.Identity()  # lets the weights go
         self.next += 1
         if not all(torch.isfinite(s).all() for s in self.states):
