@@ -14,7 +14,8 @@ fine-tuning moves a matrix in the directions of its inputs (WUDI, https://arxiv.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from lazymoe.errors import error
 from lazymoe.families.types import LAYER
-from lazymoe.plan import Plan
+from lazymoe.header import write_header
+from lazymoe.plan import CODES, Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe import Recipe
 from lazymoe.router.mixture import module_name
@@ -33,7 +35,7 @@ from lazymoe.source import Source
 from lazymoe.write import write_whole
 
 RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
-ROWS = 8192  # of an embedding matrix that are merged at a time
+ROWS = 2048  # of an embedding matrix that are merged at a time
 Names = tuple[str, ...]
 
 
@@ -62,7 +64,7 @@ def share(recipe: Recipe, plan: Plan, order: Sequence[int], folder: Path, device
         _save(plan, folder / f"shared-{layer:05}.safetensors", _layer(plan, layer, experts, inputs, device))
         progress("share", layer + 1, plan.layers)
     last = [stream.finish()[0][mask] for stream, mask in zip(streams, real, strict=True)]
-    _save(plan, folder / "shared-outer.safetensors", _outer(plan, experts, last, device))
+    _outer(plan, experts, last, device, folder / "shared-outer.safetensors")
 
 
 def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names, Tensor]:
@@ -105,27 +107,44 @@ def _layer(
     return {prefix + name: tensor for name, tensor in merged.items()}
 
 
-def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device: str) -> dict[str, Tensor]:
-    """The merged tensors outside the layers. Embeddings that are tied to the head are merged as the head."""
-    base = plan.sources[0]
+def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device: str, file: Path) -> None:
+    """Merge the tensors outside the layers, some rows at a time: a vocabulary can be larger than any layer."""
+    base, dtype = plan.sources[0], plan.config["dtype"]
     names = [name for name in plan.dense.outer if name in base.tensors]
-    head = "lm_head.weight" if "lm_head.weight" in names else names[0]
-    merged = {name: _mean(base, experts, name) for name in names if name != head or plan.shared == "average"}
-    if head in merged:
-        return merged
-    blocks = range(0, base.tensors[head].shape[0], ROWS)
+    head = "lm_head.weight" if "lm_head.weight" in names else names[0]  # tied embeddings are merged as the head
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "wb") as f:
+        f.write(write_header((name, CODES[dtype], base.tensors[name].shape) for name in names))
+        for name in names:
+            solve = _head(base, experts, name, last, device) if name == head and plan.shared == "regmean" else None
+            for start in range(0, base.tensors[name].shape[0], ROWS):
+                deltas = [_delta(base, expert, name, start, start + ROWS) for expert in experts]
+                delta = solve(deltas) if solve else torch.stack(deltas).mean(0)
+                rows = (_rows(base, name, start, start + ROWS) + delta).to(getattr(torch, dtype))
+                _check_finite(name, rows)
+                f.write(memoryview(rows.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
+    os.replace(temporary, file)
+
+
+def _head(
+    base: Source, experts: Sequence[Source], name: str, last: Sequence[Tensor], device: str
+) -> Callable[[list[Tensor]], Tensor]:
+    """What merges rows of the head: from what each expert changed in them, ``[n, H]`` each, to the change to make."""
+    width = base.tensors[name].shape[1]
     moments = []
     for e, expert in enumerate(experts):
-        deltas = (_delta(base, expert, head, start, start + ROWS).to(device) for start in blocks)
-        gram = sum((d.T @ d for d in deltas), torch.zeros(base.tensors[head].shape[1:] * 2, device=device))
+        gram = torch.zeros(width, width, device=device)
+        for start in range(0, base.tensors[name].shape[0], ROWS):
+            delta = _delta(base, expert, name, start, start + ROWS).to(device)
+            gram += delta.T @ delta
         moments.append(_moments(gram, last[e] if last else None))
     factor = torch.linalg.cholesky(torch.stack(moments).sum(0))
-    rows = []
-    for start in blocks:
-        deltas = (_delta(base, expert, head, start, start + ROWS).to(device) for expert in experts)
-        weighted = torch.stack([d @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
-        rows.append(_rows(base, head, start, start + ROWS) + torch.cholesky_solve(weighted.T, factor).T.cpu())
-    return merged | {head: torch.cat(rows)}
+
+    def solve(deltas: list[Tensor]) -> Tensor:
+        weighted = torch.stack([d.to(device) @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
+        return torch.cholesky_solve(weighted.T, factor).T.cpu()
+
+    return solve
 
 
 def _moments(gram: Tensor, x: Tensor | None) -> Tensor:
@@ -173,7 +192,11 @@ def _save(plan: Plan, file: Path, tensors: dict[str, Tensor]) -> None:
     dtype = getattr(torch, plan.config["dtype"])
     cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in cast.items():
-        if not torch.isfinite(tensor).all():
-            what = f"'{name}' came out NaN or infinite when it was merged"
-            raise error("shared_weights", what, "Use 'shared_weights: base', or look for a broken expert.")
+        _check_finite(name, tensor)
     write_whole(file, save(cast))
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        what = f"'{name}' came out NaN or infinite when it was merged"
+        raise error("shared_weights", what, "Use 'shared_weights: base', or look for a broken expert.")
