@@ -167,8 +167,8 @@ def test_nothing_from_outside_breaks_the_card(mixture: Path, tmp_path: Path, hos
         experts = [recipe.experts[0].model_copy(update={"source_model": word, "positive_prompts": [word]})]
         recipe = recipe.model_copy(update={"experts": [*experts, *recipe.experts[1:]]})
         (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        names = [word, *REPORT.names[1:]]
-        losses = {word if name == REPORT.names[0] else name: row for name, row in REPORT.losses.items()}
+        names = [" ".join(word.split()), *REPORT.names[1:]]
+        losses = {names[0] if name == REPORT.names[0] else name: row for name, row in REPORT.losses.items()}
         replace(REPORT, names=names, losses=losses).save(out)
         return render(out, "you/my-moe", license=word), recipe
 

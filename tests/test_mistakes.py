@@ -249,4 +249,4 @@ def test_no_network(kitchen: Kitchen) -> None:
 
 def test_a_missing_recipe(tmp_path: Path, capsys) -> None:
     assert main(["check", str(tmp_path / "none.yaml")]) == 2
-    assert "can't be read: No such file" in capsys.readouterr().err
+    assert "there is no such file, and no ready-made recipe of that name" in capsys.readouterr().err
