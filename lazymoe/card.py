@@ -100,8 +100,8 @@ def render(
     done = open_finished(folder)
     chosen = (license or "").strip() or find_license(folder).name
     sources = done.record["sources"]
-    references = [Reference.parse(name) for _, name in done.recipe.models()]
-    hub_ids = list(dict.fromkeys(r.model for r in references if HUB_ID.fullmatch(r.model) and "/" in r.model))
+    names = [part for _, name in done.recipe.models() for part in _spell(name).split(" + ")]
+    hub_ids = [name for name in dict.fromkeys(names) if HUB_ID.fullmatch(name) and "/" in name]
     languages = sorted({code for source in sources for code in source["languages"] if LANGUAGE.fullmatch(code)})
     front = ModelCardData(
         language=languages or None,
@@ -175,10 +175,12 @@ def text(value: object) -> str:
 
 
 def link(model: str) -> str:
-    """A model's name, as a link to its page if it is on the Hub."""
-    hub_id = model.partition("@")[0]
-    on_hub = HUB_ID.fullmatch(hub_id) and "/" in hub_id
-    return f"[{text(model)}](https://huggingface.co/{hub_id})" if on_hub else text(model)
+    """A model's name, as a link to its page if it is on the Hub; with an adapter, both."""
+    linked = []
+    for part in model.split(" + "):
+        on_hub = HUB_ID.fullmatch(part) and "/" in part
+        linked.append(f"[{text(part)}](https://huggingface.co/{part})" if on_hub else text(part))
+    return " + ".join(linked)
 
 
 def fence(code: str, language: str = "") -> str:
@@ -196,7 +198,8 @@ def python(value: str) -> str:
 def _spell(reference: str) -> str:
     """A model for people: a folder by its name only, for where it lay concerns nobody."""
     known = Reference.parse(reference)
-    return known.model if HUB_ID.fullmatch(known.model) and "/" in known.model else Path(known.model).name
+    name = known.model if HUB_ID.fullmatch(known.model) and "/" in known.model else Path(known.model).name
+    return f"{name} + {_spell(known.adapter)}" if known.adapter else name
 
 
 def _prompts(prompts: list[Any]) -> list[str]:

@@ -15,7 +15,7 @@ import psutil
 
 from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.families import find
-from lazymoe.fit import differences, misfits, same_tokens, unusable
+from lazymoe.fit import adapters, differences, misfits, same_tokens, unusable
 from lazymoe.plan import Plan, make_plan
 from lazymoe.prompts import read_prompts
 from lazymoe.recipe import Recipe, Reference, Texts
@@ -251,7 +251,9 @@ def _plan(
         where, what = recipe.place(strangers[0], "source_model"), "its tokens aren't the base model's"
         remedy = "So attention, norms and embeddings are taken from the base model alone."
         warnings.append(Problem(where, what, remedy))
-    return make_plan(recipe, sources, dense, family, "base" if strangers else shared, shard_size)
+    shared = "base" if strangers else shared
+    warnings += adapters(recipe, sources, dense, shared)
+    return make_plan(recipe, sources, dense, family, shared, shard_size)
 
 
 def _disk(plan: Plan, out: Path, download: int) -> Iterator[Problem]:

@@ -88,6 +88,21 @@ def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
             yield Problem(where, what, "The base model's is used; choose as base the model whose chat format you want.")
 
 
+def adapters(recipe: Recipe, sources: Sequence[Source], dense: Dense, shared: str) -> Iterator[Problem]:
+    """What of the experts' LoRA adapters doesn't reach the mixture."""
+    ffn = dense.ffn_shapes(dense.complete(sources[0].config))
+    for i, source in enumerate(sources[1:]):
+        if not source.adapter:
+            continue
+        outside = sorted({name.split(".")[-2] for name in source.adapter.tensors if name not in ffn})
+        if all(name not in ffn for name in source.adapter.tensors):
+            what = "its adapter changes no feed-forward weights, which are all that an expert has of its own"
+            yield Problem(recipe.place(i, "source_model"), what, "Use an adapter that was trained on the MLP too.")
+        elif outside and shared == "base":
+            what = f"its adapter also changes {', '.join(outside)}, which the mixture takes from the base model"
+            yield Problem(recipe.place(i, "source_model"), what, "Use 'shared_weights: regmean' to keep some of that.")
+
+
 def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
     """What is missing from a source, or has another shape or dtype than a merge can use."""
     name, found = source.reference, [t for t in source.tensors.values() if t.name in shapes]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import yaml
 
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.header import FLOATS, Tensor, read_header
+from lazymoe.lora import WEIGHTS, Adapter, open_adapter
 from lazymoe.recipe import Reference
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Source:
         config: its config.json.
         tensors: every tensor by name.
         weights: the files that hold the tensors, with their sizes in bytes.
+        adapter: a LoRA adapter on top; ``tensors`` are those with it.
     """
 
     reference: Reference
@@ -54,6 +56,7 @@ class Source:
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     weights: dict[str, int]
+    adapter: Adapter | None = None
 
     @property
     def missing(self) -> dict[str, int]:
@@ -63,7 +66,8 @@ class Source:
     @property
     def pinned(self) -> str:
         """The reference with its commit, so that it names the same weights for ever."""
-        return str(Reference(self.reference.model, self.revision or self.reference.revision, self.reference.adapter))
+        adapter = str(self.adapter.reference) if self.adapter else None
+        return str(Reference(self.reference.model, self.revision or self.reference.revision, adapter))
 
     def files(self, patterns: Sequence[str]) -> list[str]:
         """Names of the small files here that match one of the patterns, sorted."""
@@ -99,10 +103,12 @@ class Source:
             return {}
 
     def elements(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Elements start to stop of a tensor, flat, in its own dtype: ``[stop - start]``."""
+        """Elements start to stop of a tensor, flat: ``[stop - start]``, in its own dtype, or wider under an adapter."""
         import torch
 
         stop = tensor.elements if stop is None else stop
+        if self.adapter and tensor.name in self.adapter.tensors:
+            return self.adapter.elements(replace(self, adapter=None), tensor.name, start, stop)
         if tensor.offset is None:
             return _pickle(self.folder / tensor.file)[tensor.name].reshape(-1)[start:stop]
         size = tensor.nbytes // max(tensor.elements, 1)
@@ -110,7 +116,7 @@ class Source:
         return torch.frombuffer(data, dtype=getattr(torch, FLOATS[tensor.dtype]))
 
     def load(self, name: str) -> torch.Tensor:
-        """A whole tensor in its own dtype."""
+        """A whole tensor, in the dtype that `elements` gives."""
         tensor = self.tensors[name]
         return self.elements(tensor).reshape(tensor.shape)
 
@@ -131,7 +137,7 @@ class Source:
 
     def fingerprint(self) -> str:
         """Changes when the checkpoint's layout, config or tokenizer does; cheap, since no weight is read."""
-        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights))
+        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights, self.adapter))
         return hashlib.sha256(f"{layout} {self.digest(SMALL_FILES)}".encode()).hexdigest()
 
 
@@ -163,11 +169,12 @@ def open_source(reference: str, where: str = "model", allow_pickle: bool = False
     """
     ref = Reference.parse(reference)
     if ref.adapter:
-        raise error(
-            where,
-            f"'{reference}' is a LoRA adapter on a model, which can't be merged yet",
-            "Merge it first with PEFT's merge_and_unload() and name the result.",
-        )
+        below = open_source(str(Reference(ref.model, ref.revision)), where, allow_pickle)
+        adapter = open_adapter(ref.adapter, where, below.tensors)
+        file = adapter.folder / WEIGHTS
+        weights = below.weights | {str(file): file.stat().st_size}
+        tensors = below.tensors | adapter.tensors
+        return replace(below, reference=ref, tensors=tensors, weights=weights, adapter=adapter)
     path = ref.path
     if path.is_dir():
         sizes = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}

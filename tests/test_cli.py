@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Make, recipe, write_recipe
+from hub_server import Hub
 
 from lazymoe.cli import main
 
@@ -77,3 +78,25 @@ def test_an_interrupt_says_how_to_go_on(file: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("lazymoe.cli.merge", interrupted)
     assert main(["merge", str(file), str(tmp_path / "moe")]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_card_is_printed(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(file), str(tmp_path / "moe")]) == 0
+    capsys.readouterr()
+    assert main(["card", str(tmp_path / "moe"), "--repo", "you/moe", "--license", "mit"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("---\n") and "license: mit" in printed.out and not printed.err
+    assert main(["card", str(tmp_path / "moe")]) == 0
+    assert "no licence is stated" in capsys.readouterr().err
+
+
+def test_publish_prints_the_address(
+    file: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", str(file), str(tmp_path / "moe")]) == 0
+    assert main(["publish", str(tmp_path / "moe"), "writer/from-cli"]) == 2
+    assert "token: there is none" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    assert main(["publish", str(tmp_path / "moe"), "writer/from-cli", "--private"]) == 0
+    assert f"{hub.url}/writer/from-cli" in capsys.readouterr().out
+    assert hub.repos["writer/from-cli"].private

@@ -128,7 +128,10 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "gated repo": (expert(source_model="acme/gated"), ("experts[1]", "is gated", "accept its conditions")),
     "unknown revision": (expert(source_model="acme/open@v9"), ("no revision 'v9'",)),
     "impossible name": (recipe(base_model="a b/c"), ("no folder 'a b/c'",)),
-    "a LoRA adapter": (lambda k: expert(source_model=f"{k.expert}@main+acme/lora")(k), ("LoRA", "merge_and_unload")),
+    "unknown adapter": (
+        lambda k: expert(source_model=f"{k.expert}+acme/no-lora")(k),
+        ("experts[1]", "no folder and no model on the Hub by the name 'acme/no-lora'"),
+    ),
     "an empty folder": (
         lambda k: ((k.folder / "empty").mkdir(), expert(source_model=str(k.folder / "empty"))(k)),
         ("no config.json",),

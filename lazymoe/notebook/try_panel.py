@@ -102,7 +102,9 @@ class Chat:
         with self.told.guard("Press Send again."):
             if self.loaded is None:
                 self.told.show("note", "Loading the mixture …")
-                self.loaded = _load(str(SESSION.merged))
+                from lazymoe.notebook.load import load
+
+                self.loaded = load(SESSION.merged)
             self.told.value = ""
             self.question.value = ""
             self.messages.append({"role": "user", "content": question})
@@ -115,18 +117,6 @@ class Chat:
         who = {"user": "You", "assistant": "Mixture"}
         said = (f"<b>{who[m['role']]}:</b> {html.escape(m['content'])}" for m in self.messages)
         self.log.value = "".join(f'<p style="white-space:pre-wrap">{line}</p>' for line in said)
-
-
-def _load(folder: str) -> tuple[Any, Any]:
-    """Model and tokenizer: in 4 bit where there is a CUDA GPU and bitsandbytes, as it is otherwise."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    options: dict[str, Any] = {"dtype": "auto"}
-    if torch.cuda.is_available():
-        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
-        options = {"quantization_config": four, "device_map": "cuda", "dtype": torch.float16}
-    return AutoModelForCausalLM.from_pretrained(folder, **options), AutoTokenizer.from_pretrained(folder)
 
 
 def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> Any:

@@ -1,0 +1,36 @@
+"""The mixture in 4 bit: all of the layers' matrices are, and it is still the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import Make, recipe
+from transformers import AutoModelForCausalLM
+
+from lazymoe import merge
+from lazymoe.notebook.load import load_4bit
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256}  # so that nearly all of it is in the layers
+
+
+@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="transformers 4 does this itself")
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_matrix_of_a_layer_is_in_4_bit(tied: bool, make: Make, tmp_path: Path) -> None:
+    models = [make(f"model-{i}", seed=i, tie_word_embeddings=tied, **WIDE) for i in range(3)]
+    merge(recipe(models[0], *models), tmp_path / "moe")
+    model = load_4bit(tmp_path / "moe", "cpu", torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "moe", dtype=torch.float32)
+    for name, parameter in model.model.layers.named_parameters():
+        quantised = parameter.dtype == torch.uint8
+        assert quantised == ("norm" not in name and not name.endswith("mlp.gate.weight")), name
+    stored = sum(p.nbytes for p in model.model.layers.parameters())
+    assert stored < whole.model.layers[0].self_attn.q_proj.weight.element_size() * whole.num_parameters() / 6
+
+    ids = torch.arange(2, 42)[None]
+    with torch.no_grad():
+        near, exact = model(ids).logits.flatten(), whole(ids).logits.flatten()
+    assert torch.cosine_similarity(near, exact, dim=0) > 0.95
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 43)
