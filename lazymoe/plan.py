@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lazymoe.families import Dense, Family
-from lazymoe.families.types import LAYER
+from lazymoe.families.types import LAYER, shape
 from lazymoe.header import BITS, FLOATS, Tensor
 from lazymoe.recipe import Recipe
 from lazymoe.source import Source
@@ -34,6 +34,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A tensor of one value, which the mixture's architecture wants and no source has."""
+
+    value: float
+
+
+@dataclass(frozen=True)
 class Computed:
     """A tensor that is worked out before the writing: a router, or weights merged from several sources."""
 
@@ -45,7 +52,7 @@ class Output:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    origin: Piece | Computed
+    origin: Piece | Constant | Computed
 
     @property
     def parameters(self) -> int:
@@ -192,6 +199,9 @@ def make_plan(
         prefix = LAYER.format(layer=layer)
         for name in dense.layer:
             outputs += body(prefix + name)
+        for name, (words, value) in family.constants.items():
+            if name not in dense.layer:
+                outputs.append(Output(prefix + name, dtype, shape(words, config), Constant(value)))
         outputs.append(Output(prefix + family.router, dtype, (len(recipe.experts), config["hidden_size"]), Computed()))
         for number, expert in enumerate(recipe.experts):
             for name, role in family.experts.items():

@@ -19,7 +19,7 @@ import numpy as np
 
 from lazymoe.errors import error
 from lazymoe.header import FLOATS, Tensor, write_header
-from lazymoe.plan import Output, Piece, Plan
+from lazymoe.plan import Constant, Output, Piece, Plan
 from lazymoe.progress import Progress
 
 BLOCK = 1 << 22  # elements that go through arithmetic at a time
@@ -84,7 +84,9 @@ def _write_shard(
         _write(f, write_header((o.name, o.dtype, o.shape) for o in outputs))
         for output in outputs:
             origin = output.origin
-            if not isinstance(origin, Piece):
+            if isinstance(origin, Constant):
+                steps = _fill(output, origin.value, f)
+            elif not isinstance(origin, Piece):
                 tensor = computed[output.name]
                 steps = _copy(path.parent / tensor.file, tensor.offset or 0, output.nbytes, f)
             elif origin.tensor.offset is not None and (origin.tensor.dtype, origin.noise, origin.scale) == (
@@ -103,6 +105,15 @@ def _write_shard(
                 checks.pop(0).result()  # raises what the scan found, early
         for check in checks:
             check.result()
+
+
+def _fill(output: Output, value: float, target: BinaryIO) -> Iterator[int]:
+    """Append a tensor of one value; yields how many bytes."""
+    import torch
+
+    one = torch.tensor([value], dtype=getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy().tobytes()
+    _write(target, one * output.parameters)
+    yield output.nbytes
 
 
 def _copy(source: Path, offset: int, length: int, target: BinaryIO) -> Iterator[int]:

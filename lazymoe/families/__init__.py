@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from lazymoe.errors import error, nearest
 from lazymoe.families.mixtral import MIXTRAL
+from lazymoe.families.olmo import FLEX_OLMO
+from lazymoe.families.qwen import QWEN2_MOE, QWEN3_MOE
 from lazymoe.families.types import Dense, Family
 
-FAMILIES = (MIXTRAL,)
+FAMILIES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, FLEX_OLMO)  # the first that takes a model is its own
 
 
 def find(model_type: str, architecture: str | None = None) -> tuple[Dense, Family]:
@@ -18,7 +20,7 @@ def find(model_type: str, architecture: str | None = None) -> tuple[Dense, Famil
     Raises:
         LazyMoEError: if there is no such family, or none that takes it.
     """
-    named = [family for family in FAMILIES if architecture in (None, family.name)]
+    named = [family for family in FAMILIES if architecture in (None, family.name, *family.aliases)]
     if not named:
         names = [family.name for family in FAMILIES]
         raise error("architecture", f"there is no architecture '{architecture}'", nearest(str(architecture), names))

@@ -35,6 +35,18 @@ _DEFAULTS = {
     "use_cache": True,
 }
 
+_BIASES = {f"self_attn.{part}_proj.bias": words for part, words in
+           (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))}  # fmt: skip
+_QWEN = {
+    **_DEFAULTS,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "sliding_window": None,
+    "use_sliding_window": False,
+}
+
 LLAMA = Dense("llama", outer=_OUTER, layer=_LAYER, ffn=_FFN, defaults={**_DEFAULTS, "sliding_window": None})
 MISTRAL = Dense(
     "mistral",
@@ -42,4 +54,31 @@ MISTRAL = Dense(
     layer=_LAYER,
     ffn=_FFN,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+)
+QWEN2 = Dense("qwen2", outer=_OUTER, layer={**_LAYER, **_BIASES}, ffn=_FFN, defaults=_QWEN)
+QWEN3 = Dense(
+    "qwen3",
+    outer=_OUTER,
+    layer={**_LAYER, "self_attn.q_norm.weight": "head", "self_attn.k_norm.weight": "head"},
+    ffn=_FFN,
+    defaults={**_QWEN, "attention_bias": False, "head_dim": 128},
+)
+OLMO2 = Dense(
+    "olmo2",
+    outer=_OUTER,
+    layer={
+        **{name: words for name, words in _LAYER.items() if name != "input_layernorm.weight"},
+        "post_feedforward_layernorm.weight": "hidden",
+        "self_attn.q_norm.weight": "heads",
+        "self_attn.k_norm.weight": "kv_heads",
+    },
+    ffn=_FFN,
+    defaults={
+        **_DEFAULTS,
+        "attention_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": 50279,
+        "pad_token_id": 1,
+        "rms_norm_eps": 1e-5,
+    },
 )

@@ -9,21 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.families.dense import LLAMA, MISTRAL
-from lazymoe.families.types import Config, Family, rope_spellings
-
-CARRIED = (
-    "attention_dropout", "bos_token_id", "eos_token_id", "head_dim", "hidden_act", "hidden_size", "initializer_range",
-    "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
-    "pad_token_id", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "use_cache", "vocab_size",
-)  # fmt: skip
+from lazymoe.families.types import Config, Family, carry
 
 
 def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
     return {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
-        **{key: dense[key] for key in CARRIED if key in dense},
-        **rope_spellings(dense),
+        **carry(dense),
         "num_local_experts": experts,
         "num_experts_per_tok": top_k,
         "output_router_logits": False,

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+SMALL = 256  # width of a shared expert that has nothing to do
+CARRIED = (  # config keys that mean the same in a mixture as in the dense models it is made of
+    "attention_dropout", "bos_token_id", "eos_token_id", "head_dim", "hidden_act", "hidden_size", "initializer_range",
+    "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "pad_token_id", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "use_cache", "vocab_size",
+)  # fmt: skip
 LAYER = "model.layers.{layer}."  # how every architecture here names its layers
 
 Config = Mapping[str, Any]  # the contents of a config.json
@@ -39,7 +45,7 @@ class Dense:
 
     def body_shapes(self, config: Config) -> Shapes:
         """All tensors but those of the feed-forward networks, name to shape, for a complete config."""
-        shapes = {name: self._shape(words, config) for name, words in self.outer.items()}
+        shapes = {name: shape(words, config) for name, words in self.outer.items()}
         return shapes | self._every_layer(dict(self.layer), config)
 
     def ffn_shapes(self, config: Config) -> Shapes:
@@ -48,18 +54,22 @@ class Dense:
 
     def _every_layer(self, tensors: Mapping[str, str], config: Config) -> Shapes:
         layers = [LAYER.format(layer=i) for i in range(config["num_hidden_layers"])]
-        return {prefix + name: self._shape(words, config) for prefix in layers for name, words in tensors.items()}
+        return {prefix + name: shape(words, config) for prefix in layers for name, words in tensors.items()}
 
-    def _shape(self, words: str, config: Config) -> tuple[int, ...]:
-        """A shape in words, such as ``"ffn hidden"``, in numbers."""
-        sizes = {
-            "vocab": config["vocab_size"],
-            "hidden": config["hidden_size"],
-            "heads": config["num_attention_heads"] * config["head_dim"],
-            "kv_heads": config["num_key_value_heads"] * config["head_dim"],
-            "ffn": config["intermediate_size"],
-        }
-        return tuple(sizes[word] for word in words.split())
+
+def shape(words: str, config: Config) -> tuple[int, ...]:
+    """A shape in words, such as ``"ffn hidden"``, in numbers, for a complete config."""
+    sizes = {
+        "vocab": config["vocab_size"],
+        "hidden": config["hidden_size"],
+        "head": config["head_dim"],
+        "heads": config["num_attention_heads"] * config["head_dim"],
+        "kv_heads": config["num_key_value_heads"] * config["head_dim"],
+        "ffn": config["intermediate_size"],
+        "one": 1,
+        "small": SMALL,
+    }
+    return tuple(sizes[word] for word in words.split())
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,13 @@ class Family:
 
     Attributes:
         name: what a recipe calls it (`architecture:`), which is also its model_type.
+        aliases: what mergekit-moe calls it.
         takes: the dense architectures that fit it exactly.
         experts: names of one expert's tensors in a layer, with ``{expert}``, to the role they come from.
         router: name of the router's weight [experts, hidden] in a layer.
-        config: makes its config.json from the base model's complete config, the number of experts, and top-k.
+        config: makes what only it has in its config.json from the base model's complete config, the number of experts,
+            and top-k.
+        constants: tensors of a layer that it needs and the dense model may lack: name to shape and value.
     """
 
     name: str
@@ -81,6 +94,13 @@ class Family:
     experts: Mapping[str, str]
     router: str
     config: Callable[[Config, int, int], dict[str, Any]]
+    constants: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+
+def carry(dense: Config, *more: str) -> dict[str, Any]:
+    """What a mixture's config.json has in common with the dense model's, with more keys where that has them."""
+    return {key: dense[key] for key in (*CARRIED, *more) if key in dense} | rope_spellings(dense)
 
 
 def rope_spellings(config: Config) -> dict[str, Any]:
