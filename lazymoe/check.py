@@ -162,7 +162,7 @@ def review(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
 def _unsupported(recipe: Recipe) -> Iterator[Problem]:
     """What can't be made, as far as the recipe alone can tell."""
     if recipe.shared_experts:
-        what = "Mixtral has no shared expert, and no other architecture is supported yet"
+        what = "shared experts can't be made yet"
         yield Problem("shared_experts", what, "Remove 'shared_experts', or list its model under 'experts'.")
     for i, expert in enumerate(recipe.experts):
         if recipe.gate_mode in PROMPTED and not any(

@@ -6,16 +6,16 @@ And in llama.cpp, where ``--llamacpp PYTHON`` names an environment with convert-
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tensors_of, write_recipe
+from conftest import Make, tensors_of, write_recipe
 from transformers import AutoModelForCausalLM
 
 from lazymoe import Recipe, merge
-from lazymoe.demo import demo_recipe
 from lazymoe.demo_models import domains
 
 # llama.cpp knows tokenizers by name, the demo's by none; prompts go in as numbers, so any name will do
@@ -35,48 +35,72 @@ print("RESULT", json.dumps([[[t["id"], t["logprob"]] for t in top] for top in to
 """
 
 
+@pytest.fixture
+def models(request: pytest.FixtureRequest, demo_models: Path, make: Make) -> list[Path]:
+    """The demo's, base model first; or small ones of another kind, with the demo's tokenizer."""
+    if request.param == "llama":
+        return [demo_models / name for name in ("base", *(kind.name for kind in domains()))]
+    sizes = json.loads((demo_models / "base" / "config.json").read_text())
+    shape = {key: sizes[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads")}
+    folders = [
+        make(f"model-{i}", seed=i, kind=request.param, **shape, head_dim=32, intermediate_size=96) for i in range(5)
+    ]
+    for folder in folders:
+        for file in (demo_models / "base").glob("token*"):
+            shutil.copy(file, folder)
+    return folders
+
+
+def recipe_of(models: list[Path], gate_mode: str, **fields: object) -> Recipe:
+    experts = [
+        {"source_model": str(model), "positive_prompts": list(kind.prompts), **fields}
+        for model, kind in zip(models[1:], domains(), strict=True)
+    ]
+    data = {"base_model": str(models[0]), "gate_mode": gate_mode, "dtype": "bfloat16", "experts": experts}
+    return Recipe.model_validate(data)
+
+
 @pytest.mark.parametrize("fields", [{}, {"residual_scale": 0.3}], ids=["plain", "scaled"])
 @pytest.mark.parametrize("gate_mode", ["hidden", "cheap_embed"])
+@pytest.mark.parametrize("models", ["llama", "qwen3"], indirect=True)
 def test_every_tensor_is_mergekits(
-    gate_mode: str, fields: dict, demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
+    models: list[Path], gate_mode: str, fields: dict, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     mergekit = request.config.getoption("mergekit")
     if not mergekit:
         pytest.skip("no --mergekit")
-    experts = [
-        {"source_model": str(demo_models / k.name), "positive_prompts": list(k.prompts), **fields} for k in domains()
-    ]
-    data = {"base_model": str(demo_models / "base"), "gate_mode": gate_mode, "dtype": "bfloat16", "experts": experts}
-    given = Recipe.model_validate(data)
+    given = recipe_of(models, gate_mode, **fields)
     file = write_recipe(tmp_path / "recipe.yaml", given)
     subprocess.run([mergekit, file, tmp_path / "theirs"], check=True, capture_output=True)
-    merge(given, tmp_path / "ours", device="cpu")
+    family = merge(given, tmp_path / "ours", device="cpu").plan.family
+    names = {role: name for name, role in family.experts.items()}
 
     ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
     for name, tensor in theirs.items():
-        layer = name.partition("mlp.")[0] + "block_sparse_moe."
+        layer = name.partition("mlp.")[0]
         if name.endswith("mlp.gate.weight"):
-            rows = ours.pop(layer + "gate.weight")
+            rows = ours.pop(layer + family.router)
             assert torch.cosine_similarity(rows.float(), tensor.float(), dim=-1).min() > 0.999
         elif name.endswith("experts.gate_up_proj"):  # [E, 2I, H], fused
             for e, fused in enumerate(tensor):
-                pair = [ours.pop(f"{layer}experts.{e}.{w}.weight") for w in ("w1", "w3")]
+                pair = [ours.pop(layer + names[role].format(expert=e)) for role in ("gate", "up")]
                 assert torch.equal(torch.cat(pair), fused)
         elif name.endswith("experts.down_proj"):  # [E, H, I]
             for e, matrix in enumerate(tensor):
-                assert torch.equal(ours.pop(f"{layer}experts.{e}.w2.weight"), matrix)
+                assert torch.equal(ours.pop(layer + names["down"].format(expert=e)), matrix)
         else:
             assert torch.equal(ours.pop(name), tensor)
     assert not ours
 
 
+@pytest.mark.parametrize("models", ["llama", "qwen3"], indirect=True)
 def test_llama_cpp_gives_the_same_probabilities(
-    demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
+    models: list[Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     python = request.config.getoption("llamacpp")
     if not python:
         pytest.skip("no --llamacpp")
-    merge(demo_recipe(demo_models, domains(), "fit"), tmp_path / "moe", device="cpu")
+    merge(recipe_of(models, "fit"), tmp_path / "moe", device="cpu")
     prompts = [[1, 2, 3, 4, 5], list(range(300, 360)), [260]]
     done = subprocess.run(
         [python, "-c", LLAMACPP, tmp_path / "moe"],
