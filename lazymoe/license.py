@@ -49,7 +49,7 @@ def strictest(sources: Sequence[tuple[str, str | None]]) -> License:
     unknown = [model for model, name in sources if name is None or name in ("unknown", "other")]
     if unknown:
         what = f"no licence is stated by {', '.join(dict.fromkeys(unknown))}"
-        problems.append(Problem("license", what, "Look at the model's page, and name the mixture's licence yourself."))
+        problems.append(Problem("license", what, "Look at their pages, and name the mixture's licence yourself."))
     named = {name: model for model, name in sources if name and model not in unknown}
     for name, model in named.items():
         if _kind(name) == "no derivatives":

@@ -48,7 +48,7 @@ class Publish:
         """A token that is there already spares typing one."""
         with self.greeting.guard("Run the cell again."):
             if found := find_token():
-                self._use(found[0], f"The token is from {found[1]}.")
+                self._use(found[0], f"Your token is from {found[1]}.")
             else:
                 page = "https://huggingface.co/settings/tokens"
                 self.greeting.show("note", f"Make a token with write access at {page}, paste it here and press Enter.")
@@ -59,7 +59,7 @@ class Publish:
             return
         self.typed.value = ""  # before anything else: the value of a widget can be saved with the notebook
         with self.greeting.guard("Paste it again."):
-            self._use(token, "It is kept in memory only.")
+            self._use(token, "Your token is kept in memory only.")
 
     def _use(self, token: str, words: str) -> None:
         self.who = account(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from itertools import groupby
 from threading import Thread
 from typing import Any
 
@@ -56,7 +57,8 @@ def _routing(names: list[str], tokens: list[str], experts: list[list[int]]) -> s
 
     legend = " &nbsp; ".join(marked(name, e) for e, name in enumerate(names))
     most = [Counter(layers).most_common(1)[0][0] for layers in zip(*experts, strict=True)]
-    words = "".join(marked(token, e) for token, e in zip(tokens, most, strict=True))
+    runs = groupby(zip(tokens, most, strict=True), key=lambda pair: pair[1])
+    words = "".join(marked("".join(token for token, _ in run), e) for e, run in runs)
     bars = "".join(_bar(layer, chosen, names) for layer, chosen in enumerate(experts))
     return (
         f"<p>Experts: {legend}</p><p>{words}</p>"
