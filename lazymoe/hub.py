@@ -1,6 +1,6 @@
 """The Hugging Face Hub: finding a model, reading ranges of its files, downloading what a merge needs.
 
-The only module that talks to the network, always through the huggingface_hub client, whose errors become messages.
+Reading only; writing is in `publish`. Both go through the huggingface_hub client, whose errors become messages.
 """
 
 from __future__ import annotations

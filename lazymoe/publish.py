@@ -45,7 +45,7 @@ class Account:
     Attributes:
         name: of the user.
         organizations: where they may write too.
-        writable: the namespaces that the token may write to; with a read-only token none.
+        writable: the namespaces, or single repositories, that the token may write to; with a read-only token none.
     """
 
     name: str
@@ -165,11 +165,12 @@ def _check_right(who: Account, repo: str) -> None:
         raise error("repository", f"'{repo}' isn't a Hub id", f"Use a name such as '{who.name}/my-moe'.")
     if not who.writable:
         raise error("token", "it may only read", f"Make one with write access at {TOKENS_PAGE}.")
-    if namespace not in who.writable:
+    if not {namespace, repo} & set(who.writable):
         if namespace in (who.name, *who.organizations):
             raise error("token", f"it may not write to '{namespace}'", f"Give it that right at {TOKENS_PAGE}.")
         what = f"'{namespace}' is not you ({who.name}), nor an organization where you may write"
-        raise error("repository", what, f"Use one of: {', '.join(f'{n}/{name}' for n in who.writable)}.")
+        free = ", ".join(place if "/" in place else f"{place}/{name}" for place in who.writable)
+        raise error("repository", what, f"Use one of: {free}.")
 
 
 def _find(api: HfApi, repo: str) -> Any:

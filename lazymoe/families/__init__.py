@@ -11,6 +11,8 @@ from lazymoe.families.olmo import FLEX_OLMO
 from lazymoe.families.qwen import QWEN2_MOE, QWEN3_MOE
 from lazymoe.families.types import Dense, Family
 
+__all__ = ["FAMILIES", "Dense", "Family", "find"]
+
 FAMILIES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, FLEX_OLMO)  # the first that takes a model is its own
 
 
