@@ -256,6 +256,9 @@ def test_a_newcomer_publishes_the_demo(
         expect(lab.at("token-of-text").nth(6)).to_be_visible(timeout=30_000)
         for panel in PANELS:
             lab.shoot(request, panel, theme)
+        lab.at("publish").get_by_text("Preview of the model card").click()
+        expect(lab.at("publish").get_by_role("heading", name="Experts")).to_be_visible()
+        expect(lab.at("publish").get_by_role("img")).to_be_visible()
         lab.at("chat-message").locator("input").fill("What is a statement?")
         lab.at("chat-send").click()
         expect(lab.at("try").get_by_text("Mixture:")).to_be_visible(timeout=60_000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 import ipywidgets as w
@@ -58,7 +57,6 @@ def _picture(folder: Path) -> str:
     shown = ""
     for name, dark in PICTURES.items():
         if (folder / name).exists():
-            data = base64.b64encode((folder / name).read_bytes()).decode()
             theme = "dark" if dark else "light"
-            shown += f'<img class="lazymoe-{theme}" alt="{words}" src="data:image/png;base64,{data}">'
+            shown += f'<img class="lazymoe-{theme}" alt="{words}" src="{ui.data_url(folder / name)}">'
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
@@ -14,13 +15,14 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.publish import Account, account, find_token
 from lazymoe.publish import publish as publish_model
+from lazymoe.report import PICTURES
 
 
 class Publish:
     """The panel."""
 
     def __init__(self) -> None:
-        self.token = ""
+        self.token, self.suggested = "", ""
         self.who: Account | None = None
         self.typed = ui.field(w.Password, "Token", "token", placeholder="hf_…  (write access)", continuous_update=False)
         self.greeting, self.told, self.license_told = ui.Messages(), ui.Messages(), ui.Messages()
@@ -65,13 +67,16 @@ class Publish:
         self.who = account(token)
         self.token = token
         self.greeting.show("good", f"You are {self.who.name}. {words}")
-        self.typed.layout.display = "none"
-        if not self.repo.value:
-            self.repo.value = f"{self.who.name}/{SESSION.name}"
+        self.typed.placeholder = "hf_…  (to be someone else)"
+        self._suggest()
+
+    def _suggest(self) -> None:
+        """A name for the repository, unless the user has given it one."""
+        if self.who and self.repo.value == self.suggested:
+            self.repo.value = self.suggested = f"{self.who.name}/{SESSION.name}"
 
     def _hear(self) -> None:
-        if self.who and self.repo.value.startswith(f"{self.who.name}/"):
-            self.repo.value = f"{self.who.name}/{SESSION.name}"
+        self._suggest()
         self.preview.selected_index = None
         self.license_told.value = ""
         if SESSION.merged:
@@ -88,7 +93,8 @@ class Publish:
             self.card.value = ui.told("note", "Waiting for step 4.")
             return
         with self.told.guard("Open the preview again."):
-            self.card.value = _as_html(render(SESSION.merged, self.repo.value, license=self.license.value or None))
+            card = render(SESSION.merged, self.repo.value, license=self.license.value or None)
+            self.card.value = _as_html(card, SESSION.merged)
 
     def _publish(self) -> None:
         self.link.value = ""
@@ -110,8 +116,12 @@ def publish() -> w.Widget:
     return Publish().panel
 
 
-def _as_html(card: str) -> str:
+def _as_html(card: str, folder: Path) -> str:
     """The card as a person will see it, its front matter as text above."""
     _, front, body = card.split("---\n", 2)
     page = MarkdownIt("commonmark", {"html": False}).enable("table").render(body)
+    page = page.replace("&lt;br&gt;", "<br>")  # the card's only HTML, between the prompts of an expert
+    picture = next(iter(PICTURES))
+    if f'src="{picture}"' in page:
+        page = page.replace(f'src="{picture}"', f'src="{ui.data_url(folder / picture)}"')
     return f"<details><summary>Front matter</summary><pre>{html.escape(front)}</pre></details>{page}"

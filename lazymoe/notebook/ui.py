@@ -6,10 +6,12 @@ end's own, and never the only sign.
 
 from __future__ import annotations
 
+import base64
 import html
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
@@ -34,7 +36,7 @@ STYLE = """<style>
 .lazymoe-good { border-color: #1a7f37; background: #1a7f371c; }
 .lazymoe-note { border-color: #6e7781; background: #6e77811c; }
 .lazymoe table { border-collapse: collapse; margin: 4px 0; }
-.lazymoe td, .lazymoe th { padding: 3px 12px 3px 0; text-align: left; vertical-align: top; }
+.lazymoe td, .lazymoe th { padding: 3px 12px 3px 0; text-align: left; vertical-align: top; overflow-wrap: break-word; }
 .lazymoe th { font-weight: 600; }
 .lazymoe-dark { display: none; }
 body[data-jp-theme-light="false"] .lazymoe-dark, html[theme="dark"] .lazymoe-dark { display: block; }
@@ -163,6 +165,11 @@ class Bars(w.VBox):
         left = (total - done) / rate
         speed = f", {gigabytes(int(rate))}/s" if unit == "B" else ""
         return f"{amount}{speed}, {int(left) // 60}:{int(left) % 60:02} left"
+
+
+def data_url(picture: Path) -> str:
+    """A PNG file as the address of an image."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def table(rows: dict[str, str]) -> str:
