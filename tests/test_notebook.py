@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,16 @@ def test_form_keeps_what_it_does_not_show(session: Session) -> None:
     kept = yaml.safe_load(form.text.value)
     assert kept["shared_weights"] == "average"
     assert kept["experts"][0]["positive_prompts"] == ["one", {"file": "x.txt", "limit": 3}]
+
+
+def test_a_recipe_can_be_uploaded_and_downloaded(session: Session) -> None:
+    text = "base_model: a/b\nexperts: [{source_model: a/c, positive_prompts: [äöü]}]\n"
+    form = Form()
+    form.upload.value = ({"name": "r.yaml", "type": "", "size": 1, "content": memoryview(text.encode()),
+                          "last_modified": datetime.now()},)  # fmt: skip
+    assert form.base.value == "a/b" and form.rows[0].positive.value == "äöü"
+    link = form.link.value
+    assert base64.b64decode(link.partition("base64,")[2].partition('"')[0]).decode() == form.text.value == text
 
 
 def test_form_moves_experts(session: Session) -> None:

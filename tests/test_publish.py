@@ -117,14 +117,17 @@ def test_a_passing_fault_is_retried(empty_hub: Hub, mixture: Path, request_name:
         (503, "status 503"),
         ("cut", "can't be reached"),
         ("GatedRepo", "doesn't allow this"),
+        ("RepoNotFound", "the repository vanished"),
     ],
 )
-@pytest.mark.parametrize("request_name", ["whoami", "create", "commit"])
+@pytest.mark.parametrize("request_name", ["whoami", "create", "info", "commit"])
 def test_a_lasting_fault_stops_with_one_line_and_a_rerun_completes(
     empty_hub: Hub, mixture: Path, request_name: str, kind: int | str, words: str
 ) -> None:
     if (request_name, kind) == ("create", 409):
         return  # that is the Hub's way to say that the repository is there already
+    if (request_name, kind) == ("info", "RepoNotFound"):
+        return  # and that it isn't
     empty_hub.fault(REQUESTS[request_name], kind, times=math.inf, seconds=0)
     with pytest.raises(LazyMoEError, match=words) as caught:
         publish(mixture, REPO)

@@ -33,7 +33,7 @@ class Session:
             try:
                 saved = json.loads(file.read_text())
                 self.yaml, self.name = str(saved["yaml"]), str(saved["name"])
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError):
                 pass  # half-written by something else: begin anew
 
     @property
