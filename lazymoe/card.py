@@ -16,9 +16,9 @@ from lazymoe.assets import folder as assets
 from lazymoe.check import billions, gigabytes
 from lazymoe.errors import error
 from lazymoe.license import KNOWN, License, strictest
-from lazymoe.merge import RECIPE, RECORD
+from lazymoe.merge import RECIPE, RECORD, is_finished
 from lazymoe.recipe import Recipe, Reference
-from lazymoe.report import FILE, PICTURES, expert_names
+from lazymoe.report import FILE, PICTURE
 from lazymoe.source import HUB_ID
 
 TEMPLATE = "model_card.md.jinja"
@@ -56,7 +56,7 @@ def open_finished(folder: str | Path) -> Finished:
         LazyMoEError: if the folder isn't one.
     """
     folder = Path(folder).expanduser()
-    if not all((folder / name).is_file() for name in (RECORD, RECIPE, "config.json")):
+    if not is_finished(folder):
         raise error(folder, "this isn't a finished mixture", "Name a folder that 'lazymoe merge' has completed.")
     try:
         record, config, tokenizer, report = (
@@ -75,7 +75,10 @@ def find_license(folder: str | Path) -> License:
     Raises:
         LazyMoEError: if the folder isn't a finished mixture.
     """
-    done = open_finished(folder)
+    return _license(open_finished(folder))
+
+
+def _license(done: Finished) -> License:
     stated = [source["license"] for source in done.record["sources"]]
     return strictest([(_spell(name), license) for (_, name), license in zip(done.recipe.models(), stated, strict=True)])
 
@@ -98,10 +101,10 @@ def render(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
     done = open_finished(folder)
-    chosen = (license or "").strip() or find_license(folder).name
+    chosen = (license or "").strip() or _license(done).name
     sources = done.record["sources"]
     names = [part for _, name in done.recipe.models() for part in _spell(name).split(" + ")]
-    hub_ids = [name for name in dict.fromkeys(names) if HUB_ID.fullmatch(name) and "/" in name]
+    hub_ids = [name for name in dict.fromkeys(names) if _on_hub(name)]
     languages = sorted({code for source in sources for code in source["languages"] if LANGUAGE.fullmatch(code)})
     front = ModelCardData(
         language=languages or None,
@@ -118,15 +121,12 @@ def render(
     )
     experts = [
         {
-            "name": name,
             "model": _spell(expert.source_model),
             "prompts": _prompts(expert.positive_prompts or []),
             "license": source["license"] or "unknown",
             "share": f"{shares[i]:.0%}" if shares else "",
         }
-        for i, (name, expert, source) in enumerate(
-            zip(expert_names(done.recipe), done.recipe.experts, sources[1:], strict=True)
-        )
+        for i, (expert, source) in enumerate(zip(done.recipe.experts, sources[1:], strict=True))
     ]
     record = done.record
     known = {
@@ -138,7 +138,6 @@ def render(
         "base": _spell(done.recipe.base_model),
         "recipe": done.recipe,
         "recipe_yaml": done.recipe.to_yaml(),
-        "config": done.config,
         "top_k": done.config["num_experts_per_tok"],
         "shared": record["shared_weights"],
         "parameters": billions(record["parameters"]),
@@ -149,7 +148,7 @@ def render(
         "seed": record["seed"],
         "versions": record["versions"],
         "report": done.report,
-        "picture": next(iter(PICTURES)) if done.report and (done.folder / next(iter(PICTURES))).is_file() else None,
+        "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
         "chats": done.chats,
     }
     path = Path(template).expanduser() if template else assets("templates") / TEMPLATE
@@ -178,8 +177,7 @@ def link(model: str) -> str:
     """A model's name, as a link to its page if it is on the Hub; with an adapter, both."""
     linked = []
     for part in model.split(" + "):
-        on_hub = HUB_ID.fullmatch(part) and "/" in part
-        linked.append(f"[{text(part)}](https://huggingface.co/{part})" if on_hub else text(part))
+        linked.append(f"[{text(part)}](https://huggingface.co/{part})" if _on_hub(part) else text(part))
     return " + ".join(linked)
 
 
@@ -195,10 +193,15 @@ def python(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _on_hub(name: str) -> bool:
+    """Whether a name can be that of a model on the Hub."""
+    return bool(HUB_ID.fullmatch(name)) and "/" in name
+
+
 def _spell(reference: str) -> str:
     """A model for people: a folder by its name only, for where it lay concerns nobody."""
     known = Reference.parse(reference)
-    name = known.model if HUB_ID.fullmatch(known.model) and "/" in known.model else Path(known.model).name
+    name = known.model if _on_hub(known.model) else Path(known.model).name
     return f"{name} + {_spell(known.adapter)}" if known.adapter else name
 
 

@@ -19,7 +19,7 @@ from lazymoe.fit import adapters, differences, misfits, same_tokens, unusable
 from lazymoe.plan import Plan, make_plan
 from lazymoe.prompts import read_prompts
 from lazymoe.recipe import Recipe, Reference, Texts
-from lazymoe.source import HUB_ID, Source, open_source
+from lazymoe.source import Source, nowhere, open_source
 
 STREAMED = ("fit", "hidden", "hidden_avg", "hidden_last")  # gate modes that run models, a layer at a time
 PROMPTED = (*STREAMED, "cheap_embed")  # those that read the prompts
@@ -152,10 +152,7 @@ def review(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
     """Errors and warnings that the recipe alone tells, without a look at any model: quick enough for every key."""
     errors = list(_unsupported(recipe))
     for where, name in recipe.models():
-        reference = Reference.parse(name)
-        if not reference.path.exists() and not HUB_ID.fullmatch(reference.model):
-            what = f"there is no folder '{reference.model}'"
-            errors.append(Problem(where, what, "Check the path, or use a Hub id such as 'org/name'."))
+        errors += filter(None, [nowhere(Reference.parse(name), where)])
     return errors, list(_doubtful(recipe))
 
 

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    mixture_help = "the folder of a mixture that 'lazymoe merge' made"
     recipe_help = f"a mergekit-moe YAML file, or one of: {', '.join(ready_made())}"
 
     def recipe_options(sub: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure a finished mixture: who gets which token, and is it any good",
         "lazymoe report my-moe --texts held-out.yaml",
     )
-    sub.add_argument("out", metavar="OUT", help="the folder of a mixture that 'lazymoe merge' made")
+    sub.add_argument("out", metavar="OUT", help=mixture_help)
     sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
     sub.add_argument("--routing", action="store_true", help="measure the routing alone, without running the experts")
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "card", _card, "print the model card of a finished mixture", "lazymoe card my-moe --repo you/my-moe > card.md"
     )
-    sub.add_argument("out", metavar="OUT", help="the folder of a mixture that 'lazymoe merge' made")
+    sub.add_argument("out", metavar="OUT", help=mixture_help)
     sub.add_argument("--repo", metavar="USER/NAME", help="the name it will have on the Hub")
     card_options(sub)
 
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "put a finished mixture on the Hugging Face Hub, with its card; again after a change",
         "lazymoe publish my-moe you/my-moe --private",
     )
-    sub.add_argument("out", metavar="OUT", help="the folder of a mixture that 'lazymoe merge' made")
+    sub.add_argument("out", metavar="OUT", help=mixture_help)
     sub.add_argument("repo", metavar="USER/NAME", help="its name on the Hub; the token is HF_TOKEN or 'hf auth login'")
     sub.add_argument("--private", action="store_true", help="a new repository that only its owner can see")
     card_options(sub)

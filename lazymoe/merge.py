@@ -169,6 +169,11 @@ def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) 
     write_whole(out / "config.json", _dump(plan.config))
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished mixture."""
+    return all((folder / name).is_file() for name in (RECORD, RECIPE, "config.json"))
+
+
 def _record(plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
     """What a finished mixture says of itself, for its card and for a rerun."""
     return {

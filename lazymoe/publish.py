@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub import errors as hf
 
-from lazymoe.card import open_finished, render
+from lazymoe.card import render
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.merge import RECIPE, RECORD
 from lazymoe.progress import Progress, silent
@@ -112,9 +112,9 @@ def publish(
         LazyMoEError: if the folder isn't a finished mixture, the token may not write there, the name is taken by
             something else, or the Hub can't be reached or keeps failing.
     """
-    folder = open_finished(folder).folder
-    weights = _weights(folder)
+    folder = Path(folder).expanduser()
     card = render(folder, repo, license=license, template=template)
+    weights = _weights(folder)
     if token is None and (found := find_token()):
         token = found[0]
     if not token:

@@ -23,7 +23,7 @@ from lazymoe.picture import draw
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
 from lazymoe.prompts import read_prompts
-from lazymoe.recipe import Recipe
+from lazymoe.recipe import Recipe, Reference
 from lazymoe.router import spell_layers
 from lazymoe.router.mixture import run
 from lazymoe.router.stream import Stream
@@ -32,7 +32,8 @@ from lazymoe.source import Source, fetch, open_source
 from lazymoe.write import write_whole
 
 FILE = "report.json"
-PICTURES = {"routing.png": False, "routing-dark.png": True}  # name to whether it is for a dark page
+PICTURE = "routing.png"
+PICTURES = {PICTURE: False, "routing-dark.png": True}  # name to whether it is for a dark page
 WINDOW = 256  # tokens read at a time
 TOKENS = 4096  # of each domain, at most
 HEAD = 256  # tokens that go through the head at a time
@@ -278,8 +279,15 @@ def read_texts(path: Path) -> list[list[str]]:
 
 def expert_names(recipe: Recipe) -> list[str]:
     """A short name for each expert, all different."""
-    short = [" ".join(e.source_model.partition("@")[0].rstrip("/").rpartition("/")[2].split()) for e in recipe.experts]
+    short = [_short_name(Reference.parse(e.source_model)) for e in recipe.experts]
     return [f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, 1)]
+
+
+def _short_name(reference: Reference) -> str:
+    """The last part of a model's name; with an adapter, of the adapter's, since many can share a model."""
+    if reference.adapter:
+        return _short_name(Reference.parse(reference.adapter))
+    return " ".join(reference.model.partition("@")[0].rstrip("/").rpartition("/")[2].split())
 
 
 def windows(source: Source, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Tensor, Tensor]:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lazymoe.errors import LazyMoEError, error
+from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.header import FLOATS, Tensor, read_header
-from lazymoe.lora import WEIGHTS, Adapter, open_adapter
 from lazymoe.recipe import Reference
 
 if TYPE_CHECKING:
     import torch
+
+    from lazymoe.lora import Adapter
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -104,16 +105,12 @@ class Source:
 
     def elements(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements start to stop of a tensor, flat: ``[stop - start]``, in its own dtype, or wider under an adapter."""
-        import torch
-
         stop = tensor.elements if stop is None else stop
         if self.adapter and tensor.name in self.adapter.tensors:
             return self.adapter.elements(replace(self, adapter=None), tensor.name, start, stop)
         if tensor.offset is None:
             return _pickle(self.folder / tensor.file)[tensor.name].reshape(-1)[start:stop]
-        size = tensor.nbytes // max(tensor.elements, 1)
-        data = read_bytes(self.folder / tensor.file, tensor.offset + start * size, (stop - start) * size)
-        return torch.frombuffer(data, dtype=getattr(torch, FLOATS[tensor.dtype]))
+        return read_elements(self.folder, tensor, start, stop)
 
     def load(self, name: str) -> torch.Tensor:
         """A whole tensor, in the dtype that `elements` gives."""
@@ -155,6 +152,22 @@ def read_bytes(path: Path, offset: int, length: int) -> bytearray:
     return data
 
 
+def read_elements(folder: Path, tensor: Tensor, start: int, stop: int) -> torch.Tensor:
+    """Elements start to stop of a tensor in a safetensors file of a folder, flat, in its own dtype."""
+    import torch
+
+    size = tensor.nbytes // max(tensor.elements, 1)
+    data = read_bytes(folder / tensor.file, (tensor.offset or 0) + start * size, (stop - start) * size)
+    return torch.frombuffer(data, dtype=getattr(torch, FLOATS[tensor.dtype]))
+
+
+def nowhere(ref: Reference, where: str) -> Problem | None:
+    """What is wrong with a model's name that is no path here and can't be one on the Hub; None if it may be either."""
+    if ref.path.exists() or HUB_ID.fullmatch(ref.model):
+        return None
+    return Problem(where, f"there is no folder '{ref.model}'", "Check the path, or use a Hub id such as 'org/name'.")
+
+
 def open_source(reference: str, where: str = "model", allow_pickle: bool = False) -> Source:
     """Open a checkpoint by its configs and headers.
 
@@ -169,6 +182,8 @@ def open_source(reference: str, where: str = "model", allow_pickle: bool = False
     """
     ref = Reference.parse(reference)
     if ref.adapter:
+        from lazymoe.lora import WEIGHTS, open_adapter
+
         below = open_source(str(Reference(ref.model, ref.revision)), where, allow_pickle)
         adapter = open_adapter(ref.adapter, where, below.tensors)
         file = adapter.folder / WEIGHTS
@@ -181,8 +196,8 @@ def open_source(reference: str, where: str = "model", allow_pickle: bool = False
         return _open(ref, where, path.resolve(), None, sizes, allow_pickle, None)
     if path.exists():
         raise error(where, f"'{ref.model}' is a file", "Name the folder with config.json and the safetensors in it.")
-    if not HUB_ID.fullmatch(ref.model):
-        raise error(where, f"there is no folder '{ref.model}'", "Check the path, or use a Hub id such as 'org/name'.")
+    if problem := nowhere(ref, where):
+        raise LazyMoEError([problem])
     from lazymoe import hub
 
     folder, commit, sizes, read = hub.open_model(ref, where, (*SMALL_FILES, CARD))

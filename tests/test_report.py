@@ -11,11 +11,11 @@ import torch
 from matplotlib.image import imread
 from transformers import AutoModelForCausalLM
 
-from lazymoe import merge
+from lazymoe import Recipe, merge
 from lazymoe.cli import main
 from lazymoe.demo import demo_recipe
 from lazymoe.demo_models import domains
-from lazymoe.report import Report, report, trace, windows
+from lazymoe.report import Report, expert_names, report, trace, windows
 from lazymoe.router.texts import load_tokenizer
 from lazymoe.source import open_source
 
@@ -123,3 +123,9 @@ def test_a_text_is_traced_token_by_token(moe: Path) -> None:
     with torch.no_grad():
         logits = model(torch.tensor([[0, *ids]]), output_router_logits=True).router_logits
     assert experts == [rows[1:].argmax(-1).tolist() for rows in logits]
+
+
+def test_experts_are_named_by_their_adapters() -> None:
+    names = ["org/base@main+org/one@abc", "org/base+org/two", "org/three@v1", "other/three"]
+    given = Recipe.model_validate({"base_model": "org/base", "experts": [{"source_model": name} for name in names]})
+    assert expert_names(given) == ["one", "two", "three (3)", "three (4)"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.families.dense import OLMO2
-from lazymoe.families.types import Config, Family, carry
+from lazymoe.families.types import MLP_EXPERTS, Config, Family, carry
 
 
 def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
 FLEX_OLMO = Family(
     name="flex_olmo",
     takes=(OLMO2,),
-    experts={f"mlp.experts.{{expert}}.{role}_proj.weight": role for role in ("gate", "up", "down")},
+    experts=MLP_EXPERTS,
     router="mlp.gate.weight",
     config=_config,
 )

@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.families.dense import LLAMA, MISTRAL, QWEN2, QWEN3
-from lazymoe.families.types import SMALL, Config, Family, carry
+from lazymoe.families.types import MLP_EXPERTS, SMALL, Config, Family, carry
 
-EXPERTS = {f"mlp.experts.{{expert}}.{role}_proj.weight": role for role in ("gate", "up", "down")}
 CARRIED = ("attention_bias", "max_window_layers", "use_sliding_window")
 
 
@@ -60,7 +59,7 @@ QWEN2_MOE = Family(
     name="qwen2_moe",
     aliases=("qwen",),
     takes=(QWEN2, LLAMA, MISTRAL),
-    experts=EXPERTS,
+    experts=MLP_EXPERTS,
     router="mlp.gate.weight",
     constants={
         "self_attn.q_proj.bias": ("heads", 0.0),
@@ -77,7 +76,7 @@ QWEN3_MOE = Family(
     name="qwen3_moe",
     aliases=("qwen3",),
     takes=(QWEN3,),
-    experts=EXPERTS,
+    experts=MLP_EXPERTS,
     router="mlp.gate.weight",
     config=_qwen3,
 )

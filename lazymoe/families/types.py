@@ -12,6 +12,8 @@ CARRIED = (  # config keys that mean the same in a mixture as in the dense model
     "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
     "pad_token_id", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "use_cache", "vocab_size",
 )  # fmt: skip
+# one expert's tensors as most mixtures name them, and the role they come from
+MLP_EXPERTS = {f"mlp.experts.{{expert}}.{role}_proj.weight": role for role in ("gate", "up", "down")}
 LAYER = "model.layers.{layer}."  # how every architecture here names its layers
 
 Config = Mapping[str, Any]  # the contents of a config.json
@@ -84,8 +86,7 @@ class Family:
         takes: the dense architectures that fit it exactly.
         experts: names of one expert's tensors in a layer, with ``{expert}``, to the role they come from.
         router: name of the router's weight [experts, hidden] in a layer.
-        config: makes what only it has in its config.json from the base model's complete config, the number of experts,
-            and top-k.
+        config: makes its config.json from the base model's complete config, the number of experts, and top-k.
         constants: tensors of a layer that it needs and the dense model may lack: name to shape and value.
     """
 

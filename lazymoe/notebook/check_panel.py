@@ -6,7 +6,7 @@ import ipywidgets as w
 
 from lazymoe.check import check as check_recipe
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import SESSION
+from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
 
 
 def check() -> w.Widget:
@@ -19,7 +19,7 @@ def check() -> w.Widget:
         checked, result.value = SESSION.yaml, ""
         recipe = SESSION.recipe
         if recipe is None:
-            told.show("error", "The recipe has mistakes. They are marked in step 2.")
+            told.show("error", MISTAKES)
             return
         told.show("note", "Looking at configs and headers …")
         with told.guard("Press Check again."):
@@ -35,7 +35,7 @@ def check() -> w.Widget:
         if checked and checked == SESSION.yaml:
             return
         result.value = ""
-        told.show("note", "Press Check." if SESSION.recipe else "Waiting for a recipe without mistakes, from step 2.")
+        told.show("note", "Press Check." if SESSION.recipe else NO_RECIPE)
 
     start = ui.button("Check", "check-button", run, style="primary")
     SESSION.listen("check", hear)

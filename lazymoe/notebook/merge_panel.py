@@ -6,10 +6,10 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from lazymoe.check import billions
+from lazymoe.check import PROMPTED, billions
 from lazymoe.merge import merge as merge_recipe
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import SESSION
+from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
 from lazymoe.report import FILE, PICTURES, report
 
 
@@ -22,13 +22,13 @@ def merge() -> w.Widget:
         result.value = ""
         recipe = SESSION.recipe
         if recipe is None:
-            told.show("error", "The recipe has mistakes. They are marked in step 2.")
+            told.show("error", MISTAKES)
             return
         told.show("note", "Working. To stop, interrupt the kernel (■): nothing that is done gets lost.")
         with told.guard("Press Merge to go on from here."):
             done = merge_recipe(recipe, SESSION.out, progress=bars)
             warnings = list(done.warnings)
-            if not (SESSION.out / FILE).exists() and recipe.gate_mode not in ("random", "uniform_random"):
+            if not (SESSION.out / FILE).exists() and recipe.gate_mode in PROMPTED:
                 measured = report(SESSION.out, losses=False, progress=bars)
                 measured.save(SESSION.out)
                 warnings += measured.problems()
@@ -44,7 +44,7 @@ def merge() -> w.Widget:
         elif SESSION.recipe:
             told.show("note", f"Press Merge. It will be made in the folder {SESSION.name}.")
         else:
-            told.show("note", "Waiting for a recipe without mistakes, from step 2.")
+            told.show("note", NO_RECIPE)
 
     start = ui.button("Merge", "merge-button", run, style="primary")
     SESSION.listen("merge", hear)

@@ -12,10 +12,10 @@ from markdown_it import MarkdownIt
 from lazymoe.card import find_license, render
 from lazymoe.license import KNOWN
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import SESSION
-from lazymoe.publish import Account, account, find_token
+from lazymoe.notebook.session import NO_MIXTURE, SESSION
+from lazymoe.publish import TOKENS_PAGE, Account, account, find_token
 from lazymoe.publish import publish as publish_model
-from lazymoe.report import PICTURES
+from lazymoe.report import PICTURE
 
 
 class Publish:
@@ -52,8 +52,8 @@ class Publish:
             if found := find_token():
                 self._use(found[0], f"Your token is from {found[1]}.")
             else:
-                page = "https://huggingface.co/settings/tokens"
-                self.greeting.show("note", f"Make a token with write access at {page}, paste it here and press Enter.")
+                words = f"Make a token with write access at {TOKENS_PAGE}, paste it here and press Enter."
+                self.greeting.show("note", words)
 
     def _received(self, change: dict[str, Any]) -> None:
         token = change["new"].strip()
@@ -84,13 +84,13 @@ class Publish:
             with self.license_told.guard(""):
                 self.license_told.show("warning", *find_license(SESSION.merged).problems)
         else:
-            self.told.show("note", "Waiting for step 4.")
+            self.told.show("note", NO_MIXTURE)
 
     def _previewed(self, change: dict[str, Any]) -> None:
         if change["new"] is None:
             return
         if not SESSION.merged:
-            self.card.value = ui.told("note", "Waiting for step 4.")
+            self.card.value = ui.told("note", NO_MIXTURE)
             return
         with self.told.guard("Open the preview again."):
             card = render(SESSION.merged, self.repo.value, license=self.license.value or None)
@@ -101,7 +101,7 @@ class Publish:
         self.bars.clear()
         folder = SESSION.merged
         if not folder or not self.token:
-            self.told.show("error", "Waiting for step 4." if not folder else "A token is missing: paste it above.")
+            self.told.show("error", NO_MIXTURE if not folder else "A token is missing: paste it above.")
             return
         with self.told.guard("Press Publish to go on from here."):
             self.told.show("note", "Working …")
@@ -121,7 +121,6 @@ def _as_html(card: str, folder: Path) -> str:
     _, front, body = card.split("---\n", 2)
     page = MarkdownIt("commonmark", {"html": False}).enable("table").render(body)
     page = page.replace("&lt;br&gt;", "<br>")  # the card's only HTML, between the prompts of an expert
-    picture = next(iter(PICTURES))
-    if f'src="{picture}"' in page:
-        page = page.replace(f'src="{picture}"', f'src="{ui.data_url(folder / picture)}"')
+    if f'src="{PICTURE}"' in page:
+        page = page.replace(f'src="{PICTURE}"', f'src="{ui.data_url(folder / PICTURE)}"')
     return f"<details><summary>Front matter</summary><pre>{html.escape(front)}</pre></details>{page}"

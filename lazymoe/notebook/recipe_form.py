@@ -30,6 +30,9 @@ GATES = {  # what a person reads of each gate mode
     "uniform_random": "As random, with uniform numbers.",
 }
 EXPERT = re.compile(r"experts\[(\d+)\]\.(\w+)")  # a field of an expert, as messages name it
+_FIELDS = ("base_model", "experts", "gate_mode", "experts_per_token", "dtype")  # that the form shows
+_SIDES = ("positive_prompts", "negative_prompts")
+_EXPERT_FIELDS = ("source_model", *_SIDES, "residual_scale", "noise_scale")
 DTYPES = ("", "bfloat16", "float16", "float32")
 
 
@@ -85,10 +88,6 @@ class ExpertRow:
             if text.strip():
                 data[key] = _number(text)
         return data | self.other
-
-
-_SIDES = ("positive_prompts", "negative_prompts")
-_EXPERT_FIELDS = ("source_model", *_SIDES, "residual_scale", "noise_scale")
 
 
 class Form:
@@ -228,9 +227,6 @@ class Form:
             rows.insert(max(0, place + (-1 if act == "up" else 1)), row)
         self._list(rows)
         self._changed()
-
-
-_FIELDS = ("base_model", "experts", "gate_mode", "experts_per_token", "dtype")
 
 
 def recipe() -> w.Widget:

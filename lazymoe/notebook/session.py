@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from lazymoe.errors import LazyMoEError
-from lazymoe.merge import RECORD
+from lazymoe.merge import is_finished
 from lazymoe.recipe import Recipe
 from lazymoe.write import write_whole
 
 FILE = ".lazymoe-notebook.json"
+MISTAKES = "The recipe has mistakes. They are marked in step 2."  # what panels say that wait for an earlier step
+NO_RECIPE = "Waiting for a recipe without mistakes, from step 2."
+NO_MIXTURE = "Waiting for step 4."
 
 
 class Session:
@@ -39,10 +43,7 @@ class Session:
     @property
     def recipe(self) -> Recipe | None:
         """The recipe, if it is one."""
-        try:
-            return Recipe.from_yaml(self.yaml)
-        except LazyMoEError:
-            return None
+        return _parse(self.yaml)
 
     @property
     def out(self) -> Path:
@@ -51,7 +52,7 @@ class Session:
     @property
     def merged(self) -> Path | None:
         """The folder of the mixture, once it is there."""
-        return self.out if (self.out / RECORD).exists() and (self.out / "config.json").exists() else None
+        return self.out if is_finished(self.out) else None
 
     def listen(self, panel: str, hear: Callable[[], None]) -> None:
         """Call a function at each change; one for each panel, so that a cell can be run again."""
@@ -65,6 +66,15 @@ class Session:
         write_whole(Path(FILE), json.dumps({"yaml": self.yaml, "name": self.name}))
         for hear in list(self._listeners.values()):
             hear()
+
+
+@lru_cache(maxsize=1)
+def _parse(yaml: str) -> Recipe | None:
+    """Several panels ask at each key."""
+    try:
+        return Recipe.from_yaml(yaml)
+    except LazyMoEError:
+        return None
 
 
 SESSION = Session()

@@ -10,9 +10,9 @@ from typing import Any
 
 import ipywidgets as w
 
+from lazymoe.card import open_finished
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import SESSION
-from lazymoe.recipe import Recipe
+from lazymoe.notebook.session import NO_MIXTURE, SESSION
 from lazymoe.report import expert_names, trace
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")  # Okabe and Ito
@@ -35,11 +35,11 @@ def try_it() -> w.Widget:
         with told.guard("Press Show routing again."):
             told.show("note", "Running the text through the mixture, layer by layer …")
             tokens, experts = trace(folder, text.value)
-            shown.value = _routing(expert_names(Recipe.from_yaml(folder / "recipe.yaml")), tokens, experts)
+            shown.value = _routing(expert_names(open_finished(folder).recipe), tokens, experts)
             told.value = ""
 
     def hear() -> None:
-        told.show("note", "Type a text and press Show routing." if SESSION.merged else "Waiting for step 4.")
+        told.show("note", "Type a text and press Show routing." if SESSION.merged else NO_MIXTURE)
         chat.forget()
 
     route = ui.button("Show routing", "route-button", run, style="primary")
@@ -99,7 +99,7 @@ class Chat:
     def _asked(self) -> None:
         question = self.question.value.strip()
         if not SESSION.merged or not question:
-            self.told.show("note", "Type a message." if SESSION.merged else "Waiting for step 4.")
+            self.told.show("note", "Type a message." if SESSION.merged else NO_MIXTURE)
             return
         with self.told.guard("Press Send again."):
             if self.loaded is None:

@@ -118,9 +118,8 @@ def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device
         for name in names:
             solve = _head(base, experts, name, last, device) if name == head and plan.shared == "regmean" else None
             for start in range(0, base.tensors[name].shape[0], ROWS):
-                deltas = [_delta(base, expert, name, start, start + ROWS) for expert in experts]
-                delta = solve(deltas) if solve else torch.stack(deltas).mean(0)
-                rows = (_rows(base, name, start, start + ROWS) + delta).to(getattr(torch, dtype))
+                rows = solve(start) if solve else _mean(base, experts, name, start, start + ROWS)
+                rows = rows.to(getattr(torch, dtype))
                 _check_finite(name, rows)
                 f.write(memoryview(rows.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
     os.replace(temporary, file)
@@ -128,8 +127,8 @@ def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device
 
 def _head(
     base: Source, experts: Sequence[Source], name: str, last: Sequence[Tensor], device: str
-) -> Callable[[list[Tensor]], Tensor]:
-    """What merges rows of the head: from what each expert changed in them, ``[n, H]`` each, to the change to make."""
+) -> Callable[[int], Tensor]:
+    """What merges rows of the head, ``[n, H]``, given the first of them."""
     width = base.tensors[name].shape[1]
     moments = []
     for e, expert in enumerate(experts):
@@ -140,9 +139,10 @@ def _head(
         moments.append(_moments(gram, last[e] if last else None))
     factor = torch.linalg.cholesky(torch.stack(moments).sum(0))
 
-    def solve(deltas: list[Tensor]) -> Tensor:
-        weighted = torch.stack([d.to(device) @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
-        return torch.cholesky_solve(weighted.T, factor).T.cpu()
+    def solve(start: int) -> Tensor:
+        deltas = (_delta(base, expert, name, start, start + ROWS).to(device) for expert in experts)
+        weighted = torch.stack([d @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
+        return _rows(base, name, start, start + ROWS) + torch.cholesky_solve(weighted.T, factor).T.cpu()
 
     return solve
 
@@ -162,12 +162,12 @@ def _moments(gram: Tensor, x: Tensor | None) -> Tensor:
     return total
 
 
-def _mean(base: Source, experts: Sequence[Source], name: str) -> Tensor:
-    """A tensor averaged over the experts."""
-    mean = _rows(base, name)
+def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """Rows of a tensor averaged over the experts, float32."""
+    mean = _rows(base, name, start, stop)
     for expert in experts:
-        mean += _delta(base, expert, name) / len(experts)
-    return mean.reshape(base.tensors[name].shape)
+        mean += _delta(base, expert, name, start, stop) / len(experts)
+    return mean
 
 
 def _delta(base: Source, expert: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
