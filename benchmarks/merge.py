@@ -1,11 +1,12 @@
 """How fast and how small is a merge? Against `cp` of the same bytes, and against mergekit-moe.
 
     python benchmarks/merge.py [--mergekit VENV/bin/mergekit-moe] [--shape tinyllama-1.1b] [--runs 5]
+    python benchmarks/merge.py --hosts [--shape tinyllama-1.1b] [--runs 3]
 
 Makes synthetic bf16 checkpoints of a known shape, merges them with random routers, each run a whole process, in turns
 with its rivals, and prints the medians. Then `hidden` routers, against a pass through the whole model; and `fit`
-routers, with what the fitting adds to the pass. Needs disk for the checkpoints and two outputs: 25 GB for TinyLlama's
-shape.
+routers, with what the fitting adds to the pass. With ``--hosts``: every family, and LoRA experts, against `cp` alone.
+Needs disk for the checkpoints and two outputs: 25 GB for TinyLlama's shape.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from lazymoe.check import gigabytes
-from lazymoe.families import find
+from lazymoe.families import FAMILIES, Dense
+from lazymoe.families.dense import LLAMA, PHI3
+from lazymoe.families.mixtral import MIXTRAL
 from lazymoe.header import write_header
 
 SHAPES = {
@@ -80,18 +84,22 @@ open(sys.argv[3], "w").write(f"Fitting took {fitting:.1f} s, {fitting / rest:.1%
 """
 
 
-def make_checkpoint(folder: Path, config: dict[str, int], seed: int) -> None:
-    """A Llama checkpoint of random bf16 weights, written in blocks."""
+def make_checkpoint(folder: Path, config: dict[str, int], seed: int, dense: Dense = LLAMA) -> None:
+    """A checkpoint of random bf16 weights, written in blocks."""
+    head = config["hidden_size"] // config["num_attention_heads"]
+    plain = {"head_dim": head, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [1, 3, 5]}
+    plain = {key: value for key, value in plain.items() if key in dense.defaults or dense.kinds}
     full = {
-        "model_type": "llama",
+        "model_type": dense.model_type,
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 32000,
         "dtype": "bfloat16",
+        "tie_word_embeddings": False,
+        **plain,
         **config,
     }
-    dense, _ = find("llama")
-    complete = dense.complete(full)
-    shapes = dense.body_shapes(complete) | dense.ffn_shapes(complete)
+    body, ffn = dense.all_shapes(dense.complete(full))
+    shapes = body | ffn
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(full))
@@ -104,6 +112,21 @@ def make_checkpoint(folder: Path, config: dict[str, int], seed: int) -> None:
             while left:
                 left -= f.write(data[: min(left, len(data))])
     _make_tokenizer(folder)
+
+
+def make_adapter(folder: Path, config: dict[str, int], rank: int = 16) -> None:
+    """A LoRA adapter on a Llama's feed-forward networks."""
+    sizes = {"gate": ("intermediate_size", "hidden_size"), "down": ("hidden_size", "intermediate_size")}
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for role in ("gate", "up", "down"):
+            rows, columns = (config[key] for key in sizes["down" if role == "down" else "gate"])
+            name = f"base_model.model.model.layers.{layer}.mlp.{role}_proj"
+            tensors[f"{name}.lora_A.weight"] = torch.randn(rank, columns).bfloat16() * 0.01
+            tensors[f"{name}.lora_B.weight"] = torch.randn(rows, rank).bfloat16() * 0.01
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
 
 
 def _make_tokenizer(folder: Path) -> None:
@@ -136,6 +159,39 @@ def make_recipe(folder: Path, gate_mode: str, tokens: int = 25) -> Path:
     return file
 
 
+def compare_hosts(folder: Path, config: dict[str, int], runs: int) -> None:
+    """Every family from the first dense architecture that it takes, and those whose tensors are cut or computed."""
+    cases = [(family, family.takes[0], False) for family in FAMILIES]
+    cases[1:1] = [(MIXTRAL, PHI3, False), (MIXTRAL, LLAMA, True)]
+    print(f"{EXPERTS} experts, random routers, median of {runs}")
+    print(f"{'':<34}{'bytes':>9}{'LazyMoE':>9}{'cp':>9}{'ratio':>7}{'memory':>9}")
+    for family, dense, adapted in cases:
+        models = folder / "models"
+        for i in range(1 if adapted else EXPERTS):
+            make_checkpoint(models / f"expert-{i}", config, i, dense)
+        experts = [str(models / f"expert-{i}") for i in range(EXPERTS)]
+        if adapted:
+            for i in range(EXPERTS):
+                make_adapter(models / f"adapter-{i}", config)
+            experts = [f"{models}/expert-0+{models}/adapter-{i}" for i in range(EXPERTS)]
+        recipe: dict[str, Any] = {"base_model": str(models / "expert-0"), "gate_mode": "random", "dtype": "bfloat16"}
+        recipe |= {"architecture": family.name, "experts": [{"source_model": name} for name in experts]}
+        recipe |= {"shared_experts": recipe["experts"][:1]} if family.shared else {}
+        (folder / "recipe.yaml").write_text(json.dumps(recipe))
+        out, copy = folder / "out", folder / "copy"
+        merging = [sys.executable, "-m", "lazymoe", "merge", str(folder / "recipe.yaml"), str(out)]
+        measure(merging)
+        size = sum(p.stat().st_size for p in out.iterdir())
+        os.replace(out, copy)
+        found = compare({"LazyMoE": merging, "cp": ["cp", "-r", str(copy), str(out)]}, out, runs)
+        (seconds, memory), (cp, _) = found["LazyMoE"], found["cp"]
+        name = f"{family.name} from {dense.model_type}{' with LoRA' * adapted}{', shared' * bool(family.shared)}"
+        figures = f"{gigabytes(size):>9}{seconds:>8.1f}s{cp:>8.1f}s{seconds / cp:>7.2f}{gigabytes(memory):>9}"
+        print(f"{name:<34}{figures}", flush=True)
+        shutil.rmtree(copy)
+        shutil.rmtree(models)
+
+
 def measure(command: list[str], leftover: Path | None = None) -> tuple[float, int]:
     """Run a command as a process of its own; wall time in seconds and peak memory in bytes. Removes what it made."""
     done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], capture_output=True, text=True)
@@ -149,6 +205,7 @@ def measure(command: list[str], leftover: Path | None = None) -> tuple[float, in
 
 def compare(rivals: dict[str, list[str]], out: Path, runs: int) -> dict[str, tuple[float, int]]:
     """Median time and largest memory of each rival; they take turns, so that a slow minute hits them all."""
+    os.sync()  # or the first of them would wait for what was written before
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in rivals}
     for _ in range(runs):
         for name, command in rivals.items():
@@ -171,9 +228,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--hosts", action="store_true", help="compare every family with cp instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:
         folder = Path(name)
+        if options.hosts:
+            compare_hosts(folder, SHAPES[options.shape], options.runs)
+            return
         for i in range(EXPERTS):
             make_checkpoint(folder / f"expert-{i}", SHAPES[options.shape], i)
         lazymoe = [sys.executable, "-m", "lazymoe", "merge"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from lazymoe.families.types import LAYER
 from lazymoe.header import read_header
 from lazymoe.plan import Plan
 from lazymoe.report import dense_losses, mixture_losses, windows
-from lazymoe.router.mixture import module_name
+from lazymoe.router.mixture import InMixture, module_name
 from lazymoe.router.stream import Stream
 from lazymoe.router.texts import load_tokenizer, pack, pad
 from lazymoe.source import Source, open_source, read_bytes
@@ -63,13 +63,13 @@ class Arithmetic:
 
     def __init__(self, base: Source, experts: Sequence[Source], scale: float) -> None:
         self.base, self.experts, self.scale = base, experts, scale
-        self.folder, self.tensors = base.folder, base.tensors
+        self.config, self.folder, self.tensors = base.config, base.folder, base.tensors
 
     def load(self, name: str) -> Tensor:
         base = self.base.load(name).float()
         return base + self.scale * sum(e.load(name).float() - base for e in self.experts)
 
-    def rows(self, name: str, indices: Sequence[int]) -> Tensor:
+    def rows(self, name: str, indices: Iterable[int]) -> Tensor:
         base = self.base.rows(name, indices).float()
         return base + self.scale * sum(e.rows(name, indices).float() - base for e in self.experts)
 
@@ -78,14 +78,12 @@ class Routed:
     """A mixture whose every token goes to one expert, as a dense source: perfect routing for that expert's domain."""
 
     def __init__(self, plan: Plan, mixture: Source, expert: int) -> None:
-        self.mixture, self.folder = mixture, plan.sources[0].folder
-        self.rows = mixture.rows
-        self.names = {plan.dense.ffn[role][0]: name.format(expert=expert) for name, role in plan.family.experts.items()}
-        self.tensors = mixture.tensors
+        self.body, self.expert = InMixture(plan, mixture, 0), InMixture(plan, mixture, expert + 1)
+        self.config, self.folder = self.body.config, mixture.folder
+        self.rows, self.tensors = self.body.rows, self.body.tensors
 
     def load(self, name: str) -> Tensor:
-        layer, found = name.split("mlp")[0], self.names.get(name[name.find("mlp") :])
-        return self.mixture.load(layer + found if found else name)
+        return (self.expert if name in self.expert.tensors else self.body).load(name)
 
 
 def dense_rows(plan: Plan, names: Sequence[str], batches: Batches) -> Iterator[Row]:
@@ -121,7 +119,7 @@ def with_gates(plan: Plan, mixture: Source, gates: Sequence[Tensor], file: Path)
 def dume_gates(plan: Plan, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
     """DUME's routers: ridge regression from what each expert's own feed-forward networks read to whose text it is."""
     seen: list[list[Tensor]] = [[] for _ in range(plan.layers)]
-    for expert, texts in zip(plan.sources[1:], prompts, strict=True):
+    for expert, texts in zip(plan.expert_sources, prompts, strict=True):
         batch, real = pad(pack(plan.sources[0], texts))
         stream = Stream(expert, [batch], "cpu")
         for layer in range(plan.layers):
@@ -216,7 +214,7 @@ def main() -> None:
         plan, mixture = made("random", [], gate_mode="random")
         show(mixture_row("random routers", plan, mixture, batches))
         zeros = [torch.zeros(plan.experts, plan.hidden_size)] * plan.layers
-        every = replace(plan, config=plan.config | {"num_experts_per_tok": plan.experts})
+        every = replace(plan, top_k=plan.experts)
         uniform = with_gates(plan, mixture, zeros, Path(temporary) / "uniform.safetensors")
         show(mixture_row("uniform routers, all experts", every, uniform, batches))
         show(perfect_row("perfect routing, body of the base", plan, mixture, batches))

@@ -15,6 +15,7 @@ from typing import Any
 from lazymoe.assets import folder as assets
 from lazymoe.check import billions, gigabytes
 from lazymoe.errors import error
+from lazymoe.families import FAMILIES
 from lazymoe.license import KNOWN, License, strictest
 from lazymoe.merge import RECIPE, RECORD, is_finished
 from lazymoe.recipe import Recipe, Reference
@@ -117,28 +118,35 @@ def render(
         base_model_relation="merge" if hub_ids else None,
     )
     shares = (
-        [sum(column) / len(column) for column in zip(*done.report["mean_shares"], strict=True)] if done.report else []
+        [sum(column) / len(column) for column in zip(*done.report["mean_shares"], strict=True)]
+        if done.report
+        else [0.0] * len(done.recipe.experts)
     )
     experts = [
         {
             "model": _spell(expert.source_model),
             "prompts": _prompts(expert.positive_prompts or []),
             "license": source["license"] or "unknown",
-            "share": f"{shares[i]:.0%}" if shares else "",
+            "share": f"{share:.0%}",
         }
-        for i, (expert, source) in enumerate(zip(done.recipe.experts, sources[1:], strict=True))
+        # a shared expert gets every token
+        for expert, source, share in zip(done.recipe.every_expert, sources[1:], [*shares, 1], strict=False)
     ]
-    record = done.record
+    record, routed = done.record, len(done.recipe.experts)
+    family = next(family for family in FAMILIES if family.name == done.config["model_type"])
     known = {
         "front_matter": front.to_yaml(line_break="\n"),
         "title": repo.rpartition("/")[2] if repo else done.folder.resolve().name,
         "repo": repo or str(done.folder),
         "license": chosen,
-        "experts": experts,
+        "experts": experts[:routed],
+        "shared_experts": experts[routed:],
+        "family": family,
+        "trust": ", trust_remote_code=True" if family.code else "",
         "base": _spell(done.recipe.base_model),
         "recipe": done.recipe,
         "recipe_yaml": done.recipe.to_yaml(),
-        "top_k": done.config["num_experts_per_tok"],
+        "top_k": record["experts_per_token"],
         "shared": record["shared_weights"],
         "parameters": billions(record["parameters"]),
         "active": billions(record["active_parameters"]),

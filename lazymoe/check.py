@@ -158,9 +158,6 @@ def review(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
 
 def _unsupported(recipe: Recipe) -> Iterator[Problem]:
     """What can't be made, as far as the recipe alone can tell."""
-    if recipe.shared_experts:
-        what = "shared experts can't be made yet"
-        yield Problem("shared_experts", what, "Remove 'shared_experts', or list its model under 'experts'.")
     for i, expert in enumerate(recipe.experts):
         if recipe.gate_mode in PROMPTED and not any(
             isinstance(p, Texts) or p.strip() for p in expert.positive_prompts or []
@@ -227,14 +224,14 @@ def _open_all(recipe: Recipe, allow_pickle: bool, errors: list[Problem]) -> list
             errors += filter(None, [unusable(where, opened[name])])
     if len(errors) > before:
         return []
-    return [opened[recipe.base_model], *(opened[e.source_model] for e in recipe.experts)]
+    return [opened[name] for _, name in recipe.models()]
 
 
 def _plan(
     recipe: Recipe, sources: list[Source], shard_size: int, errors: list[Problem], warnings: list[Problem]
 ) -> Plan | None:
     try:
-        dense, family = find(str(sources[0].config.get("model_type")), recipe.architecture)
+        dense, family = find(sources[0].config, recipe)
     except LazyMoEError as e:
         errors += e.problems
         return None
@@ -243,7 +240,8 @@ def _plan(
         return None
     warnings += differences(recipe, sources, dense)
     shared = recipe.shared_weights or ("regmean" if recipe.gate_mode == "fit" else "base")
-    strangers = [i for i, s in enumerate(sources[1:]) if shared != "base" and not same_tokens(sources[0], s)]
+    experts = sources[1 : 1 + len(recipe.experts)]
+    strangers = [i for i, s in enumerate(experts) if shared != "base" and not same_tokens(sources[0], s)]
     if strangers:
         where, what = recipe.place(strangers[0], "source_model"), "its tokens aren't the base model's"
         remedy = "So attention, norms and embeddings are taken from the base model alone."

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from lazymoe.errors import Problem
-from lazymoe.families import Dense, Family
+from lazymoe.families import Dense, Family, dense_of
 from lazymoe.families.types import Shapes, rope_spellings
 from lazymoe.header import FLOATS
 from lazymoe.recipe import Recipe
@@ -31,8 +31,10 @@ def unusable(where: str, source: Source) -> Problem | None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         what = f"{name} is quantised ({method or 'by an unknown method'})"
         return Problem(where, what, "Name the unquantised model it was made from.")
+    dense = dense_of(config.get("model_type"))
+    known = dense.fill(config) if dense else config
     for key in (*NEEDED, "num_key_value_heads", "head_dim"):
-        value = config.get(key)
+        value = known.get(key)
         if (type(value) is not int or value < 1) and (key in NEEDED or value is not None):
             what = f"the config.json of {name} has no usable {key} ({value!r})"
             return Problem(where, what, "Mend it, or download it again.")
@@ -42,15 +44,14 @@ def unusable(where: str, source: Source) -> Problem | None:
 def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Family) -> Iterator[Problem]:
     """Why these models (the base model, then each expert) can't become this family."""
     base, config = sources[0], dense.complete(sources[0].config)
-    body, ffn = dense.body_shapes(config), dense.ffn_shapes(config)
+    body, ffn = dense.all_shapes(config)
     yield from _tensors("base_model", base, body)
     alien = sorted(name for name in base.tensors if name not in body | ffn and not name.endswith(JUNK))
     if alien:
         what = f"{base.reference} has {_some(alien)}, for which {family.name} has no place"
         yield Problem("base_model", what, "Use a base model without such weights.")
 
-    for i, source in enumerate(sources[1:]):
-        where = recipe.place(i, "source_model")
+    for (where, _), source in zip(recipe.models()[1:], sources[1:], strict=True):
         kind = source.config.get("model_type")
         if kind != dense.model_type:
             what = f"{source.reference} is a {kind} model, the base model a {dense.model_type}"
@@ -69,11 +70,11 @@ def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
     """How an expert's surroundings will differ from those it was trained in, since they are the base model's."""
     base = sources[0]
     seen = {base.folder}
-    for i, source in enumerate(sources[1:]):
+    for (where, _), source in zip(recipe.models()[1:], sources[1:], strict=True):
         if source.folder in seen:
             continue
         seen.add(source.folder)
-        where, name = recipe.place(i, "source_model"), source.reference
+        name = source.reference
         if what := _vocabulary_difference(base, source):
             yield Problem(
                 where, f"{name} {what}", "The base model's tokenizer is used; choose a base that knows these."
@@ -90,17 +91,17 @@ def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
 
 def adapters(recipe: Recipe, sources: Sequence[Source], dense: Dense, shared: str) -> Iterator[Problem]:
     """What of the experts' LoRA adapters doesn't reach the mixture."""
-    ffn = dense.ffn_shapes(dense.complete(sources[0].config))
-    for i, source in enumerate(sources[1:]):
+    _, ffn = dense.all_shapes(dense.complete(sources[0].config))
+    for (where, _), source in zip(recipe.models()[1:], sources[1:], strict=True):
         if not source.adapter:
             continue
         outside = sorted({name.split(".")[-2] for name in source.adapter.tensors if name not in ffn})
         if all(name not in ffn for name in source.adapter.tensors):
             what = "its adapter changes no feed-forward weights, which are all that an expert has of its own"
-            yield Problem(recipe.place(i, "source_model"), what, "Use an adapter that was trained on the MLP too.")
+            yield Problem(where, what, "Use an adapter that was trained on the MLP too.")
         elif outside and shared == "base":
             what = f"its adapter also changes {', '.join(outside)}, which the mixture takes from the base model"
-            yield Problem(recipe.place(i, "source_model"), what, "Use 'shared_weights: regmean' to keep some of that.")
+            yield Problem(where, what, "Use 'shared_weights: regmean' to keep some of that.")
 
 
 def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:

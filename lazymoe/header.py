@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 HEADER_LIMIT = 100_000_000  # bytes, the limit of the reference implementation
@@ -52,6 +52,12 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return self.elements * BITS[self.dtype] // 8
+
+
+def within(tensor: Tensor, start: int, elements: int) -> Tensor:
+    """So many elements of a tensor, from one of them on, as a flat tensor of the same name."""
+    offset = None if tensor.offset is None else tensor.offset + start * BITS[tensor.dtype] // 8
+    return replace(tensor, shape=(elements,), offset=offset)
 
 
 def read_header(file: str, size: int, read: Callable[[int, int], bytes | bytearray]) -> dict[str, Tensor]:

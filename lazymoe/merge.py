@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lazymoe.assets import folder as assets
 from lazymoe.check import check
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.plan import Plan
@@ -94,7 +95,7 @@ def merge(
             f"writing failed: {e.strerror or e}",
             "Make room and run the same command again: it goes on from the last complete file.",
         ) from None
-    warnings = (*found.warnings, *degenerate(work))
+    warnings = (*found.warnings, *degenerate(plan, work))
     shutil.rmtree(work)
     return Merged(out, plan, warnings)
 
@@ -158,9 +159,11 @@ def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) 
     ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
     write_whole(out / "generation_config.json", generation.read_bytes() if generation.exists() else _dump(ids))
 
+    if plan.family.code:
+        write_whole(out / plan.family.code, (assets("templates") / plan.family.code).read_bytes())
     pinned = [source.pinned for source in plan.sources]
-    experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.experts, pinned[1:], strict=True)]
-    write_whole(out / RECIPE, recipe.model_copy(update={"base_model": pinned[0], "experts": experts}).to_yaml())
+    experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.every_expert, pinned[1:], strict=True)]
+    write_whole(out / RECIPE, recipe.with_experts(experts).model_copy(update={"base_model": pinned[0]}).to_yaml())
     write_whole(out / RECORD, _dump(_record(plan, fingerprint, seed)))
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
@@ -182,6 +185,7 @@ def _record(plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "shard_size": plan.shard_size,
         "shared_weights": plan.shared,
+        "experts_per_token": plan.top_k,
         "parameters": plan.parameters,
         "active_parameters": plan.active_parameters,
         "bytes": plan.nbytes,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lazymoe.families import Dense, Family
-from lazymoe.families.types import LAYER, shape
+from lazymoe.families.types import LAYER, Place, shape
 from lazymoe.header import BITS, FLOATS, Tensor
 from lazymoe.recipe import Recipe
 from lazymoe.source import Source
@@ -25,34 +25,60 @@ NF4_BITS = 4.5  # bitsandbytes: four bits a weight and a float32 for each block 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of a source: copied, or else ``(tensor + noise * N(0, 1)) * scale``, in float32, then cast."""
+    """Elements of a source's tensor: copied, or else ``(tensor + noise * N(0, 1)) * scale``, in float32, then cast.
+
+    Attributes:
+        source: number of the source in the plan.
+        tensor: the tensor, as it lies in the source.
+        start, elements: which of its elements.
+    """
 
     source: int
     tensor: Tensor
+    start: int
+    elements: int
     noise: float = 0.0
     scale: float = 1.0
+
+    def copied(self, dtype: str) -> bool:
+        """Whether its bytes can be taken as they lie, for an output of this dtype."""
+        return (self.tensor.dtype, self.noise, self.scale) == (dtype, 0, 1) and self.tensor.offset is not None
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor of one value, which the mixture's architecture wants and no source has."""
+    """Elements of one value, which the mixture's architecture wants and no source has."""
 
     value: float
+    elements: int
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that is worked out before the writing: a router, or weights merged from several sources."""
+    """Elements of a tensor that is worked out before the writing: a router, or weights merged from several sources.
+
+    Attributes:
+        name: of the tensor; of merged weights the name that they have in the sources.
+        start, elements: which of its elements.
+    """
+
+    source = 0  # merged weights stand for the base model's
+    name: str
+    start: int
+    elements: int
+
+
+Part = Piece | Constant | Computed
 
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor of the output."""
+    """One tensor of the output, and the parts that lie in it, one after the other."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    origin: Piece | Constant | Computed
+    parts: tuple[Part, ...]
 
     @property
     def parameters(self) -> int:
@@ -69,7 +95,9 @@ class Plan:
 
     Attributes:
         family, dense: the records it was made by.
-        sources: the base model, then one source for each expert.
+        sources: the base model, then one source for each expert, then that of the shared expert if there is one.
+        experts: how many there are, without the shared one.
+        top_k: how many of them each token passes through.
         config: the output's config.json.
         outputs: its tensors, in the order in which they are written.
         shared: where the tensors that all experts share come from, see `Recipe.shared_weights`.
@@ -79,6 +107,8 @@ class Plan:
     family: Family
     dense: Dense
     sources: tuple[Source, ...]
+    experts: int
+    top_k: int
     config: dict[str, Any]
     outputs: tuple[Output, ...]
     shared: str
@@ -89,12 +119,18 @@ class Plan:
         return int(self.config["num_hidden_layers"])
 
     @property
-    def experts(self) -> int:
-        return len(self.sources) - 1
+    def expert_sources(self) -> tuple[Source, ...]:
+        return self.sources[1 : 1 + self.experts]
 
     @property
-    def top_k(self) -> int:
-        return int(self.config["num_experts_per_tok"])
+    def shared_expert(self) -> int | None:
+        """Number of the shared expert's source, if there is one."""
+        return 1 + self.experts if len(self.sources) > 1 + self.experts else None
+
+    @property
+    def gates(self) -> int:
+        """Rows that are computed for each layer: one for each expert, then that of the shared expert's gate if any."""
+        return self.experts + bool(self.shared_expert and self.family.shared_gate)
 
     @property
     def hidden_size(self) -> int:
@@ -120,7 +156,8 @@ class Plan:
     @property
     def computed_bytes(self) -> int:
         """Disk that a merge takes for a while, for what is computed before it is written."""
-        return sum(o.nbytes for o in self.outputs if isinstance(o.origin, Computed))
+        computed = (BITS[o.dtype] // 8 * p.elements for o in self.outputs for p in o.parts if isinstance(p, Computed))
+        return sum(computed)
 
     @property
     def bytes_16bit(self) -> int:
@@ -141,7 +178,8 @@ class Plan:
 
     @property
     def _expert_parameters(self) -> int:
-        return sum(o.parameters for o in self.outputs if isinstance(o.origin, Piece) and o.origin.source > 0)
+        pieces = (part for o in self.outputs for part in o.parts if isinstance(part, Piece))
+        return sum(piece.elements for piece in pieces if 0 < piece.source <= self.experts)
 
     @property
     def shards(self) -> list[tuple[str, list[Output]]]:
@@ -158,7 +196,7 @@ class Plan:
 
     def fingerprint(self, **settings: Any) -> str:
         """Tells two merges apart: by what goes in, how it is cut, and the settings given. No weight is read."""
-        pieces = [(o.name, o.dtype, repr(o.origin)) for o in self.outputs]
+        pieces = [(o.name, o.dtype, repr(o.parts)) for o in self.outputs]
         sources = [source.fingerprint() for source in self.sources]
         text = json.dumps([pieces, sources, self.config, self.shard_size, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -176,41 +214,71 @@ def make_plan(
 
     Args:
         recipe: what is wanted.
-        sources: the base model, then one for each expert, as the recipe lists them. They must fit each other.
+        sources: the base model, then one for each expert and shared expert, as the recipe lists them. They must fit
+            each other.
         dense, family: the records from `families.find`.
         shared: `base`, `average` or `regmean`.
         shard_size: the most bytes of tensors in one file.
     """
-    base = sources[0]
-    config = dense.complete(base.config)
-    embeddings = base.tensors[next(iter(dense.outer))]
-    dtype = CODES[recipe.dtype or FLOATS[embeddings.dtype]]
-    top_k = min(recipe.experts_per_token, len(recipe.experts))
+    base, experts = sources[0], recipe.every_expert
+    routed, together = len(recipe.experts), len(recipe.shared_experts or [])
+    config = dense.complete(base.config) | {"experts": routed}
+    dtype = CODES[recipe.dtype or FLOATS[base.tensors[next(iter(dense.outer))].dtype]]
+    top_k = min(recipe.experts_per_token, routed)
+    roles = dense.roles(config)
 
-    def body(name: str) -> list[Output]:
-        tensor = base.tensors.get(name)  # a tied lm_head has no tensor of its own
-        if not tensor:
-            return []
-        return [Output(name, dtype, tensor.shape, Piece(0, tensor) if shared == "base" else Computed())]
+    def body(name: str, prefix: str, place: Place) -> Iterator[Output]:
+        tensor = base.tensors.get(prefix + place.name)  # a tied lm_head has no tensor of its own
+        if tensor:
+            n = math.prod(place.shape)
+            whole = Piece(0, tensor, place.start, n) if shared == "base" else Computed(tensor.name, place.start, n)
+            yield Output(prefix + name, dtype, place.shape, (whole,))
 
-    first, *last = dense.outer
-    outputs = body(first)
+    def taken(number: int, prefix: str, role: str) -> Piece:
+        expert, place = experts[number], roles[role]
+        tensor = sources[number + 1].tensors[prefix + place.name]
+        scale = expert.residual_scale if role.startswith("down") and expert.residual_scale is not None else 1.0
+        return Piece(number + 1, tensor, place.start, math.prod(place.shape), expert.noise_scale or 0.0, scale)
+
+    def stacked(words: str) -> tuple[int, ...]:
+        shapes = [roles[role].shape for role in words.split()]
+        return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+
+    def feed_forward(prefix: str) -> Iterator[Output]:
+        def computed(name: str, rows: int) -> Output:
+            size = (rows, config["hidden_size"])
+            return Output(prefix + name, dtype, size, (Computed(prefix + name, 0, math.prod(size)),))
+
+        for name, (words, value) in family.constants(config).items():
+            if not (together and name in (*family.shared, family.shared_gate)):
+                size = shape(words, config)
+                yield Output(prefix + name, dtype, size, (Constant(value, math.prod(size)),))
+        yield computed(family.router, routed)
+        for expert in range(routed):
+            for name, words in family.experts.items():
+                if "{expert}" in name:
+                    parts = tuple(taken(expert, prefix, role) for role in words.split())
+                    yield Output(prefix + name.format(expert=expert), dtype, stacked(words), parts)
+        for name, words in family.experts.items():
+            if "{expert}" not in name:
+                parts = tuple(taken(expert, prefix, role) for expert in range(routed) for role in words.split())
+                yield Output(prefix + name, dtype, (routed, *stacked(words)), parts)
+        if together:
+            for name, role in family.shared.items():
+                yield Output(prefix + name, dtype, roles[role].shape, (taken(routed, prefix, role),))
+            if family.shared_gate:
+                yield computed(family.shared_gate, 1)
+
+    first, *last = (Place(name, 0, size) for name, size in dense.outer_shapes(config).items())
+    outputs = list(body(first.name, "", first))
     for layer in range(config["num_hidden_layers"]):
         prefix = LAYER.format(layer=layer)
-        for name in dense.layer:
-            outputs += body(prefix + name)
-        for name, (words, value) in family.constants.items():
-            if name not in dense.layer:
-                outputs.append(Output(prefix + name, dtype, shape(words, config), Constant(value)))
-        outputs.append(Output(prefix + family.router, dtype, (len(recipe.experts), config["hidden_size"]), Computed()))
-        for number, expert in enumerate(recipe.experts):
-            for name, role in family.experts.items():
-                tensor = sources[number + 1].tensors[prefix + dense.ffn[role][0]]
-                scale = expert.residual_scale if role == "down" and expert.residual_scale is not None else 1.0
-                piece = Piece(number + 1, tensor, expert.noise_scale or 0.0, scale)
-                outputs.append(Output(prefix + name.format(expert=number), dtype, tensor.shape, piece))
-    for name in last:
-        outputs += body(name)
+        for name, place in dense.body(layer, config).items():
+            outputs += body(name, prefix, place)
+        outputs += feed_forward(prefix)
+    for place in last:
+        outputs += body(place.name, "", place)
 
-    written = family.config(config, len(recipe.experts), top_k) | {"dtype": FLOATS[dtype], "torch_dtype": FLOATS[dtype]}
-    return Plan(family, dense, tuple(sources), written, tuple(outputs), shared, shard_size)
+    written = family.config(config, routed, top_k, together)
+    written |= {"dtype": FLOATS[dtype], "torch_dtype": FLOATS[dtype]}
+    return Plan(family, dense, tuple(sources), routed, top_k, written, tuple(outputs), shared, shard_size)

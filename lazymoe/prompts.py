@@ -29,7 +29,7 @@ def read_prompts(recipe: Recipe) -> Recipe:
     """
     problems: list[Problem] = []
     experts = []
-    for i, expert in enumerate(recipe.experts):
+    for i, expert in enumerate(recipe.every_expert):
         written: dict[str, list[str]] = {}
         for side in ("positive_prompts", "negative_prompts"):
             try:
@@ -40,7 +40,7 @@ def read_prompts(recipe: Recipe) -> Recipe:
         experts.append(expert.model_copy(update=named))
     if problems:
         raise LazyMoEError(problems)
-    return recipe.model_copy(update={"experts": experts})
+    return recipe.with_experts(experts)
 
 
 def pin(recipe: Recipe) -> Recipe:
@@ -58,9 +58,9 @@ def pin(recipe: Recipe) -> Recipe:
     sides = ("positive_prompts", "negative_prompts")
     experts = [
         e.model_copy(update={side: [pinned(p) for p in getattr(e, side)] for side in sides if getattr(e, side)})
-        for e in recipe.experts
+        for e in recipe.every_expert
     ]
-    return recipe.model_copy(update={"experts": experts})
+    return recipe.with_experts(experts)
 
 
 def _written(prompts: Iterable[str | Texts], where: str) -> Iterator[str]:

@@ -187,15 +187,26 @@ class Recipe(_Strict):
 
     def models(self) -> list[tuple[str, str]]:
         """Every model of the recipe with its place: ``[(place, reference)]``, the base model first."""
-        shared = [
-            (f"shared_experts[{i}].source_model", e.source_model) for i, e in enumerate(self.shared_experts or [])
-        ]
-        experts = [(self.place(i, "source_model"), e.source_model) for i, e in enumerate(self.experts)]
-        return [("base_model", self.base_model), *experts, *shared]
+        experts = [(self.place(i, "source_model"), e.source_model) for i, e in enumerate(self.every_expert)]
+        return [("base_model", self.base_model), *experts]
+
+    @property
+    def every_expert(self) -> list[Expert]:
+        """The experts, then the shared ones."""
+        return [*self.experts, *(self.shared_experts or [])]
+
+    def with_experts(self, every: list[Expert]) -> Recipe:
+        """The recipe with others in place of `every_expert`."""
+        n = len(self.experts)
+        return self.model_copy(
+            update={"experts": every[:n], **({"shared_experts": every[n:]} if self.shared_experts else {})}
+        )
 
     def place(self, expert: int, field: str) -> str:
-        """How messages name a field of expert number ``expert`` (from 0)."""
-        return _place(("experts", expert, field), len(self.experts))
+        """How messages name a field of one of `every_expert`, by its number (from 0)."""
+        n = len(self.experts)
+        loc = ("experts", expert, field) if expert < n else ("shared_experts", expert - n, field)
+        return _place(loc, n)
 
 
 def _place(loc: tuple[int | str, ...], experts: int) -> str:

@@ -8,7 +8,7 @@ the mixture. Routing alone takes the mixture's pass only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from lazymoe.progress import Progress, silent
 from lazymoe.prompts import read_prompts
 from lazymoe.recipe import Recipe, Reference
 from lazymoe.router import spell_layers
-from lazymoe.router.mixture import run
-from lazymoe.router.stream import Stream
+from lazymoe.router.mixture import InMixture, run
+from lazymoe.router.stream import Stream, Weights
 from lazymoe.router.texts import load_tokenizer, pad
 from lazymoe.source import Source, fetch, open_source
 from lazymoe.write import write_whole
@@ -206,10 +206,10 @@ def report(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = expert_names(recipe)
 
-    models: dict[str, Source | Average] = {}
+    models: dict[str, Weights] = {}
     if losses:
-        models = {"base": plan.sources[0], **dict(zip(names, plan.sources[1:], strict=True))}
-        models["average"] = Average(plan.sources[1:])
+        models = {"base": plan.sources[0], **dict(zip(names, plan.expert_sources, strict=True))}
+        models["average"] = Average(plan.expert_sources)
     measured = {}
     for done, (name, source) in enumerate(models.items(), 1):
         measured[name] = dense_losses(plan, source, batches, device)
@@ -301,21 +301,22 @@ class Average:
     """The plain average of several sources' weights, as a source."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources, self.folder, self.tensors = sources, sources[0].folder, sources[0].tensors
+        self.sources, self.tensors = sources, sources[0].tensors
+        self.config, self.folder = sources[0].config, sources[0].folder
 
     def load(self, name: str) -> Tensor:
         return torch.stack([s.load(name).float() for s in self.sources]).mean(0)
 
-    def rows(self, name: str, indices: Sequence[int]) -> Tensor:
+    def rows(self, name: str, indices: Iterable[int]) -> Tensor:
         return torch.stack([s.rows(name, indices).float() for s in self.sources]).mean(0)
 
 
-def dense_losses(plan: Plan, source: Any, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
+def dense_losses(plan: Plan, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
     """Mean loss per token of a dense model on each batch."""
     stream = Stream(source, [ids for ids, _ in batches], device)
     for _ in range(plan.layers):
         stream.step()
-    return _head(stream, source, batches, device)
+    return _head(plan, stream, source, batches, device)
 
 
 def mixture_losses(
@@ -334,20 +335,26 @@ def mixture_losses(
         entropy[layer].append(float(-(weights[real] * weights[real].clamp(min=1e-9).log2()).sum(1).mean()))
 
     stream = run(plan, mixture, [ids for ids, _ in batches], device, seen)
-    losses = _head(stream, mixture, batches, device)
+    losses = _head(plan, stream, InMixture(plan, mixture, 0), batches, device)
     return losses, shares, accuracy, [sum(row) / len(row) for row in entropy]
 
 
 @torch.no_grad()
-def _head(stream: Stream, source: Any, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
+def _head(
+    plan: Plan, stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
+) -> list[float]:
     """Mean loss per token of the next one, for each batch, from the states after all layers."""
     name = "lm_head.weight" if "lm_head.weight" in source.tensors else "model.embed_tokens.weight"
     head = source.load(name).float().to(device)  # [V, H]
+    bias = source.load("lm_head.bias").float().to(device) if "lm_head.bias" in source.tensors else 0.0  # [V]
+    config = plan.dense.fill(source.config)
+    scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's
     losses = []
     for states, (ids, real) in zip(stream.finish(), batches, strict=True):
         known = real[:, 1:].to(device)
         x, target = states[:, :-1][known], ids[:, 1:].to(device)[known]  # [n, H], [n]
         parts = zip(x.split(HEAD), target.split(HEAD), strict=True)
-        total = sum(torch.nn.functional.cross_entropy(a @ head.T, t, reduction="sum").item() for a, t in parts)
+        logits = ((scale * (a @ head.T + bias), t) for a, t in parts)
+        total = sum(torch.nn.functional.cross_entropy(found, t, reduction="sum").item() for found, t in logits)
         losses.append(total / len(target))
     return losses

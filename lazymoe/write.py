@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lazymoe.errors import error
-from lazymoe.header import FLOATS, Tensor, write_header
-from lazymoe.plan import Constant, Output, Piece, Plan
+from lazymoe.header import FLOATS, Tensor, within, write_header
+from lazymoe.plan import Computed, Constant, Output, Piece, Plan
 from lazymoe.progress import Progress
 
 BLOCK = 1 << 22  # elements that go through arithmetic at a time
@@ -83,37 +83,33 @@ def _write_shard(
     with ThreadPoolExecutor(1) as scanner, open(path, "wb", buffering=0) as f:
         _write(f, write_header((o.name, o.dtype, o.shape) for o in outputs))
         for output in outputs:
-            origin = output.origin
-            if isinstance(origin, Constant):
-                steps = _fill(output, origin.value, f)
-            elif not isinstance(origin, Piece):
-                tensor = computed[output.name]
-                steps = _copy(path.parent / tensor.file, tensor.offset or 0, output.nbytes, f)
-            elif origin.tensor.offset is not None and (origin.tensor.dtype, origin.noise, origin.scale) == (
-                output.dtype,
-                0,
-                1,
-            ):
-                file = plan.sources[origin.source].folder / origin.tensor.file
-                checks.append(scanner.submit(_scan, file, origin.tensor))
-                steps = _copy(file, origin.tensor.offset, output.nbytes, f)
-            else:
-                steps = _transform(plan, output, origin, seed, f)
-            for n in steps:
-                moved(done := done + n)
-            while checks and checks[0].done():
-                checks.pop(0).result()  # raises what the scan found, early
+            for number, part in enumerate(output.parts):
+                if isinstance(part, Constant):
+                    steps = _fill(output, part, f)
+                elif isinstance(part, Computed):
+                    where = within(computed[part.name], part.start, part.elements)
+                    steps = _copy(path.parent / where.file, where.offset or 0, where.nbytes, f)
+                elif part.copied(output.dtype):
+                    where, folder = within(part.tensor, part.start, part.elements), plan.sources[part.source].folder
+                    checks.append(scanner.submit(_scan, folder / where.file, where))
+                    steps = _copy(folder / where.file, where.offset or 0, where.nbytes, f)
+                else:
+                    steps = _transform(plan, output, part, generator(seed, f"{output.name}:{number}"), f)
+                for n in steps:
+                    moved(done := done + n)
+                while checks and checks[0].done():
+                    checks.pop(0).result()  # raises what the scan found, early
         for check in checks:
             check.result()
 
 
-def _fill(output: Output, value: float, target: BinaryIO) -> Iterator[int]:
-    """Append a tensor of one value; yields how many bytes."""
+def _fill(output: Output, constant: Constant, target: BinaryIO) -> Iterator[int]:
+    """Append one value many times; yields how many bytes."""
     import torch
 
-    one = torch.tensor([value], dtype=getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy().tobytes()
-    _write(target, one * output.parameters)
-    yield output.nbytes
+    one = torch.tensor([constant.value], dtype=getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy().tobytes()
+    _write(target, one * constant.elements)
+    yield len(one) * constant.elements
 
 
 def _copy(source: Path, offset: int, length: int, target: BinaryIO) -> Iterator[int]:
@@ -164,15 +160,17 @@ def _scan(file: Path, tensor: Tensor) -> None:
                 raise _not_finite(file, tensor)
 
 
-def _transform(plan: Plan, output: Output, piece: Piece, seed: int, target: BinaryIO) -> Iterator[int]:
-    """Append a tensor that is cast, scaled or noised, a block at a time; yields how many bytes, as it goes."""
+def _transform(
+    plan: Plan, output: Output, piece: Piece, random: np.random.Generator, target: BinaryIO
+) -> Iterator[int]:
+    """Append elements that are cast, scaled or noised, a block at a time; yields how many bytes, as it goes."""
     import torch
 
     dtype = getattr(torch, FLOATS[output.dtype])
     source = plan.sources[piece.source]
-    random = generator(seed, output.name)
-    for start in range(0, output.parameters, BLOCK):
-        stop = min(start + BLOCK, output.parameters)
+    end = piece.start + piece.elements
+    for start in range(piece.start, end, BLOCK):
+        stop = min(start + BLOCK, end)
         block = source.elements(piece.tensor, start, stop)
         if not torch.isfinite(block).all():
             raise _not_finite(source.folder / piece.tensor.file, piece.tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -18,22 +19,11 @@ os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": HOME.name, "HF_HUB_DISABLE_PRO
 os.environ.pop("HF_TOKEN", None)
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from safetensors.torch import load, load_file, save_file  # noqa: E402
-from transformers import (  # noqa: E402
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from lazymoe import Recipe  # noqa: E402
-from lazymoe.families import find  # noqa: E402
+from lazymoe.families import dense_of  # noqa: E402
 from lazymoe.header import write_header  # noqa: E402
 
 SHAPE = {
@@ -44,13 +34,26 @@ SHAPE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
 }
-KINDS = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers' name of it, and what its config needs
+    "llama": ("Llama", {}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "phi3": ("Phi3", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {}),
+    "olmo2": ("Olmo2", {}),
+    "granite": (
+        "Granite",
+        {"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "logits_scaling": 0.5, "residual_multiplier": 0.7},
+    ),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 8}),
+    "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
+    "lfm2": ("Lfm2", {"full_attn_idxs": [1], "block_multiple_of": 16}),
+    "phi": ("Phi", {}),
 }
 
 Make = Callable[..., Path]
@@ -87,10 +90,11 @@ def make(tmp_path: Path) -> Make:
     """``make("name", seed=0, kind="llama", dtype="bfloat16", **config)``: a random small model in a folder."""
 
     def make(name: str, seed: int = 0, kind: str = "llama", dtype: str = "bfloat16", **config: object) -> Path:
-        config_class, model_class = KINDS[kind]
+        name_of, needed = KINDS[kind]
+        given = getattr(transformers, f"{name_of}Config")(**copy.deepcopy({**SHAPE, **needed, **config}))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = model_class(config_class(**{**SHAPE, **config}))
+            model = getattr(transformers, f"{name_of}ForCausalLM")(given)
             for parameter in model.parameters():
                 parameter.data = (torch.randn(parameter.shape) * 0.2).to(getattr(torch, dtype))
         model.to(getattr(torch, dtype)).save_pretrained(tmp_path / name)
@@ -105,9 +109,11 @@ def recipe(base: Path | str, *experts: Path | str, gate_mode: str = "random", **
     return Recipe.model_validate({"base_model": str(base), "gate_mode": gate_mode, "experts": listed, **fields})
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+def rewrite(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], file_name: str = "model.safetensors"
+) -> Path:
     """Change the tensors of a model in place."""
-    file = folder / "model.safetensors"
+    file = folder / file_name
     tensors = load(file.read_bytes())
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
@@ -128,9 +134,10 @@ def write_recipe(path: Path, recipe: Recipe) -> Path:
 
 def sparse(folder: Path, config: dict[str, object], shards: int = 1) -> Path:
     """A checkpoint of any size that takes no room: true headers over holes in the file."""
-    dense, _ = find(str(config["model_type"]))
-    complete = dense.complete(config)
-    shapes = list((dense.body_shapes(complete) | dense.ffn_shapes(complete)).items())
+    dense = dense_of(config["model_type"])
+    assert dense is not None
+    body, ffn = dense.all_shapes(dense.complete(config))
+    shapes = list((body | ffn).items())
     folder.mkdir()
     weight_map = {}
     for i in range(shards):

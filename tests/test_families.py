@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import KINDS, Make, configure, recipe, tensors_of
+from conftest import KINDS, Make, configure, recipe, rewrite, tensors_of
 from transformers import AutoModelForCausalLM
 
-from lazymoe import LazyMoEError, merge
+from lazymoe import LazyMoEError, Recipe, merge
 from lazymoe.families import FAMILIES, find
 from lazymoe.families.types import LAYER, rope_spellings
+from lazymoe.report import dense_losses, mixture_losses
+from lazymoe.router.mixture import module_name
+from lazymoe.source import open_source
 
 IDS = torch.arange(2, 62).reshape(2, 30)
 CONFIGS = {
@@ -38,19 +41,34 @@ CONFIGS = {
     },
     "sliding window": {"sliding_window": 7},
 }
-PAIRS = [(family.name, dense.model_type) for family in FAMILIES for dense in family.takes]
+CASES = [  # every family with every dense architecture that it takes, without and with a shared expert where it can
+    (family.name, dense.model_type, shared)
+    for family in FAMILIES
+    for dense in family.takes
+    for shared in ("", "shared expert")
+    if (family.shared or not shared) and (shared or family.name != "glm4_moe")
+]
+ROPES = ("other theta", "scaled rope", "llama 3 rope")
 LOGITS = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, output_loading_info=True)
-assert not any(info.values()), info
-torch.save(model(torch.arange(2, 62).reshape(2, 30)).logits.detach(), sys.argv[2])
+import json, sys, torch, transformers
+found = {}
+for folder in json.load(sys.stdin):
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True)
+        assert not any(info.values()), info
+        torch.save(model.eval()(torch.arange(2, 62).reshape(2, 30)).logits.detach(), folder + ".logits")
+    except Exception as e:
+        found[folder] = str(e)
+print(json.dumps(found))
 """
 
 
 def load(folder: Path) -> torch.nn.Module:
     """Load strictly: nothing missing, unexpected or of another shape."""
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True
+    )
     assert not any(info.values()), info
     return model.eval()
 
@@ -60,42 +78,130 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(IDS).logits
 
 
+def possible(family: str, kind: str, config: str) -> bool:
+    """Whether there are such models at all, and whether the family takes them."""
+    if config == "sliding window":
+        return kind in ("mistral", "phi3", "cohere2") and family in ("mixtral", "qwen2_moe", "cohere2_moe")
+    if config == "head_dim of its own":
+        return kind not in ("phi", "phi3", "cohere2", "lfm2") and family not in ("deepseek", "granitemoe")
+    return config not in ROPES[1:] or kind not in ("phi3", "cohere2")
+
+
+def equal_experts(base: Path, family: str, shared: str) -> Recipe:
+    """Three experts, two for each token, all equal to the base model; a shared one shares the work with them."""
+    if not shared:
+        return recipe(base, base, base, base, architecture=family)
+    half = [{"source_model": str(base), "residual_scale": 0.5}]
+    return Recipe.model_validate({"base_model": str(base), "gate_mode": "random", "architecture": family,
+                                  "experts": 3 * half, "shared_experts": half})  # fmt: skip
+
+
+def open_the_shared_gate(folder: Path) -> None:
+    """A gate of zeros lets half of the shared expert through: make that half twice as large."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if "shared_expert_gate" in name:
+                tensor.zero_()
+            elif "shared_expert.down" in name:
+                tensor *= 2
+
+    rewrite(folder, change, "model-00001-of-00001.safetensors")
+
+
 def test_every_pair_has_a_small_model_to_test_it_with() -> None:
-    assert {kind for _, kind in PAIRS} == KINDS.keys()
+    assert {kind for _, kind, _ in CASES} == KINDS.keys() == {d.model_type for f in FAMILIES for d in f.takes}
+    assert {family for family, _, _ in CASES} == {family.name for family in FAMILIES}
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize(("family", "kind"), PAIRS)
+@pytest.mark.parametrize(("family", "kind", "shared"), CASES)
 def test_equal_experts_give_the_dense_models_logits(
-    family: str, kind: str, config: str, make: Make, tmp_path: Path, request: pytest.FixtureRequest
+    family: str, kind: str, shared: str, config: str, make: Make, tmp_path: Path
 ) -> None:
-    if config == "sliding window" and kind != "mistral":
-        pytest.skip("it has none")
+    if not possible(family, kind, config):
+        pytest.skip("there is no such model, or the family doesn't take it")
     base = make("base", kind=kind, dtype="float32", **CONFIGS[config])
-    merge(recipe(base, base, base, base, architecture=family), tmp_path / "moe")
+    merge(equal_experts(base, family, shared), tmp_path / "moe")
+    if shared and family == "qwen2_moe":
+        open_the_shared_gate(tmp_path / "moe")
     expected = logits(load(base))
+    assert expected.std() > 0.1
     assert (logits(load(tmp_path / "moe")) - expected).abs().max() < 1e-4
 
-    beyond = family == "qwen2_moe" and config == "head_dim of its own"  # which transformers 4 doesn't read there
-    if (python := request.config.getoption("transformers4")) and not beyond:
-        subprocess.run([python, "-c", LOGITS, tmp_path / "moe", tmp_path / "logits"], check=True)
-        assert (torch.load(tmp_path / "logits") - expected).abs().max() < 1e-4
+
+def test_transformers_4_gives_the_same_logits(make: Make, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """All cases in one process of ``--transformers4 PYTHON``."""
+    python = request.config.getoption("transformers4")
+    if not python:
+        pytest.skip("no --transformers4")
+    expected: dict[str, torch.Tensor] = {}
+    for family, kind, shared in CASES:
+        for config in CONFIGS:
+            beyond = family in ("cohere2_moe", "lfm2_moe") or (family, config) == ("qwen2_moe", "head_dim of its own")
+            if possible(family, kind, config) and not beyond:  # of what transformers 4 has
+                name = "-".join((family, kind, shared, config)).replace(" ", "-")
+                base = make(f"base-{name}", kind=kind, dtype="float32", **CONFIGS[config])
+                merge(equal_experts(base, family, shared), tmp_path / name)
+                if shared and family == "qwen2_moe":
+                    open_the_shared_gate(tmp_path / name)
+                expected[str(tmp_path / name)] = logits(load(base))
+    done = subprocess.run([python, "-c", LOGITS], input=json.dumps(list(expected)), text=True, check=True,
+                          capture_output=True)  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+    for folder, wanted in expected.items():
+        assert (torch.load(f"{folder}.logits") - wanted).abs().max() < 1e-4, folder
 
 
-@pytest.mark.parametrize(("family", "kind"), PAIRS)
+@pytest.mark.parametrize(("family", "kind", "shared"), CASES)
 def test_a_forced_router_gives_that_experts_feed_forward_in_the_bases_body(
-    family: str, kind: str, make: Make, tmp_path: Path
+    family: str, kind: str, shared: str, make: Make, tmp_path: Path
 ) -> None:
-    base, *experts = (make(f"model-{i}", seed=i, kind=kind, dtype="float32") for i in range(4))
-    merge(recipe(base, *experts, architecture=family, experts_per_token=1), tmp_path / "moe")
-    mixture, dense = load(tmp_path / "moe"), load(base)
+    base, *experts, other = (make(f"model-{i}", seed=i, kind=kind, dtype="float32") for i in range(5))
+    fields = {"shared_experts": [{"source_model": str(other)}]} if shared else {}
+    plan = merge(recipe(base, *experts, architecture=family, experts_per_token=1, **fields), tmp_path / "moe").plan
+    mixture, dense, written = load(tmp_path / "moe"), load(base), tensors_of(tmp_path / "moe")
+    name = module_name(plan)
+    own = [[getattr(layer, name) for layer in load(expert).model.layers] for expert in (*experts, other)]
     for i, layer in enumerate(mixture.model.layers):
         # every token looks the same to the router, so all go to the expert whose row has the largest sum
-        layer.mlp.gate.register_forward_pre_hook(lambda _, args: (torch.ones_like(args[0]),))
-        gate = LAYER.format(layer=i) + find(kind, family)[1].router
-        chosen = int(tensors_of(tmp_path / "moe")[gate].sum(1).argmax())
-        dense.model.layers[i].mlp = load(experts[chosen]).model.layers[i].mlp
+        [router] = [m for n, m in layer.named_modules() if n.endswith(("gate", "router")) and hasattr(m, "weight")
+                    and m.weight.shape == (3, 32)]  # fmt: skip
+        router.register_forward_pre_hook(lambda _, args: (torch.ones_like(args[0]), *args[1:]))
+        prefix = LAYER.format(layer=i)
+        chosen = int(written[prefix + plan.family.router].sum(1).argmax())
+        gate = written[prefix + plan.family.shared_gate] if shared and plan.family.shared_gate else None
+        setattr(dense.model.layers[i], name, Sum(own[chosen][i], own[3][i] if shared else None, gate))
     assert (logits(mixture) - logits(dense)).abs().max() < 1e-4
+
+
+class Sum(torch.nn.Module):
+    """An expert, and beside it a shared one behind its gate, as a dense feed-forward network."""
+
+    def __init__(self, expert: torch.nn.Module, shared: torch.nn.Module | None, gate: torch.Tensor | None) -> None:
+        super().__init__()
+        self.expert, self.shared, self.gate = expert, shared, gate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        open_by = 1.0 if self.gate is None else (x @ self.gate.T).sigmoid()
+        return self.expert(x) + (open_by * self.shared(x) if self.shared else 0.0)
+
+
+@pytest.mark.parametrize(("family", "kind", "shared"), CASES)
+def test_the_streamed_mixture_is_the_whole_model(
+    family: str, kind: str, shared: str, make: Make, tmp_path: Path
+) -> None:
+    """What routers are fitted on and reports measure, against transformers' own loss of the checkpoint."""
+    models = [make(f"model-{i}", seed=i, kind=kind, dtype="float32") for i in range(5)]
+    fields = {"shared_experts": [{"source_model": str(models[4]), "residual_scale": 0.3}]} if shared else {}
+    plan = merge(recipe(*models[:4], architecture=family, **fields), tmp_path / "moe").plan
+    batches = [(IDS, torch.ones_like(IDS, dtype=torch.bool))]
+    for folder, [loss] in (
+        (models[0], dense_losses(plan, plan.sources[0], batches, "cpu")),
+        (tmp_path / "moe", mixture_losses(plan, open_source(str(tmp_path / "moe")), batches, "cpu")[0]),
+    ):
+        expected = torch.nn.functional.cross_entropy(logits(load(folder))[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+        assert loss == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_configs_are_carried_exactly(make: Make, tmp_path: Path) -> None:
@@ -135,4 +241,4 @@ def test_rope_in_both_spellings(config: dict, expected: tuple) -> None:
 
 def test_what_fits_nowhere_is_told_what_would() -> None:
     with pytest.raises(LazyMoEError, match=r"'gemma2'.*mixtral takes llama, mistral"):
-        find("gemma2")
+        find({"model_type": "gemma2"}, recipe("a", "b"))

@@ -57,6 +57,12 @@ def expert(**fields: Any) -> Spoil:
     return lambda k: k.recipe["experts"][1].update(fields)
 
 
+def shared(*experts: dict[str, Any], **fields: Any) -> Spoil:
+    return lambda k: k.recipe.update(
+        {"shared_experts": [{"source_model": str(k.base), **e} for e in experts], **fields}
+    )
+
+
 def text(content: str | bytes) -> Spoil:
     return lambda k: k.recipe.update({"text": content})
 
@@ -109,9 +115,21 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "no expert per token": (recipe(experts_per_token=0), ("experts_per_token", "greater than or equal to 1")),
     "noise is not a number": (expert(noise_scale=NAN), ("noise_scale", "finite")),
     "unknown architecture": (recipe(architecture="mixtrel"), ("architecture", "Did you mean 'mixtral'?")),
-    "shared experts": (
-        lambda k: recipe(shared_experts=[{"source_model": str(k.base)}])(k),
-        ("shared_experts", "Remove"),
+    "two shared experts": (
+        shared({}, {}),
+        ("shared_experts", "deepseek: it has one shared expert at most"),
+    ),
+    "a shared expert where there is no place": (
+        shared({}, architecture="mixtral"),
+        ("architecture", "mixtral: it has no shared expert", "can become deepseek or qwen2_moe"),
+    ),
+    "prompts for a shared expert without a gate": (
+        shared({"positive_prompts": ["Hello"]}, architecture="deepseek"),
+        ("architecture", "every token passes its shared expert"),
+    ),
+    "no prompts for one with a gate": (
+        shared({}, architecture="qwen", gate_mode="hidden"),
+        ("architecture", "has a gate, so it needs prompts"),
     ),
     "no prompts": (
         lambda k: (recipe(gate_mode="hidden")(k), expert(positive_prompts=None)(k)),

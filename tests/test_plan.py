@@ -9,7 +9,8 @@ import pytest
 from conftest import Make, recipe, sparse
 
 from lazymoe import check
-from lazymoe.families import find
+from lazymoe.families.dense import LLAMA
+from lazymoe.families.mixtral import MIXTRAL
 from lazymoe.plan import make_plan
 from lazymoe.source import open_source
 
@@ -51,7 +52,7 @@ def test_eight_experts_of_70b_are_checked_from_headers_alone(tmp_path: Path) -> 
 def test_shards_are_cut_by_size_in_order(make: Make) -> None:
     base = make("base")
     sources = [open_source(str(base))] * 3
-    plan = make_plan(recipe(base, base, base), sources, *find("llama"), shard_size=10_000)
+    plan = make_plan(recipe(base, base, base), sources, LLAMA, MIXTRAL, shard_size=10_000)
     files = plan.shards
     assert [o for _, outputs in files for o in outputs] == list(plan.outputs)
     assert all(sum(o.nbytes for o in outputs) <= 10_000 for _, outputs in files)

@@ -1,4 +1,4 @@
-"""Mixtral, from Llama and Mistral.
+"""Mixtral, from Llama, Mistral and Phi-3.
 
 Exact: with equal experts its logits are the dense model's. The names are those of Mixtral-8x7B on the Hub, which
 transformers 4 and 5, vLLM and llama.cpp all read.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.families.dense import LLAMA, MISTRAL
-from lazymoe.families.types import Config, Family, carry
+from lazymoe.families.dense import LLAMA, MISTRAL, PHI3
+from lazymoe.families.types import Config, Family, carry, rope_spellings
 
 
-def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
+def _config(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
     return {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
@@ -23,9 +23,18 @@ def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
     }
 
 
+def _unfit(dense: Config, experts: int, top_k: int, shared: int) -> str | None:
+    rope = rope_spellings(dense)["rope_parameters"]
+    if rope["rope_type"] in ("longrope", "su", "yarn") and dense["model_type"] == "phi3":
+        return f"its rotary positions can't be those of this Phi-3 ({rope['rope_type']}); the 4k versions fit"
+    if rope.get("partial_rotary_factor", dense.get("partial_rotary_factor", 1.0)) != 1.0:
+        return "it turns all of a head by position, this model only a part"
+    return None
+
+
 MIXTRAL = Family(
     name="mixtral",
-    takes=(LLAMA, MISTRAL),
+    takes=(LLAMA, MISTRAL, PHI3),
     experts={
         "block_sparse_moe.experts.{expert}.w1.weight": "gate",
         "block_sparse_moe.experts.{expert}.w2.weight": "down",
@@ -33,4 +42,5 @@ MIXTRAL = Family(
     },
     router="block_sparse_moe.gate.weight",
     config=_config,
+    unfit=_unfit,
 )

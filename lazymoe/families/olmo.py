@@ -11,7 +11,7 @@ from lazymoe.families.dense import OLMO2
 from lazymoe.families.types import MLP_EXPERTS, Config, Family, carry
 
 
-def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
+def _config(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
     return {
         **carry(dense, "attention_bias"),
         "architectures": ["FlexOlmoForCausalLM"],

@@ -1,9 +1,9 @@
 """Qwen3-MoE, from Qwen3; Qwen2-MoE, from Qwen2 and 2.5, Llama and Mistral.
 
 Exact: with equal experts the logits are the dense model's. In both, ``norm_topk_prob`` must be set: it is off by
-default. Qwen2-MoE can't do without a shared expert, so it gets a narrow one of zeros. Its gate is not zero, or
-llama.cpp would divide by it; and vLLM wants the biases of queries, keys and values, so where a dense model has none
-they are zero. A head_dim of its own (Mistral Nemo's) is read by transformers 5 only.
+default. Qwen2-MoE can't do without a shared expert, so where a recipe has none it gets a narrow one of zeros. Its gate
+is not zero, or llama.cpp would divide by it; and vLLM wants the biases of queries, keys and values, so where a dense
+model has none they are zero. A head_dim of its own (Mistral Nemo's) is read by transformers 5 only.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.families.dense import LLAMA, MISTRAL, QWEN2, QWEN3
-from lazymoe.families.types import MLP_EXPERTS, SMALL, Config, Family, carry
+from lazymoe.families.types import MLP_EXPERTS, SMALL, Config, Family, carry, windowed
 
 CARRIED = ("attention_bias", "max_window_layers", "use_sliding_window")
 
 
-def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
+def _config(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
     return {
         **carry(dense, *CARRIED),
         "num_experts": experts,
@@ -29,29 +29,40 @@ def _config(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
     }
 
 
-def _qwen2(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
-    window = dense.get("sliding_window") is not None and dense.get("use_sliding_window", True)
+def _qwen2(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
+    window = windowed(dense)
     first = dense.get("max_window_layers", 0)  # layer that a window counts from
     kinds = [
         "sliding_attention" if window and i >= first else "full_attention" for i in range(dense["num_hidden_layers"])
     ]
     return {
-        **_config(dense, experts, top_k),
+        **_config(dense, experts, top_k, shared),
         "architectures": ["Qwen2MoeForCausalLM"],
         "model_type": "qwen2_moe",
         "use_sliding_window": window,
         "max_window_layers": first,
         "layer_types": kinds,  # which transformers 5 would guess otherwise
         "qkv_bias": True,
-        "shared_expert_intermediate_size": SMALL,
+        "shared_expert_intermediate_size": dense["intermediate_size"] if shared else SMALL,
     }
 
 
-def _qwen3(dense: Config, experts: int, top_k: int) -> dict[str, Any]:
+def _qwen3(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
     return {
-        **_config(dense, experts, top_k),
+        **_config(dense, experts, top_k, shared),
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
+    }
+
+
+def _constants(dense: Config) -> dict[str, tuple[str, float]]:
+    biases = {f"self_attn.{part}_proj.bias": ("heads" if part == "q" else "kv_heads", 0.0) for part in "qkv"}
+    return {
+        **({} if dense["model_type"] == "qwen2" else biases),
+        "mlp.shared_expert.gate_proj.weight": ("small hidden", 0.0),
+        "mlp.shared_expert.up_proj.weight": ("small hidden", 0.0),
+        "mlp.shared_expert.down_proj.weight": ("hidden small", 0.0),
+        "mlp.shared_expert_gate.weight": ("one hidden", 1.0),
     }
 
 
@@ -61,15 +72,9 @@ QWEN2_MOE = Family(
     takes=(QWEN2, LLAMA, MISTRAL),
     experts=MLP_EXPERTS,
     router="mlp.gate.weight",
-    constants={
-        "self_attn.q_proj.bias": ("heads", 0.0),
-        "self_attn.k_proj.bias": ("kv_heads", 0.0),
-        "self_attn.v_proj.bias": ("kv_heads", 0.0),
-        "mlp.shared_expert.gate_proj.weight": ("small hidden", 0.0),
-        "mlp.shared_expert.up_proj.weight": ("small hidden", 0.0),
-        "mlp.shared_expert.down_proj.weight": ("hidden small", 0.0),
-        "mlp.shared_expert_gate.weight": ("one hidden", 1.0),
-    },
+    constants=_constants,
+    shared={f"mlp.shared_expert.{role}_proj.weight": role for role in ("gate", "up", "down")},
+    shared_gate="mlp.shared_expert_gate.weight",
     config=_qwen2,
 )
 QWEN3_MOE = Family(

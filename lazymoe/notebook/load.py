@@ -7,6 +7,7 @@ each layer is read, and quantised at once, before the next one is.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +15,78 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
-from lazymoe.families import FAMILIES
 from lazymoe.families.types import LAYER
-from lazymoe.source import open_source
+from lazymoe.source import Source, open_source
+
+EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for each expert
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """A finished mixture and its tokenizer."""
+    """A finished mixture and its tokenizer. The code of its own that it may have is LazyMoE's."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not torch.cuda.is_available():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), tokenizer
-    if int(transformers_version.split(".")[0]) >= 5:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=True), tokenizer
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    if int(transformers_version.split(".")[0]) >= 5 and not hasattr(config, "auto_map"):
         return load_4bit(folder, "cuda", torch.float16), tokenizer
     from transformers import BitsAndBytesConfig
 
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=four, device_map="cuda"), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=four, device_map="cuda", trust_remote_code=True
+    )
+    return model, tokenizer
 
 
 @torch.no_grad()
 def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
-    """A finished mixture in transformers 5, the matrices of its layers in NF4 but for the routers', the rest in dtype.
+    """A finished mixture of a class of transformers 5, the matrices of its layers in NF4 but for the routers', the rest
+    in dtype.
 
-    Takes memory for the result and one layer in dtype.
+    Takes memory for the result and two layers in dtype.
     """
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
     source, config = open_source(str(folder)), AutoConfig.from_pretrained(folder)
-    family = next(family for family in FAMILIES if family.name == config.model_type)
-    files = {role: name for name, role in family.experts.items()}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    for name, module in list(model.model.named_children()):
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            setattr(model.model, name, type(module)(config=config).to(device))
 
-    for i, layer in enumerate(model.model.layers):
-        prefix = LAYER.format(layer=i)
-        layer.to_empty(device=device)
-
-        def expert(role: str, number: int, prefix: str = prefix) -> torch.Tensor:
-            return source.load(prefix + files[role].format(expert=number))
-
-        for name, parameter in list(layer.named_parameters()):
-            module, _, leaf = name.rpartition(".")
-            if leaf == "gate_up_proj":  # [E, 2 * ffn, hidden]
-                for number, both in enumerate(parameter):
-                    for half, role in zip(both.chunk(2), ("gate", "up"), strict=True):
-                        half.copy_(expert(role, number))
-            elif leaf == "down_proj":  # [E, hidden, ffn]
-                for number, one in enumerate(parameter):
-                    one.copy_(expert("down", number))
-            else:
-                parameter.copy_(source.load(prefix + (family.router if name == "mlp.gate.weight" else name)))
-            if parameter.dim() > 1 and name != "mlp.gate.weight":
-                replace_parameter_4bit(layer.get_submodule(module), leaf, quant_type="nf4")
+    for i in range(config.num_hidden_layers):
+        layer = model.model.layers[i] = _read_layer(type(model), source, config, i, dtype).to(device)
+        for module in list(layer.modules()):
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = i
+            for leaf, parameter in list(module.named_parameters(recurse=False)):
+                if (isinstance(module, torch.nn.Linear) and parameter.dim() == 2) or leaf in EXPERTS:
+                    replace_parameter_4bit(module, leaf, quant_type="nf4")
 
     for name, parameter in model.named_parameters():
         if parameter.is_meta and name in source.tensors:
-            module, _, leaf = name.rpartition(".")
+            module_name, _, leaf = name.rpartition(".")
             value = source.load(name).to(device, dtype)
-            setattr(model.get_submodule(module), leaf, torch.nn.Parameter(value, requires_grad=False))
+            setattr(model.get_submodule(module_name), leaf, torch.nn.Parameter(value, requires_grad=False))
     model.tie_weights()
     return model.eval()
+
+
+def _read_layer(kind: Any, source: Source, config: Any, i: int, dtype: torch.dtype) -> Any:
+    """One layer as transformers loads it, with what it does to names and shapes: that of a model of one layer."""
+    alone = copy.deepcopy(config)
+    alone.num_hidden_layers, alone.vocab_size, alone.pad_token_id = 1, 1, None
+    if getattr(config, "layer_types", None):
+        alone.layer_types = [config.layer_types[i]]
+    prefix = LAYER.format(layer=i)
+    state = {
+        LAYER.format(layer=0) + name.removeprefix(prefix): source.load(name)
+        for name in source.tensors
+        if name.startswith(prefix)
+    }
+    for name, tensor in source.tensors.items():
+        if ".layers." not in name:  # these are read only once, at the end
+            state[name] = torch.zeros(1 if tensor.shape[0] == config.vocab_size else tensor.shape[0], *tensor.shape[1:])
+    model, info = kind.from_pretrained(None, config=alone, state_dict=state, dtype=dtype, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.model.layers[0]

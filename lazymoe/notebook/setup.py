@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import ipywidgets as w
@@ -50,11 +51,7 @@ def _sizes(disk: int, memory: int, run: int) -> str:
     lines = []
     for experts, size in MIXTURES:
         dense, config = SHAPES[size]
-        full = dense.complete(config)
-        body, ffn = (
-            sum(a * b for a, b in ((*s, 1)[:2] for s in shapes.values()))
-            for shapes in (dense.body_shapes(full), dense.ffn_shapes(full))
-        )
+        body, ffn = (sum(map(math.prod, shapes.values())) for shapes in dense.all_shapes(dense.complete(config)))
         parameters = body + experts * ffn
         room = 2 * (experts * (body + ffn) + parameters)  # bytes: the downloads and the mixture, in 16 bit
         layer = RUNTIME + 4 * (body + ffn) // config["num_hidden_layers"]

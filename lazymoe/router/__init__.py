@@ -60,8 +60,12 @@ def compute(
         if not all(torch.isfinite(g).all() for g in gates):
             raise error("gate_mode", "the routers came out as NaN", "The base model may be broken: try it by itself.")
         dtype = getattr(torch, plan.config["dtype"])
-        names = [LAYER.format(layer=i) + plan.family.router for i in range(plan.layers)]
-        rows = {name: g.to(dtype).contiguous() for name, g in zip(names, gates, strict=True)}
+        rows = {}
+        for layer, gate in enumerate(gates):
+            prefix = LAYER.format(layer=layer)
+            rows[prefix + plan.family.router] = gate[: plan.experts].to(dtype).contiguous()
+            if plan.gates > plan.experts:
+                rows[f"{prefix}{plan.family.shared_gate}"] = gate[plan.experts :].to(dtype).contiguous()
         write_whole(folder / ROUTER, save(rows))
     return _computed(folder)
 
@@ -75,11 +79,11 @@ def _computed(folder: Path) -> dict[str, Tensor]:
 
 
 def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str, progress: Progress) -> list[torch.Tensor]:
-    """The router of each layer ``[experts, hidden]``, float32."""
+    """The rows that are computed for each layer ``[gates, hidden]``, float32; see `Plan.gates`."""
     if recipe.gate_mode in ("random", "uniform_random"):
         from lazymoe.router.random import random_gates
 
-        shape = (plan.layers, plan.experts, plan.hidden_size)
+        shape = (plan.layers, plan.gates, plan.hidden_size)
         return list(random_gates(recipe.gate_mode, shape, generator(seed, "router")))
     if recipe.gate_mode == "fit":
         from lazymoe.router.fit import fit_gates
@@ -90,14 +94,15 @@ def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str, pro
     return list(prompt_gates(recipe, plan, device, progress).cpu())
 
 
-def degenerate(folder: Path) -> Iterator[Problem]:
+def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
     """Pairs of experts that the routers in a folder can hardly tell apart, with the layers where that is so."""
     import torch
     from safetensors.torch import load
     from torch.nn.functional import normalize
 
     by_name = load((folder / ROUTER).read_bytes())
-    gates = torch.stack([by_name[name] for name in sorted(by_name, key=lambda n: int(n.split(".")[2]))])  # [L, E, H]
+    names = [LAYER.format(layer=layer) + plan.family.router for layer in range(plan.layers)]
+    gates = torch.stack([by_name[name] for name in names])  # [L, E, H]
     rows = normalize(gates.float(), dim=-1)
     parallel = rows @ rows.mT > PARALLEL  # [L, E, E]
     for a in range(gates.shape[1]):

@@ -3,7 +3,8 @@
 Per layer, multinomial logistic regression from the router's true input (the norm after attention, every token) to the
 expert whose prompt the token is from, with an L2 penalty and no bias, so that the softmax over the chosen experts is
 calibrated by construction. A token of a negative prompt should reach any expert but its own. Layers are fitted in
-order, each on the states that the mixture itself produces with the routers below it.
+order, each on the states that the mixture itself produces with the routers below it. A shared expert's gate is fitted
+in the same way, to tell its own prompts from the experts'.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lazymoe.families.types import LAYER
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe import Recipe
-from lazymoe.router.mixture import mix, module_name, route
+from lazymoe.router.mixture import fill, mix, module_name, route, shared
 from lazymoe.router.stream import Stream
 from lazymoe.router.texts import pack, pad
 from lazymoe.source import Source
@@ -36,13 +36,13 @@ def canonical(recipe: Recipe, plan: Plan) -> list[int]:
             e.residual_scale or 1,
             e.noise_scale or 0,
         )
-        for e, source in zip(recipe.experts, plan.sources[1:], strict=True)
+        for e, source in zip(recipe.experts, plan.expert_sources, strict=True)
     ]
     return sorted(range(plan.experts), key=lambda e: repr(keys[e]))
 
 
 def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: Progress) -> list[Tensor]:
-    """The router ``[experts, hidden]`` of each layer, float32.
+    """The router ``[gates, hidden]`` of each layer, float32; see `Plan.gates`.
 
     Args:
         recipe, plan: what is wanted; the sources must be on the disk.
@@ -51,11 +51,12 @@ def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: P
         progress: told of the layers done.
     """
     order = canonical(recipe, plan)
+    gated = [plan.experts] if plan.gates > plan.experts else []  # the shared expert, by its number
     sequences, labels, signs = [], [], []
-    for place, expert in enumerate(order):
+    for place, expert in enumerate([*order, *gated]):
         for side, prompts in (
-            (1, recipe.experts[expert].positive),
-            (-1, recipe.experts[expert].negative),
+            (1, recipe.every_expert[expert].positive),
+            (-1, recipe.every_expert[expert].negative),
         ):
             packed = pack(plan.sources[0], prompts)
             sequences += packed
@@ -67,24 +68,25 @@ def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: P
     weights = _weights(learned, labels, signs)
     label, sign = (torch.tensor(v, device=device)[:, None].expand(batch.shape)[learned] for v in (labels, signs))
     learned, weights = learned.to(device), weights.to(device)
+    routed = label < plan.experts
 
     stream = Stream(body, [batch], device)
     gates: list[Tensor] = []
 
     def load(expert: int, module: nn.Module) -> None:
-        prefix = LAYER.format(layer=stream.next)
-        for role, (name, _) in plan.dense.ffn.items():
-            weight = plan.sources[expert + 1].load(prefix + name)
-            scale = recipe.experts[expert].residual_scale if role == "down" else None
-            module.get_parameter(name.partition(".")[2]).copy_(weight if scale is None else weight * scale)
+        fill(plan, module, plan.sources[expert + 1], stream.next, recipe.every_expert[expert].residual_scale)
 
     def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
-        rows = fit(x[learned], label, sign, weights, plan.experts)  # [E, H], in canonical order
-        gates.append(torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=device), rows))
+        seen = x[learned]
+        rows = fit(seen[routed], label[routed], sign[routed], weights[routed], plan.experts)  # [E, H], canonical order
+        own = _shared_gate(seen, routed, sign, weights) if gated else rows[:0]  # [1, H], or of no rows
+        reordered = torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=device), rows)
+        gates.append(torch.cat([reordered, own]))
         flat = x.flatten(0, 1)
-        chosen, share = route(rows, flat, plan.top_k)
+        chosen, share = route(rows, flat, plan.top_k, plan.family.scores)
         chosen = torch.tensor(order, device=device)[chosen]
-        return mix(load, module, flat, chosen, share, order).view_as(x)
+        out = mix(load, module, flat, chosen, share, order)
+        return (out + shared(plan, load, module, flat, own)).view_as(x)
 
     for layer in range(plan.layers):
         stream.step(feed_forward=(module_name(plan), feed_forward))
@@ -92,12 +94,22 @@ def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: P
     return [g.cpu() for g in gates]
 
 
+def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
+    """The shared expert's gate ``[1, H]``: open for its prompts, closed for its negative ones and the experts'."""
+    used = ~routed | (sign > 0)
+    closed = routed | (sign < 0)
+    share = weights.clone()
+    for side in (closed, ~closed):  # the two sides count equally
+        share[used & side] /= 2 * weights[used & side].sum()
+    rows = fit(x[used], closed[used].long(), torch.ones_like(sign[used]), share[used], 2)
+    return rows[:1] - rows[1:]
+
+
 def _weights(learned: Tensor, labels: Sequence[int], signs: Sequence[int]) -> Tensor:
     """What each learned token counts ``[n]``: experts equally, within an expert its sequences, within those tokens."""
     groups = [(labels[i], signs[i]) for i in range(len(labels))]
     per_sequence = torch.tensor([1 / groups.count(g) for g in groups])
-    weights = (per_sequence / learned.sum(1).clamp(min=1))[:, None].expand(learned.shape)[learned]
-    return weights / weights.sum()
+    return (per_sequence / learned.sum(1).clamp(min=1))[:, None].expand(learned.shape)[learned]
 
 
 def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -> Tensor:
@@ -107,9 +119,10 @@ def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -
         x: inputs ``[n, H]``.
         label: an expert for each ``[n]``.
         sign: whether it should reach that expert (1) or any other (-1), ``[n]``.
-        weights: what each counts ``[n]``, of sum 1.
+        weights: what each counts ``[n]``, relative to the others.
         experts: how many there are.
     """
+    weights = weights / weights.sum()
     scale = (x.square().mean(1) * weights).sum().sqrt()
     x = x / scale
     w = torch.zeros(experts, x.shape[1], device=x.device, requires_grad=True)

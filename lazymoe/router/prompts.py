@@ -22,9 +22,9 @@ BATCH = 2048  # tokens, with padding, that go through a layer at a time
 
 
 def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) -> Tensor:
-    """Routers ``[layers, experts, hidden]``, float32, each row of length 1."""
+    """Routers ``[layers, gates, hidden]``, float32, each row of length 1; see `Plan.gates`."""
     texts, groups = [], []  # groups[t]: which expert a text belongs to, and whether it should reach it
-    for i, expert in enumerate(recipe.experts):
+    for i, expert in enumerate(recipe.every_expert[: plan.gates]):
         for sign, prompts in ((1, expert.positive), (-1, expert.negative)):
             texts += prompts
             groups += [(i, sign)] * len(prompts)
@@ -36,7 +36,7 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
         embeddings = base.rows("model.embed_tokens.weight", unique.tolist()).float()[places]  # [tokens, H]
         summed = [part.sum(0) for part in embeddings.split([len(t) for t in tokens])]
         # as mergekit: prompts are summed and the sum is scaled, so that longer prompts weigh more
-        rows = _combine(torch.stack(summed)[None], groups, plan.experts, normalise_parts=True)  # [1, E, H]
+        rows = _combine(torch.stack(summed)[None], groups, plan.gates, normalise_parts=True)  # [1, E, H]
         return rows.repeat(plan.layers, 1, 1)
 
     order = sorted(range(len(tokens)), key=lambda t: len(tokens[t]))
@@ -55,7 +55,7 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
         if layer + 1 < plan.layers:
             stream.step()
         progress("route", layer + 1, plan.layers)
-    return _combine(torch.stack(layers), groups, plan.experts)
+    return _combine(torch.stack(layers), groups, plan.gates)
 
 
 def _combine(vectors: Tensor, groups: Sequence[tuple[int, int]], experts: int, normalise_parts: bool = False) -> Tensor:

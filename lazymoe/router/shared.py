@@ -50,7 +50,7 @@ def share(recipe: Recipe, plan: Plan, order: Sequence[int], folder: Path, device
         device: where to compute.
         progress: told of the layers done.
     """
-    experts = [plan.sources[e + 1] for e in order]
+    experts = [plan.expert_sources[e] for e in order]
     prompts = [recipe.experts[e].positive for e in order]
     streams: list[Stream] = []
     real: list[Tensor] = []
@@ -88,8 +88,9 @@ def _layer(
 ) -> dict[str, Tensor]:
     """The merged tensors of one layer, by their names in the output."""
     base, prefix = plan.sources[0], LAYER.format(layer=layer)
-    matrices = [n for n, words in plan.dense.layer.items() if " " in words and plan.shared == "regmean"]
-    merged = {n: _mean(base, experts, prefix + n) for n in plan.dense.layer if n not in matrices}
+    shapes = plan.dense.layer_shapes(layer, plan.dense.complete(base.config))
+    matrices = [name for name, size in shapes.items() if len(size) == 2 and plan.shared == "regmean"]
+    merged = {name: _mean(base, experts, prefix + name) for name in shapes if name not in matrices}
     for group in inputs[0] if inputs else [(name,) for name in matrices]:
         width = base.tensors[prefix + group[0]].shape[1]
         total = torch.zeros(width, width, device=device)

@@ -6,20 +6,39 @@ the states are those of the whole model, exactly. All texts go through a layer b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from lazymoe import header
 from lazymoe.errors import error
 from lazymoe.families.types import LAYER
-from lazymoe.source import Source
 
 FeedForward = Callable[[nn.Module, Tensor], Tensor]  # the layer's own module, its input [B, T, H]: its output
+
+
+class Weights(Protocol):
+    """What a pass reads: a `Source`, or what gives tensors as one does."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, header.Tensor]: ...
+
+    def load(self, name: str) -> Tensor: ...
+
+    def rows(self, name: str, indices: Iterable[int]) -> Tensor: ...
 
 
 class _Enough(Exception):
@@ -39,7 +58,7 @@ class Stream:
     """
 
     @torch.no_grad()
-    def __init__(self, source: Source, batches: Sequence[Tensor], device: str) -> None:
+    def __init__(self, source: Weights, batches: Sequence[Tensor], device: str) -> None:
         """Embed the texts.
 
         Args:
@@ -91,14 +110,18 @@ class Stream:
     @torch.no_grad()
     def finish(self) -> list[Tensor]:
         """What the head reads, after all steps: the states through the final norm, ``[B, T, H]`` for each batch."""
-        norm = self._decoder.norm.to_empty(device=self.device)
-        norm.weight.copy_(self.source.load("model.norm.weight"))
+        inner = ("embed_tokens", "layers")
+        [name] = {n.split(".")[0] for n, _ in self._decoder.named_parameters()} - set(inner)
+        norm = getattr(self._decoder, name)
+        norm.to_empty(device=self.device)
+        for part, parameter in norm.named_parameters():
+            parameter.copy_(self.source.load(f"model.{name}.{part}"))
         return [norm(s) for s in self.states]
 
 
-def _skeleton(source: Source, device: str) -> Any:
+def _skeleton(source: Weights, device: str) -> Any:
     """The model's decoder without weights; only what it computes for itself (rotary tables) is real."""
-    config = AutoConfig.from_pretrained(source.folder)
+    config = CONFIG_MAPPING[source.config["model_type"]].from_dict(copy.deepcopy(source.config))
     config.use_cache = False
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").base_model
@@ -109,7 +132,7 @@ def _skeleton(source: Source, device: str) -> Any:
 
 
 def _record(
-    decoder: Any, source: Source, batches: Sequence[Tensor], device: str
+    decoder: Any, source: Weights, batches: Sequence[Tensor], device: str
 ) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
     """Run the model without its layers: the states before the first, and how each layer is called for each batch."""
     ids, places = torch.unique(torch.cat([b.reshape(-1) for b in batches]), return_inverse=True)

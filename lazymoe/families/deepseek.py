@@ -1,0 +1,59 @@
+"""DeepSeek-MoE of the first version (https://arxiv.org/abs/2401.06066), from Llama and Mistral.
+
+Exact: with equal experts its logits are the dense model's. transformers has no class for it, so the checkpoint carries
+one (templates/modeling_deepseek.py). Names and config are those of deepseek-moe-16b-base on the Hub, which vLLM and
+llama.cpp read without it; llama.cpp ignores ``norm_topk_prob``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lazymoe.families.dense import LLAMA, MISTRAL
+from lazymoe.families.types import MLP_EXPERTS, SHARED_EXPERTS, Config, Family, carry, windowed
+
+CODE = "modeling_deepseek.py"
+
+
+def _config(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
+    module = CODE.removesuffix(".py")
+    return {
+        **carry(dense),
+        "sliding_window": None,
+        "architectures": ["DeepseekForCausalLM"],
+        "model_type": "deepseek",
+        "auto_map": {
+            "AutoConfig": f"{module}.DeepseekConfig",
+            "AutoModel": f"{module}.DeepseekModel",
+            "AutoModelForCausalLM": f"{module}.DeepseekForCausalLM",
+        },
+        "attention_bias": False,
+        "n_routed_experts": experts,
+        "n_shared_experts": shared or None,
+        "num_experts_per_tok": top_k,
+        "moe_intermediate_size": dense["intermediate_size"],
+        "first_k_dense_replace": 0,
+        "moe_layer_freq": 1,
+        "norm_topk_prob": True,
+        "scoring_func": "softmax",
+    }
+
+
+def _unfit(dense: Config, experts: int, top_k: int, shared: int) -> str | None:
+    if windowed(dense):
+        return "it has no sliding window, this model one"
+    if dense["head_dim"] * dense["num_attention_heads"] != dense["hidden_size"]:
+        return "it can't have a head_dim of its own"
+    return None
+
+
+DEEPSEEK = Family(
+    name="deepseek",
+    takes=(LLAMA, MISTRAL),
+    experts=MLP_EXPERTS,
+    router="mlp.gate.weight",
+    shared=SHARED_EXPERTS,
+    config=_config,
+    unfit=_unfit,
+    code=CODE,
+)

@@ -1,0 +1,55 @@
+"""Granite-MoE, from Granite, Llama, Mistral and Qwen2.
+
+Exact: with equal experts its logits are the dense model's. All experts of a layer lie in two tensors: these are the
+names of granite-3.0-1b-a400m on the Hub, which transformers 4 and 5 and llama.cpp read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lazymoe.families.dense import GRANITE, LLAMA, MISTRAL, QWEN2
+from lazymoe.families.types import Config, Family, carry, windowed
+
+MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier")
+
+
+def _config(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
+    plain = {"attention_multiplier": dense["head_dim"] ** -0.5, **dict.fromkeys(MULTIPLIERS[1:], 1.0)}
+    return {
+        **carry(dense),
+        "sliding_window": None,
+        "architectures": ["GraniteMoeForCausalLM"],
+        "model_type": "granitemoe",
+        **{key: dense.get(key, value) for key, value in plain.items()},
+        "attention_bias": dense["model_type"] == "qwen2",
+        "num_local_experts": experts,
+        "num_experts_per_tok": top_k,
+        "output_router_logits": False,
+    }
+
+
+def _constants(dense: Config) -> dict[str, tuple[str, float]]:
+    return {"self_attn.o_proj.bias": ("hidden", 0.0)} if dense["model_type"] == "qwen2" else {}
+
+
+def _unfit(dense: Config, experts: int, top_k: int, shared: int) -> str | None:
+    if windowed(dense):
+        return "it has no sliding window, this model one"
+    if dense["head_dim"] * dense["num_attention_heads"] != dense["hidden_size"]:
+        return "it can't have a head_dim of its own"
+    return None
+
+
+GRANITE_MOE = Family(
+    name="granitemoe",
+    takes=(GRANITE, LLAMA, MISTRAL, QWEN2),
+    experts={
+        "block_sparse_moe.input_linear.weight": "gate up",
+        "block_sparse_moe.output_linear.weight": "down",
+    },
+    router="block_sparse_moe.router.layer.weight",
+    constants=_constants,
+    config=_config,
+    unfit=_unfit,
+)
