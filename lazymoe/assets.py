@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from lazymoe.errors import error, nearest
@@ -11,6 +13,16 @@ def folder(name: str) -> Path:
     """The folder ``templates`` or ``recipes``."""
     inside = Path(__file__).parent / name
     return inside if inside.is_dir() else Path(__file__).parents[1] / name
+
+
+def cache() -> Path:
+    """LazyMoE's folder among the user's caches."""
+    caches = Path.home() / ".cache"
+    if sys.platform == "win32":
+        caches = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        caches = Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or caches) / "lazymoe"
 
 
 def ready_made() -> dict[str, Path]:

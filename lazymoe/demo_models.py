@@ -14,7 +14,6 @@ import dis
 import hashlib
 import importlib.util
 import json
-import os
 import random
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lazymoe.assets import cache
 from lazymoe.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -174,13 +174,8 @@ def split(pieces: Iterable[str]) -> tuple[str, str]:
 
 def cache_folder() -> Path:
     """Where the demo keeps its models: elsewhere once this file or the version of Python, and so the texts, change."""
-    caches = Path.home() / ".cache"
-    if sys.platform == "win32":
-        caches = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        caches = Path.home() / "Library" / "Caches"
     key = hashlib.sha256(Path(__file__).read_bytes() + bytes(sys.version_info[:2])).hexdigest()[:12]
-    return Path(os.environ.get("XDG_CACHE_HOME") or caches) / "lazymoe" / f"demo-{key}"
+    return cache() / f"demo-{key}"
 
 
 def build(folder: Path, progress: Progress = silent) -> None:

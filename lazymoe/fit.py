@@ -27,10 +27,11 @@ JUNK = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry and nothin
 def unusable(where: str, source: Source) -> Problem | None:
     """Why nothing can be said of a model: its config is no use."""
     config, name = source.config, source.reference
-    if quantised := config.get("quantization_config"):
+    quantised = config.get("quantization_config")
+    if quantised or any(tensor.endswith(".qweight") for tensor in source.tensors):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        what = f"{name} is quantised ({method or 'by an unknown method'})"
-        return Problem(where, what, "Name the unquantised model it was made from.")
+        what = f"{name} is quantised ({method or 'by GPTQ, AWQ or their like'}), which can't be undone exactly"
+        return Problem(where, what, _unquantised(source))
     dense = dense_of(config.get("model_type"))
     known = dense.fill(config) if dense else config
     for key in (*NEEDED, "num_key_value_heads", "head_dim"):
@@ -39,6 +40,10 @@ def unusable(where: str, source: Source) -> Problem | None:
             what = f"the config.json of {name} has no usable {key} ({value!r})"
             return Problem(where, what, "Mend it, or download it again.")
     return None
+
+
+def _unquantised(source: Source) -> str:
+    return f"Name the unquantised model it was made from{f': {source.made_from}' if source.made_from else ''}."
 
 
 def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Family) -> Iterator[Problem]:
@@ -113,7 +118,7 @@ def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
         yield Problem(where, f"{name} lacks {_some(lost)}", "Download it again, or name another model.")
     elif packed := [t for t in found if t.dtype not in FLOATS]:
         what = f"{name} stores '{packed[0].name}' as {packed[0].dtype}, so it is quantised"
-        yield Problem(where, what, "Name the unquantised model it was made from.")
+        yield Problem(where, what, _unquantised(source))
     elif wrong := [t for t in found if t.shape != shapes[t.name]]:
         shape, expected = list(wrong[0].shape), list(shapes[wrong[0].name])
         what = f"{name} has '{wrong[0].name}' as {shape}, where its config says {expected}"

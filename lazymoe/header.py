@@ -18,6 +18,7 @@ DIMENSIONS_LIMIT = 8  # no checkpoint has more; keeps the product of a hostile s
 
 # the dtypes a merge can read, by the format's name, and torch's name for each
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CODES = {name: code for code, name in FLOATS.items()}
 
 # bits an element, by the format's name of the dtype
 BITS = {

@@ -15,11 +15,10 @@ from typing import Any
 
 from lazymoe.families import Dense, Family
 from lazymoe.families.types import LAYER, Place, shape
-from lazymoe.header import BITS, FLOATS, Tensor
+from lazymoe.header import BITS, CODES, FLOATS, Tensor
 from lazymoe.recipe import Recipe
 from lazymoe.source import Source
 
-CODES = {name: code for code, name in FLOATS.items()}  # torch's name of a dtype to the format's
 NF4_BITS = 4.5  # bitsandbytes: four bits a weight and a float32 for each block of 64
 
 
@@ -223,7 +222,8 @@ def make_plan(
     base, experts = sources[0], recipe.every_expert
     routed, together = len(recipe.experts), len(recipe.shared_experts or [])
     config = dense.complete(base.config) | {"experts": routed}
-    dtype = CODES[recipe.dtype or FLOATS[base.tensors[next(iter(dense.outer))].dtype]]
+    own = base.packed.dtype if base.packed else base.tensors[next(iter(dense.outer))].dtype
+    dtype = CODES[recipe.dtype] if recipe.dtype else own
     top_k = min(recipe.experts_per_token, routed)
     roles = dense.roles(config)
 

@@ -7,6 +7,7 @@ work is a question for `check`.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -28,11 +29,12 @@ from lazymoe.errors import LazyMoEError, Problem, error, nearest
 GateMode = Literal["fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
 DType = Literal["float32", "float16", "bfloat16"]
 SharedWeights = Literal["base", "average", "regmean"]
+GGUF = re.compile(r"([\w-][\w.-]*/[\w.-]+)/([\w./-]+\.gguf)")  # a repo and a file of it
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model by name: ``path-or-repo[@revision][+adapter]``.
+    """A model by name: ``path-or-repo[@revision][+adapter]``, or a GGUF file of a repo: ``org/name/file.gguf``.
 
     An existing path is taken as it stands, even with an ``@`` or a ``+`` in it.
     """
@@ -40,6 +42,7 @@ class Reference:
     model: str
     revision: str | None = None
     adapter: str | None = None
+    file: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -47,6 +50,9 @@ class Reference:
             return cls(text)
         model, _, adapter = text.partition("+")
         model, _, revision = model.partition("@")
+        in_repo = GGUF.fullmatch(model)
+        if in_repo and not cls(model).path.exists():
+            return cls(in_repo[1], revision or None, adapter or None, in_repo[2])
         return cls(model, revision or None, adapter or None)
 
     @property
@@ -55,7 +61,8 @@ class Reference:
         return Path(os.path.expanduser(self.model))
 
     def __str__(self) -> str:
-        return self.model + (f"@{self.revision}" * bool(self.revision)) + (f"+{self.adapter}" * bool(self.adapter))
+        model = f"{self.model}/{self.file}" if self.file else self.model
+        return model + (f"@{self.revision}" * bool(self.revision)) + (f"+{self.adapter}" * bool(self.adapter))
 
 
 class _Strict(BaseModel):

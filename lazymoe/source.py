@@ -25,7 +25,9 @@ from lazymoe.recipe import Reference
 if TYPE_CHECKING:
     import torch
 
+    from lazymoe.gguf import Gguf
     from lazymoe.lora import Adapter
+    from lazymoe.packed import Packed
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -48,6 +50,7 @@ class Source:
         config: its config.json.
         tensors: every tensor by name.
         weights: the files that hold the tensors, with their sizes in bytes.
+        packed: what reads the tensors that are stored in fewer bits.
         adapter: a LoRA adapter on top; ``tensors`` are those with it.
     """
 
@@ -57,6 +60,7 @@ class Source:
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     weights: dict[str, int]
+    packed: Packed | Gguf | None = None
     adapter: Adapter | None = None
 
     @property
@@ -68,7 +72,7 @@ class Source:
     def pinned(self) -> str:
         """The reference with its commit, so that it names the same weights for ever."""
         adapter = str(self.adapter.reference) if self.adapter else None
-        return str(Reference(self.reference.model, self.revision or self.reference.revision, adapter))
+        return str(replace(self.reference, revision=self.revision or self.reference.revision, adapter=adapter))
 
     def files(self, patterns: Sequence[str]) -> list[str]:
         """Names of the small files here that match one of the patterns, sorted."""
@@ -93,6 +97,13 @@ class Source:
         stated = self._card.get("language") or []
         return [code for code in ([stated] if isinstance(stated, str) else stated) if isinstance(code, str)]
 
+    @property
+    def made_from(self) -> str | None:
+        """The model that its model card says it was made from."""
+        stated = self._card.get("base_model")
+        stated = stated[0] if isinstance(stated, list) and stated else stated
+        return stated if isinstance(stated, str) and HUB_ID.fullmatch(stated) else None
+
     @functools.cached_property
     def _card(self) -> dict[str, Any]:
         """The front matter of its model card, empty if there is none that can be read."""
@@ -108,6 +119,8 @@ class Source:
         stop = tensor.elements if stop is None else stop
         if self.adapter and tensor.name in self.adapter.tensors:
             return self.adapter.elements(replace(self, adapter=None), tensor.name, start, stop)
+        if self.packed and tensor.name in self.packed.tensors:
+            return self.packed.elements(self.folder, tensor.name, start, stop)
         if tensor.offset is None:
             return _pickle(self.folder / tensor.file)[tensor.name].reshape(-1)[start:stop]
         return read_elements(self.folder, tensor, start, stop)
@@ -134,7 +147,7 @@ class Source:
 
     def fingerprint(self) -> str:
         """Changes when the checkpoint's layout, config or tokenizer does; cheap, since no weight is read."""
-        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights, self.adapter))
+        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights, self.packed, self.adapter))
         return hashlib.sha256(f"{layout} {self.digest(SMALL_FILES)}".encode()).hexdigest()
 
 
@@ -184,15 +197,19 @@ def open_source(reference: str, where: str = "model", allow_pickle: bool = False
     if ref.adapter:
         from lazymoe.lora import WEIGHTS, open_adapter
 
-        below = open_source(str(Reference(ref.model, ref.revision)), where, allow_pickle)
+        below = open_source(str(replace(ref, adapter=None)), where, allow_pickle)
         adapter = open_adapter(ref.adapter, where, below.tensors)
         file = adapter.folder / WEIGHTS
         weights = below.weights | {str(file): file.stat().st_size}
         tensors = below.tensors | adapter.tensors
         return replace(below, reference=ref, tensors=tensors, weights=weights, adapter=adapter)
     path = ref.path
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(ref, path, None, where)
     if path.is_dir():
         sizes = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
+        if file := _only_gguf(sizes, ref, where):
+            return _open_gguf(ref, path / file, None, where)
         return _open(ref, where, path.resolve(), None, sizes, allow_pickle, None)
     if path.exists():
         raise error(where, f"'{ref.model}' is a file", "Name the folder with config.json and the safetensors in it.")
@@ -201,6 +218,11 @@ def open_source(reference: str, where: str = "model", allow_pickle: bool = False
     from lazymoe import hub
 
     folder, commit, sizes, read = hub.open_model(ref, where, (*SMALL_FILES, CARD))
+    if gguf := ref.file or _only_gguf(sizes, ref, where):
+        if gguf not in sizes:
+            raise error(where, f"{ref.model} has no file {gguf}", "Look its files up on the Hub.")
+        hub.download(ref, commit, [gguf], where)
+        return _open_gguf(ref, folder / gguf, commit, where)
     files, _ = _weights(sizes, folder, allow_pickle, where, ref.model)
     if files[0].endswith(".bin"):
         hub.download(ref, commit, files, where)
@@ -243,7 +265,29 @@ def _open(
             raise error(where, f"{ref.model}, {file}: {e}", "Download or save this file again.") from None
     if lost := sorted(named - set(tensors)):
         raise error(where, f"{ref.model}: its index names '{lost[0]}', which no file has", "Download it again, whole.")
-    return Source(ref, folder, commit, config, tensors, {file: sizes[file] for file in files})
+    from lazymoe.packed import find_packed
+
+    packed, tensors = find_packed(config, tensors)
+    if packed:
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return Source(ref, folder, commit, config, tensors, {file: sizes[file] for file in files}, packed)
+
+
+def _open_gguf(ref: Reference, file: Path, commit: str | None, where: str) -> Source:
+    from lazymoe.gguf import open_gguf
+
+    return open_gguf(ref, file, commit, where)
+
+
+def _only_gguf(sizes: dict[str, int], ref: Reference, where: str) -> str | None:
+    """The GGUF file of a model that has nothing else."""
+    files = sorted(name for name in sizes if name.endswith(".gguf"))
+    if not files or any(name.endswith((".safetensors", ".bin")) for name in sizes):
+        return None
+    if len(files) > 1:
+        what = f"{ref.model} has {len(files)} GGUF files"
+        raise error(where, what, f"Name one of them, the largest you can: {ref.model}/{files[-1]}")
+    return files[0]
 
 
 def _weights(

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from lazymoe.errors import error
 from lazymoe.families.types import LAYER
-from lazymoe.header import write_header
-from lazymoe.plan import CODES, Plan
+from lazymoe.header import CODES, write_header
+from lazymoe.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe import Recipe
 from lazymoe.router.mixture import module_name
