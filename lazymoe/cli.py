@@ -151,13 +151,14 @@ def _merge(options: argparse.Namespace) -> None:
         merged = merge(recipe, options.out, **given, progress=progress)
     _warn(merged.warnings)
     plan, folder = merged.plan, merged.folder
+    trust = ", trust_remote_code=True" if plan.family.code else ""
     print(f"""
 {folder} holds a {plan.config["architectures"][0]} with {plan.experts} experts, {plan.top_k} of them for each token.
 It has {billions(plan.parameters)} parameters, {billions(plan.active_parameters)} active per token; \
 every tensor was checked against the plan. To use it:
 
   from transformers import AutoModelForCausalLM, AutoTokenizer
-  model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
+  model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto"{trust})
   tokenizer = AutoTokenizer.from_pretrained("{folder}")
 """)
 

@@ -56,6 +56,10 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Fam
         what = f"{base.reference} has {_some(alien)}, for which {family.name} has no place"
         yield Problem("base_model", what, "Use a base model without such weights.")
 
+    if base.packed and base.packed.unread:
+        what = f"{base.reference} has '{base.packed.unread[0]}', which transformers doesn't read from a GGUF file"
+        yield Problem("base_model", what, "Name the model it was made from; as an expert this one will do.")
+
     for (where, _), source in zip(recipe.models()[1:], sources[1:], strict=True):
         kind = source.config.get("model_type")
         if kind != dense.model_type:

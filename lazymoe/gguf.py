@@ -21,7 +21,7 @@ from lazymoe.assets import cache
 from lazymoe.errors import error
 from lazymoe.header import FLOATS, Tensor
 from lazymoe.recipe import Reference
-from lazymoe.source import Source
+from lazymoe.source import CARD, Source
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,14 @@ class Gguf:
         file: the file.
         tensors: as they read, by transformers' names; quantised ones in float32, which holds their values exactly.
         stored: transformers' names to the file's.
+        unread: tensors that transformers doesn't read, by the file's names.
     """
 
     dtype: str
     file: Path
     tensors: dict[str, Tensor]
     stored: dict[str, str]
+    unread: tuple[str, ...]
 
     def elements(self, folder: Path, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements start to stop of one of the tensors, flat; folder is that of its config."""
@@ -71,13 +73,13 @@ def open_gguf(reference: Reference, file: Path, revision: str | None, where: str
     Raises:
         LazyMoEError: if it can't be read, or transformers doesn't know its architecture.
     """
-    file = file.resolve()
+    file = file.absolute()
     if SPLIT.search(file.name):
         raise error(where, f"'{file.name}' is one part of several", "Join them: llama-gguf-split --merge FIRST JOINED.")
     try:
         folder = _settled(file)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors, stored = _tensors(file, folder)
+        packed = _packed(file, folder)
     except ImportError:
         what = "reading GGUF takes transformers 5 and the gguf package"
         raise error(where, what, "Install them: pip install -U 'transformers>=5' gguf.") from None
@@ -86,8 +88,7 @@ def open_gguf(reference: Reference, file: Path, revision: str | None, where: str
         what = f"'{file.name}' can't be read as a GGUF model ({why})"
         raise error(where, what, "Name the model it was made from.") from None
     return Source(
-        reference, folder, revision, config, tensors, {str(file): file.stat().st_size},
-        packed=Gguf("BF16", file, tensors, stored),
+        reference, folder, revision, config, packed.tensors, {str(file): file.stat().st_size}, packed=packed
     )  # fmt: skip
 
 
@@ -102,6 +103,8 @@ def _settled(file: Path) -> Path:
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         config.save_pretrained(temporary)
+        if (file.parent / CARD).is_file():
+            shutil.copy(file.parent / CARD, temporary)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
         try:
             os.replace(temporary, folder)
@@ -110,8 +113,8 @@ def _settled(file: Path) -> Path:
     return folder
 
 
-def _tensors(file: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors by transformers' names, and the file's names of them."""
+def _packed(file: Path, folder: Path) -> Gguf:
+    """What the file holds, by transformers' names; folder is that of its config."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
@@ -126,7 +129,8 @@ def _tensors(file: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, str
         if name := names.get(tensor.name):
             dtype = PLAIN.get(tensor.tensor_type.name, "F32")
             tensors[name], stored[name] = Tensor(name, dtype, shapes[name], str(file), None), tensor.name
-    return tensors, stored
+    unread = tuple(tensor.name for tensor in reader.tensors if tensor.name not in names)
+    return Gguf("BF16", file, tensors, stored, unread)
 
 
 @functools.lru_cache(maxsize=16)

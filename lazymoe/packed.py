@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lazymoe.errors import error
 from lazymoe.families import dense_of
 from lazymoe.header import CODES, FLOATS, Tensor
 from lazymoe.source import read_bytes
@@ -34,6 +35,7 @@ class Packed:
     """The packed tensors of a checkpoint.
 
     Attributes:
+        unread: tensors that can't be read, by name: none.
         dtype: the format's name of the dtype they had before.
         tensors: as they read, by name.
         stored: each one's weight as it is stored, by name.
@@ -46,12 +48,22 @@ class Packed:
     stored: dict[str, Tensor]
     beside: dict[str, dict[str, Tensor]]
     block: tuple[int, int]
+    unread = ()
 
     def elements(self, folder: Path, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements start to stop of one of the tensors, flat, in the dtype that `tensors` says."""
+        """Elements start to stop of one of the tensors, flat, in the dtype that `tensors` says.
+
+        Raises:
+            LazyMoEError: if the packed weight and what lies beside it don't fit each other.
+        """
         weight, beside = self.stored[name], tuple(self.beside[name].items())
         stamp = (folder / weight.file).stat().st_mtime_ns
-        return _unpack(folder, self.tensors[name], weight, beside, self.block, stamp).reshape(-1)[start:stop]
+        try:
+            whole = _unpack(folder, self.tensors[name], weight, beside, self.block, stamp)
+        except (RuntimeError, ValueError, KeyError, AssertionError, StopIteration) as e:
+            what = f"'{name}' can't be unpacked ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})"
+            raise error(folder / weight.file, what, "Download it again, or name the unquantised model.") from None
+        return whole.reshape(-1)[start:stop]
 
 
 def find_packed(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Packed | None, dict[str, Tensor]]:
@@ -70,14 +82,17 @@ def find_packed(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tup
         return None, dict(tensors)
     stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     dtype = CODES.get(stated, "BF16")
-    body, ffn = dense.all_shapes(dense.complete(config))
+    try:
+        body, ffn = dense.all_shapes(dense.complete(config))
+    except (KeyError, TypeError, ZeroDivisionError):  # a config that is no use: `fit.unusable` says so
+        return None, dict(tensors)
     shapes = body | ffn
     unpacked = {}
     for name, parts in beside.items():  # 4 bit weights lie flat, two in a byte: the config tells their shape
         shape = shapes.get(name, ()) if "absmax" in parts else tensors[name].shape
         unpacked[name] = replace(tensors[name], dtype=dtype, offset=None, shape=shape)
-    settings = config.get("quantization_config") or {}
-    rows, columns = settings.get("weight_block_size") or BLOCK
+    settings = config.get("quantization_config")
+    rows, columns = (settings.get("weight_block_size") if isinstance(settings, dict) else None) or BLOCK
     gone = {tensor.name for parts in beside.values() for tensor in parts.values()}
     as_read = {name: tensor for name, tensor in tensors.items() if name not in gone} | unpacked
     return Packed(dtype, unpacked, {name: tensors[name] for name in unpacked}, beside, (rows, columns)), as_read
@@ -100,6 +115,7 @@ def _unpack(
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         state = QuantState.from_dict(parts, torch.device("cpu"))
+        _check_scales(state, tensor, packed)
         values = dequantize_4bit(packed, state)
     elif "SCB" in parts:
         values = packed.float() * (parts["SCB"].float()[:, None] / 127)
@@ -110,6 +126,17 @@ def _unpack(
             scale = scale[: packed.shape[0], : packed.shape[1]]
         values = packed.float() * (scale if scale.dim() == 2 else scale.reshape(-1, 1))
     return values.to(getattr(torch, FLOATS[tensor.dtype])).reshape(tensor.shape)
+
+
+def _check_scales(state: Any, tensor: Tensor, packed: torch.Tensor) -> None:
+    """Whether bitsandbytes will find a scale for each block: it doesn't look, and would read what lies behind them."""
+    scales, nested = state.absmax.numel(), state.state2
+    fits = tuple(state.shape) == tensor.shape and packed.numel() * 2 >= tensor.elements and state.code.numel() == 16
+    fits = fits and scales * state.blocksize >= tensor.elements
+    if nested:
+        fits = fits and nested.absmax.numel() * nested.blocksize >= scales and nested.code.numel() == 256
+    if not fits:
+        raise ValueError("its scales and its shape don't fit each other")
 
 
 def _read(folder: Path, tensor: Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from conftest import recipe, tensors_of
@@ -29,7 +30,8 @@ def file(demo_models: Path, tmp_path: Path) -> Path:
     return write(demo_models / "base", tmp_path / "folder" / "model.gguf")
 
 
-def write(model: Path, file: Path) -> Path:
+def write(model: Path, file: Path, *more: str) -> Path:
+    """A Llama's file, with more tensors by these names."""
     config = json.loads((model / "config.json").read_text())
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     file.parent.mkdir()
@@ -64,6 +66,8 @@ def write(model: Path, file: Path) -> Path:
             writer.add_tensor(own, gguf.quantize(data, eight), raw_dtype=eight)
         else:
             writer.add_tensor(own, data)
+    for name in more:
+        writer.add_tensor(name, np.ones(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -106,7 +110,12 @@ def test_from_the_hub(file: Path, hub: Hub) -> None:
         assert source.missing == {}
 
 
-def test_mistakes(file: Path, tmp_path: Path) -> None:
+def test_mistakes(file: Path, demo_models: Path, tmp_path: Path) -> None:
+    scaled = write(demo_models / "base", tmp_path / "other" / "scaled.gguf", "rope_freqs.weight")
+    [problem] = check(recipe(scaled, demo_models / "base")).errors
+    assert "'rope_freqs.weight', which transformers doesn't read" in problem.what
+    assert not check(recipe(demo_models / "base", scaled)).errors
+
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(40))
     [problem] = check(recipe(broken, broken)).errors

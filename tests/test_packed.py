@@ -10,7 +10,7 @@ import torch
 from conftest import Make, configure, recipe, rewrite, tensors_of
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP8Config
 
-from lazymoe import check, merge
+from lazymoe import LazyMoEError, check, merge
 from lazymoe.source import open_source
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -113,3 +113,14 @@ def test_what_cannot_be_undone_names_the_model_to_use(method: str | None, make: 
     [problem, *_] = check(recipe(folder, folder)).errors
     assert (method or "GPTQ, AWQ") in problem.what
     assert problem.remedy == "Name the unquantised model it was made from: acme/whole."
+
+
+def test_a_broken_packed_model_is_told_in_one_line(make: Make, tmp_path: Path) -> None:
+    packed = with_bitsandbytes(make("whole", **SIZES), "4 bit")
+    rewrite(packed, lambda tensors: tensors.update({f"{DOWN}.absmax": torch.ones(1)}))
+    with pytest.raises(LazyMoEError, match=f"'{DOWN}' can't be unpacked"):
+        merge(recipe(packed, packed), tmp_path / "moe")
+    assert not (tmp_path / "moe").exists()
+    configure(packed, hidden_size=None)
+    [problem, *_] = check(recipe(packed, packed)).errors
+    assert "hidden_size" in problem.what or "quantised" in problem.what
