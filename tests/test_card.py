@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
+import transformers
 import yaml
+from conftest import KINDS, SHAPE
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from transformers import AutoModelForCausalLM
 
 from lazymoe import LazyMoEError, Recipe, merge
 from lazymoe.assets import ready_made
 from lazymoe.card import find_license, open_finished, render
 from lazymoe.demo import demo_recipe
 from lazymoe.demo_models import domains
+from lazymoe.recipe import Reference
 from lazymoe.report import Report
 
 CARDS = Path(__file__).parent / "cards"
@@ -83,17 +90,40 @@ def mixture(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+KINDS_OF = {"phi-2": "phi", "Qwen2.5": "qwen2", "Qwen3": "qwen3"}  # what stands in for a model of such a name
+
+
 @pytest.fixture(scope="module")
 def published_models(hub: Hub, demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every model that the ready-made recipes name, on the Hub, each as the demo's base model with a licence."""
+    """Every model that the ready-made recipes name, on the Hub with a licence: the demo's base model, or one of
+    another kind with its sizes and tokenizer. Adapters change the MLP."""
     licenses = {"beowolx": "mit", "SanjiWatsuki": "cc-by-nc-4.0"}
-    for path in ready_made().values():
-        for _, name in Recipe.from_yaml(path).models():
-            folder = tmp_path_factory.mktemp("published")
-            shutil.copytree(demo_models / "base", folder, dirs_exist_ok=True)
-            license = licenses.get(name.split("/")[0], "apache-2.0")
-            (folder / "README.md").write_text(f"---\nlicense: {license}\nlanguage: [en, de]\n---\n# {name}\n")
-            hub.add(name, folder)
+    base = AutoModelForCausalLM.from_pretrained(demo_models / "base")
+    sizes = {key: getattr(base.config, key) for key in (*SHAPE, "initializer_range") if hasattr(base.config, key)}
+
+    def stand_in(name: str, adapter: bool) -> Path:
+        folder = tmp_path_factory.mktemp("published")
+        kind = next((kind for part, kind in KINDS_OF.items() if part in name), None)
+        if adapter:
+            lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
+            peft.get_peft_model(copy.deepcopy(base), lora).save_pretrained(folder)
+            return folder
+        shutil.copytree(demo_models / "base", folder, dirs_exist_ok=True)
+        if kind:
+            config = getattr(transformers, f"{KINDS[kind][0]}Config")(**sizes, **KINDS[kind][1])
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                getattr(transformers, f"{KINDS[kind][0]}ForCausalLM")(config).save_pretrained(folder)
+        return folder
+
+    recipes = [Recipe.from_yaml(path) for path in ready_made().values()]
+    references = [Reference.parse(name) for given in recipes for _, name in given.models()]
+    adapters = {reference.adapter for reference in references if reference.adapter}
+    for name in {reference.model: None for reference in references} | dict.fromkeys(sorted(adapters)):
+        folder = stand_in(name, adapter=name in adapters)
+        license = licenses.get(name.split("/")[0], "apache-2.0")
+        (folder / "README.md").write_text(f"---\nlicense: {license}\nlanguage: [en, de]\n---\n# {name}\n")
+        hub.add(name, folder)
 
 
 def settled(card: str) -> str:

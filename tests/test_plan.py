@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Make, recipe, sparse
 
-from lazymoe import check
+from lazymoe import Recipe, check
+from lazymoe.assets import ready_made
 from lazymoe.families.dense import LLAMA
 from lazymoe.families.mixtral import MIXTRAL
 from lazymoe.plan import make_plan
@@ -18,6 +19,10 @@ MISTRAL_7B = {
     "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
 }  # fmt: skip
+PHI_2 = {
+    "model_type": "phi", "vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "partial_rotary_factor": 0.4, "tie_word_embeddings": False,
+}  # fmt: skip
 LLAMA_70B = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
     "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
@@ -25,14 +30,33 @@ LLAMA_70B = {
 
 
 @pytest.mark.parametrize(
-    ("experts", "total", "active"),
-    [(8, 46.7, 12.9), (4, 24.2, 12.9), (2, 12.9, 12.9)],  # Mixtral-8x7B, Beyonder-4x7B, Mini-Mixtral
+    ("name", "config", "total", "active"),
+    [
+        ("beyonder-4x7b-v3", MISTRAL_7B, "24.2", "12.9"),
+        ("clown-car-4x7b", MISTRAL_7B, "24.2", "12.9"),
+        ("mini-mixtral-v0.2", MISTRAL_7B, "12.9", "12.9"),
+        ("phixtral-4x2_8", PHI_2, "7.81", "4.46"),
+        ("phixtral-2x2_8", PHI_2, "4.46", "4.46"),
+    ],
 )
-def test_published_parameter_counts(tmp_path: Path, experts: int, total: float, active: float) -> None:
-    model = sparse(tmp_path / "mistral", MISTRAL_7B)
-    plan = check(recipe(model, *[model] * experts)).plan
+def test_published_parameter_counts(
+    tmp_path: Path, name: str, config: dict[str, object], total: str, active: str
+) -> None:
+    """Those of the ready-made recipes, with checkpoints of the published sizes in place of the Hub's."""
+    model, given = str(sparse(tmp_path / "model", config)), Recipe.from_yaml(ready_made()[name])
+    every = [expert.model_copy(update={"source_model": model}) for expert in given.every_expert]
+    plan = check(given.model_copy(update={"base_model": model}).with_experts(every)).plan
     assert plan is not None
-    assert (round(plan.parameters / 1e9, 1), round(plan.active_parameters / 1e9, 1)) == (total, active)
+    digits = len(total.split(".")[1])
+    assert [f"{n / 1e9:.{digits}f}" for n in (plan.parameters, plan.active_parameters)] == [total, active]
+    assert plan.nbytes == 2 * plan.parameters
+
+
+def test_mixtral_8x7b_has_its_published_parameters(tmp_path: Path) -> None:
+    model = sparse(tmp_path / "mistral", MISTRAL_7B)
+    plan = check(recipe(model, *[model] * 8)).plan
+    assert plan is not None
+    assert (round(plan.parameters / 1e9, 1), round(plan.active_parameters / 1e9, 1)) == (46.7, 12.9)
     assert plan.nbytes == 2 * plan.parameters
 
 
