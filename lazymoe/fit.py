@@ -33,7 +33,9 @@ def unusable(where: str, source: Source) -> Problem | None:
         what = f"{name} is quantised ({method or 'by GPTQ, AWQ or their like'}), which can't be undone exactly"
         return Problem(where, what, _unquantised(source))
     dense = dense_of(config.get("model_type"))
-    known = dense.fill(config) if dense else config
+    if dense is None:
+        return None  # `families.find` says what can be made of which
+    known = dense.fill(config)
     for key in (*NEEDED, "num_key_value_heads", "head_dim"):
         value = known.get(key)
         if (type(value) is not int or value < 1) and (key in NEEDED or value is not None):

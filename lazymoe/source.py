@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lazymoe.dialect import translate
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.header import FLOATS, Tensor, read_header
 from lazymoe.recipe import Reference
@@ -267,6 +268,9 @@ def _open(
         raise error(where, f"{ref.model}: its index names '{lost[0]}', which no file has", "Download it again, whole.")
     from lazymoe.packed import find_packed
 
+    config, tensors = translate(config, tensors)
+    if config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)  # some have it all the same, and nothing reads it
     packed, tensors = find_packed(config, tensors)
     if packed:
         config = {key: value for key, value in config.items() if key != "quantization_config"}

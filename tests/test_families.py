@@ -40,6 +40,7 @@ CONFIGS = {
         }
     },
     "sliding window": {"sliding_window": 7},
+    "part of a head turned": {"partial_rotary_factor": 0.75},
 }
 CASES = [  # every family with every dense architecture that it takes, without and with a shared expert where it can
     (family.name, dense.model_type, shared)
@@ -82,6 +83,8 @@ def possible(family: str, kind: str, config: str) -> bool:
     """Whether there are such models at all, and whether the family takes them."""
     if config == "sliding window":
         return kind in ("mistral", "phi3", "cohere2") and family in ("mixtral", "qwen2_moe", "cohere2_moe")
+    if config == "part of a head turned":
+        return kind == "phi"
     if config == "head_dim of its own":
         return kind not in ("phi", "phi3", "cohere2", "lfm2") and family not in ("deepseek", "granitemoe")
     return config not in ROPES[1:] or kind not in ("phi3", "cohere2")

@@ -32,6 +32,7 @@ INEXACT = {  # dense architectures that look as if they had a home, and why they
     "gemma2": "Gemma 2 has norms before and after its feed-forward network, and no mixture has its attention too",
     "gemma3_text": "Gemma 3 has norms before and after its feed-forward network, and no mixture has its attention too",
     "olmo": "OLMo 1 has norms without weights and none of queries and keys, OLMoE has both",
+    "phi-msft": "this is Phi-2's first layout in a pickle; as safetensors it could be read",
     "olmo3": "OLMo 3 has layers with a sliding window, FlexOlmo has none",
 }
 

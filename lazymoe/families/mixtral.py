@@ -27,7 +27,7 @@ def _unfit(dense: Config, experts: int, top_k: int, shared: int) -> str | None:
     rope = rope_spellings(dense)["rope_parameters"]
     if rope["rope_type"] in ("longrope", "su", "yarn") and dense["model_type"] == "phi3":
         return f"its rotary positions can't be those of this Phi-3 ({rope['rope_type']}); the 4k versions fit"
-    if rope.get("partial_rotary_factor", dense.get("partial_rotary_factor", 1.0)) != 1.0:
+    if "partial_rotary_factor" in rope:
         return "it turns all of a head by position, this model only a part"
     return None
 

@@ -192,13 +192,16 @@ def windowed(dense: Config) -> bool:
 def rope_spellings(config: Config) -> dict[str, Any]:
     """Rotary position settings in the spellings of both transformers 4 and 5, from a config in either.
 
-    With only one of them the other version falls back to its default theta without a word.
+    With only one of them the other version falls back to its defaults without a word.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = settings.pop("rope_theta", config["rope_theta"])
+    part = settings.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))  # of a head that is turned
     kind = settings["rope_type"] = settings.get("rope_type") or settings.get("type") or "default"
+    partial = {} if part == 1 else {"partial_rotary_factor": part}
     return {
         "rope_theta": theta,
         "rope_scaling": None if kind == "default" else settings,
-        "rope_parameters": {**settings, "rope_theta": theta},
+        "rope_parameters": {**settings, "rope_theta": theta, **partial},
+        **partial,
     }
