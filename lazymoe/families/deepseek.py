@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.families.dense import LLAMA, MISTRAL
-from lazymoe.families.types import MLP_EXPERTS, SHARED_EXPERTS, Config, Family, carry, windowed
+from lazymoe.families.types import MLP_EXPERTS, SHARED_EXPERTS, Config, Family, carry, head_misfit, window_misfit
 
 CODE = "modeling_deepseek.py"
 
@@ -40,11 +40,7 @@ def _config(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, A
 
 
 def _unfit(dense: Config, experts: int, top_k: int, shared: int) -> str | None:
-    if windowed(dense):
-        return "it has no sliding window, this model one"
-    if dense["head_dim"] * dense["num_attention_heads"] != dense["hidden_size"]:
-        return "it can't have a head_dim of its own"
-    return None
+    return window_misfit(dense) or head_misfit(dense)
 
 
 DEEPSEEK = Family(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.families.dense import LLAMA, MISTRAL, QWEN2
-from lazymoe.families.types import MLP_EXPERTS, SHARED_EXPERTS, Config, Family, carry, windowed
+from lazymoe.families.types import MLP_EXPERTS, SHARED_EXPERTS, Config, Family, carry, window_misfit
 
 
 def _config(dense: Config, experts: int, top_k: int, shared: int) -> dict[str, Any]:
@@ -39,9 +39,7 @@ def _unfit(dense: Config, experts: int, top_k: int, shared: int) -> str | None:
         return "it needs a shared expert"
     if experts < 2:
         return "it needs two experts at least"
-    if windowed(dense):
-        return "it has no sliding window, this model one"
-    return None
+    return window_misfit(dense)
 
 
 GLM4_MOE = Family(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.families.dense import GRANITE, LLAMA, MISTRAL, QWEN2
-from lazymoe.families.types import Config, Family, carry, windowed
+from lazymoe.families.types import Config, Family, carry, head_misfit, window_misfit
 
 MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier")
 
@@ -34,11 +34,7 @@ def _constants(dense: Config) -> dict[str, tuple[str, float]]:
 
 
 def _unfit(dense: Config, experts: int, top_k: int, shared: int) -> str | None:
-    if windowed(dense):
-        return "it has no sliding window, this model one"
-    if dense["head_dim"] * dense["num_attention_heads"] != dense["hidden_size"]:
-        return "it can't have a head_dim of its own"
-    return None
+    return window_misfit(dense) or head_misfit(dense)
 
 
 GRANITE_MOE = Family(

@@ -189,6 +189,17 @@ def windowed(dense: Config) -> bool:
     return dense.get("sliding_window") is not None and bool(dense.get("use_sliding_window", True))
 
 
+def window_misfit(dense: Config) -> str | None:
+    """Why a model doesn't fit a family without a sliding window, if it doesn't."""
+    return "it has no sliding window, this model one" if windowed(dense) else None
+
+
+def head_misfit(dense: Config) -> str | None:
+    """Why a model doesn't fit a family whose heads share out the hidden size, if it doesn't."""
+    own = dense["head_dim"] * dense["num_attention_heads"] != dense["hidden_size"]
+    return "it can't have a head_dim of its own" if own else None
+
+
 def rope_spellings(config: Config) -> dict[str, Any]:
     """Rotary position settings in the spellings of both transformers 4 and 5, from a config in either.
 
