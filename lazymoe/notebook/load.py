@@ -23,7 +23,7 @@ EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for eac
 
 def load(folder: Path) -> tuple[Any, Any]:
     """A finished mixture and its tokenizer. The code of its own that it may have is LazyMoE's."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     if not torch.cuda.is_available():
         return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=True), tokenizer
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
