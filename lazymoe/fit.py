@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from lazymoe.errors import Problem
-from lazymoe.families import Dense, Family, dense_of
+from lazymoe.families import INEXACT, Dense, Family, dense_of
 from lazymoe.families.types import Shapes, rope_spellings
 from lazymoe.header import FLOATS
 from lazymoe.recipe import Recipe
@@ -19,6 +19,8 @@ SAME = {  # config keys in which an expert must agree with the base model
     "num_attention_heads": "number of attention heads",
     "num_key_value_heads": "number of key-value heads",
     "head_dim": "head_dim",
+    "global_head_dim": "head_dim of full attention",
+    "num_global_key_value_heads": "number of key-value heads of full attention",
 }
 NEEDED = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 JUNK = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry and nothing reads
@@ -33,6 +35,8 @@ def unusable(where: str, source: Source) -> Problem | None:
         what = f"{name} is quantised ({method or 'by GPTQ, AWQ or their like'}), which can't be undone exactly"
         return Problem(where, what, _unquantised(source))
     dense = dense_of(config.get("model_type"))
+    if not dense and str(config.get("model_type")) in INEXACT:
+        return None  # `find` says why
     known = dense.fill(config) if dense else config
     for key in (*NEEDED, "num_key_value_heads", "head_dim"):
         value = known.get(key)
@@ -63,7 +67,7 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Fam
             yield Problem(where, what, "All models must have one architecture.")
             continue
         own = dense.complete(source.config)
-        other = [f"{words} {own[k]} instead of {config[k]}" for k, words in SAME.items() if own[k] != config[k]]
+        other = [f"{w} {own[k]} instead of {config[k]}" for k, w in SAME.items() if own.get(k) != config.get(k)]
         if other:
             what = f"{source.reference} has {', '.join(other)}"
             yield Problem(where, what, "Use fine-tunes of one model, all of one size.")
