@@ -19,6 +19,8 @@ SAME = {  # config keys in which an expert must agree with the base model
     "num_attention_heads": "number of attention heads",
     "num_key_value_heads": "number of key-value heads",
     "head_dim": "head_dim",
+    "global_head_dim": "head_dim of full attention",
+    "num_global_key_value_heads": "number of key-value heads of full attention",
 }
 NEEDED = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 JUNK = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry and nothing reads
@@ -69,7 +71,7 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, family: Fam
             yield Problem(where, what, "All models must have one architecture.")
             continue
         own = dense.complete(source.config)
-        other = [f"{words} {own[k]} instead of {config[k]}" for k, words in SAME.items() if own[k] != config[k]]
+        other = [f"{w} {own[k]} instead of {config[k]}" for k, w in SAME.items() if own.get(k) != config.get(k)]
         if other:
             what = f"{source.reference} has {', '.join(other)}"
             yield Problem(where, what, "Use fine-tunes of one model, all of one size.")

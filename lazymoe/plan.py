@@ -59,12 +59,14 @@ class Computed:
     Attributes:
         name: of the tensor; of merged weights the name that they have in the sources.
         start, elements: which of its elements.
+        scale: what they are multiplied by when they are written.
     """
 
     source = 0  # merged weights stand for the base model's
     name: str
     start: int
     elements: int
+    scale: float = 1.0
 
 
 Part = Piece | Constant | Computed
@@ -227,11 +229,13 @@ def make_plan(
     top_k = min(recipe.experts_per_token, routed)
     roles = dense.roles(config)
 
-    def body(name: str, prefix: str, place: Place) -> Iterator[Output]:
+    def body(name: str, prefix: str, place: Place, scale: float = 1.0) -> Iterator[Output]:
         tensor = base.tensors.get(prefix + place.name)  # a tied lm_head has no tensor of its own
         if tensor:
             n = math.prod(place.shape)
-            whole = Piece(0, tensor, place.start, n) if shared == "base" else Computed(tensor.name, place.start, n)
+            whole: Part = Piece(0, tensor, place.start, n, scale=scale)
+            if shared != "base":
+                whole = Computed(tensor.name, place.start, n, scale)
             yield Output(prefix + name, dtype, place.shape, (whole,))
 
     def taken(number: int, prefix: str, role: str) -> Piece:
@@ -244,7 +248,7 @@ def make_plan(
         shapes = [roles[role].shape for role in words.split()]
         return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
 
-    def feed_forward(prefix: str) -> Iterator[Output]:
+    def feed_forward(prefix: str, places: dict[str, Place]) -> Iterator[Output]:
         def computed(name: str, rows: int) -> Output:
             size = (rows, config["hidden_size"])
             return Output(prefix + name, dtype, size, (Computed(prefix + name, 0, math.prod(size)),))
@@ -253,6 +257,8 @@ def make_plan(
             if not (together and name in (*family.shared, family.shared_gate)):
                 size = shape(words, config)
                 yield Output(prefix + name, dtype, size, (Constant(value, math.prod(size)),))
+        for name, (own, factor) in family.copies.items():
+            yield from body(name, prefix, places[own], factor(config))
         yield computed(family.router, routed)
         for expert in range(routed):
             for name, words in family.experts.items():
@@ -273,9 +279,10 @@ def make_plan(
     outputs = list(body(first.name, "", first))
     for layer in range(config["num_hidden_layers"]):
         prefix = LAYER.format(layer=layer)
-        for name, place in dense.body(layer, config).items():
+        places = dense.body(layer, config)
+        for name, place in places.items():
             outputs += body(name, prefix, place)
-        outputs += feed_forward(prefix)
+        outputs += feed_forward(prefix, places)
     for place in last:
         outputs += body(place.name, "", place)
 

@@ -349,12 +349,14 @@ def _head(
     bias = source.load("lm_head.bias").float().to(device) if "lm_head.bias" in source.tensors else 0.0  # [V]
     config = plan.dense.fill(source.config)
     scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's
+    cap = config.get("final_logit_softcapping")  # Gemma's
     losses = []
     for states, (ids, real) in zip(stream.finish(), batches, strict=True):
         known = real[:, 1:].to(device)
         x, target = states[:, :-1][known], ids[:, 1:].to(device)[known]  # [n, H], [n]
         parts = zip(x.split(HEAD), target.split(HEAD), strict=True)
         logits = ((scale * (a @ head.T + bias), t) for a, t in parts)
+        logits = ((cap * (found / cap).tanh() if cap else found, t) for found, t in logits)
         total = sum(torch.nn.functional.cross_entropy(found, t, reduction="sum").item() for found, t in logits)
         losses.append(total / len(target))
     return losses

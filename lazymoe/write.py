@@ -21,6 +21,7 @@ from lazymoe.errors import error
 from lazymoe.header import FLOATS, Tensor, within, write_header
 from lazymoe.plan import Computed, Constant, Output, Piece, Plan
 from lazymoe.progress import Progress
+from lazymoe.source import read_elements
 
 BLOCK = 1 << 22  # elements that go through arithmetic at a time
 SCAN = 1 << 20  # bytes looked at for NaN at a time; fits a core's cache
@@ -88,7 +89,10 @@ def _write_shard(
                     steps = _fill(output, part, f)
                 elif isinstance(part, Computed):
                     where = within(computed[part.name], part.start, part.elements)
-                    steps = _copy(path.parent / where.file, where.offset or 0, where.nbytes, f)
+                    if part.scale == 1:
+                        steps = _copy(path.parent / where.file, where.offset or 0, where.nbytes, f)
+                    else:
+                        steps = _scale(output, path.parent, where, part.scale, f)
                 elif part.copied(output.dtype):
                     where, folder = within(part.tensor, part.start, part.elements), plan.sources[part.source].folder
                     checks.append(scanner.submit(_scan, folder / where.file, where))
@@ -110,6 +114,13 @@ def _fill(output: Output, constant: Constant, target: BinaryIO) -> Iterator[int]
     one = torch.tensor([constant.value], dtype=getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy().tobytes()
     _write(target, one * constant.elements)
     yield len(one) * constant.elements
+
+
+def _scale(output: Output, folder: Path, computed: Tensor, factor: float, target: BinaryIO) -> Iterator[int]:
+    """Append a small tensor that was computed, multiplied; yields how many bytes."""
+    array = _cast(output, read_elements(folder, computed, 0, computed.elements).float() * factor)
+    _write(target, memoryview(array))
+    yield array.nbytes
 
 
 def _copy(source: Path, offset: int, length: int, target: BinaryIO) -> Iterator[int]:
@@ -166,7 +177,6 @@ def _transform(
     """Append elements that are cast, scaled or noised, a block at a time; yields how many bytes, as it goes."""
     import torch
 
-    dtype = getattr(torch, FLOATS[output.dtype])
     source = plan.sources[piece.source]
     end = piece.start + piece.elements
     for start in range(piece.start, end, BLOCK):
@@ -180,16 +190,20 @@ def _transform(
             block += piece.noise * torch.from_numpy(random.standard_normal(stop - start, np.float32))
         if piece.scale != 1:
             block *= piece.scale
-        cast = block.to(dtype)
-        if not torch.isfinite(cast).all():
-            raise error(
-                "dtype",
-                f"'{output.name}' has values that {FLOATS[output.dtype]} can't hold",
-                "Use bfloat16 or float32.",
-            )
-        array: Any = cast.view(torch.uint8).numpy()
+        array = _cast(output, block)
         _write(target, memoryview(array))
         yield array.nbytes
+
+
+def _cast(output: Output, block: Any) -> Any:
+    """A finite tensor's bytes in the output's dtype, where it fits."""
+    import torch
+
+    cast = block.to(getattr(torch, FLOATS[output.dtype]))
+    if not torch.isfinite(cast).all():
+        what = f"'{output.name}' has values that {FLOATS[output.dtype]} can't hold"
+        raise error("dtype", what, "Use bfloat16 or float32.")
+    return cast.view(torch.uint8).numpy()
 
 
 def generator(seed: int, name: str) -> np.random.Generator:

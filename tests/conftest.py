@@ -54,6 +54,18 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
     "lfm2": ("Lfm2", {"full_attn_idxs": [1], "block_multiple_of": 16}),
     "phi": ("Phi", {}),
+    "gemma4_text": (
+        "Gemma4Text",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 7,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 0,
+            "final_logit_softcapping": 5.0,
+            "rms_norm_eps": 1e-9,  # two norms in a row count it otherwise than one
+        },
+    ),
 }
 
 Make = Callable[..., Path]
@@ -94,9 +106,12 @@ def make(tmp_path: Path) -> Make:
         given = getattr(transformers, f"{name_of}Config")(**copy.deepcopy({**SHAPE, **needed, **config}))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = getattr(transformers, f"{name_of}ForCausalLM")(given)
+            model = transformers.AutoModelForCausalLM.from_config(given)
             for parameter in model.parameters():
                 parameter.data = (torch.randn(parameter.shape) * 0.2).to(getattr(torch, dtype))
+            for part, buffer in model.named_buffers():
+                if part.endswith("layer_scalar"):
+                    buffer.fill_(0.5 + torch.rand(1).item())
         model.to(getattr(torch, dtype)).save_pretrained(tmp_path / name)
         return tmp_path / name
 

@@ -82,11 +82,14 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def possible(family: str, kind: str, config: str) -> bool:
     """Whether there are such models at all, and whether the family takes them."""
     if config == "sliding window":
-        return kind in ("mistral", "phi3", "cohere2") and family in ("mixtral", "qwen2_moe", "cohere2_moe")
+        own = ("cohere2_moe", "gemma4_text")
+        return kind in ("mistral", "phi3", "cohere2", "gemma4_text") and family in ("mixtral", "qwen2_moe", *own)
     if config == "part of a head turned":
         return kind == "phi"
     if config == "head_dim of its own":
         return kind not in ("phi", "phi3", "cohere2", "lfm2") and family not in ("deepseek", "granitemoe")
+    if kind == "gemma4_text":  # it has rotary settings for each type of layer
+        return config not in ROPES
     return config not in ROPES[1:] or kind not in ("phi3", "cohere2")
 
 
@@ -141,7 +144,8 @@ def test_transformers_4_gives_the_same_logits(make: Make, tmp_path: Path, reques
     expected: dict[str, torch.Tensor] = {}
     for family, kind, shared in CASES:
         for config in CONFIGS:
-            beyond = family in ("cohere2_moe", "lfm2_moe") or (family, config) == ("qwen2_moe", "head_dim of its own")
+            beyond = family in ("cohere2_moe", "lfm2_moe", "gemma4_text")
+            beyond = beyond or (family, config) == ("qwen2_moe", "head_dim of its own")
             if possible(family, kind, config) and not beyond:  # of what transformers 4 has
                 name = "-".join((family, kind, shared, config)).replace(" ", "-")
                 base = make(f"base-{name}", kind=kind, dtype="float32", **CONFIGS[config])
@@ -168,8 +172,8 @@ def test_a_forced_router_gives_that_experts_feed_forward_in_the_bases_body(
     own = [[getattr(layer, name) for layer in load(expert).model.layers] for expert in (*experts, other)]
     for i, layer in enumerate(mixture.model.layers):
         # every token looks the same to the router, so all go to the expert whose row has the largest sum
-        [router] = [m for n, m in layer.named_modules() if n.endswith(("gate", "router")) and hasattr(m, "weight")
-                    and m.weight.shape == (3, 32)]  # fmt: skip
+        [router] = [m for n, m in layer.named_modules() if n.endswith(("gate", "router", "router.proj"))
+                    and hasattr(m, "weight") and m.weight.shape == (3, 32)]  # fmt: skip
         router.register_forward_pre_hook(lambda _, args: (torch.ones_like(args[0]), *args[1:]))
         prefix = LAYER.format(layer=i)
         chosen = int(written[prefix + plan.family.router].sum(1).argmax())

@@ -11,6 +11,7 @@ from lazymoe.errors import error, nearest
 from lazymoe.families.cohere import COHERE2_MOE
 from lazymoe.families.deepseek import DEEPSEEK
 from lazymoe.families.ernie import ERNIE4_5_MOE
+from lazymoe.families.gemma import GEMMA4_MOE
 from lazymoe.families.glm import GLM4_MOE
 from lazymoe.families.granite import GRANITE_MOE
 from lazymoe.families.lfm2 import LFM2_MOE
@@ -21,16 +22,18 @@ from lazymoe.families.qwen import QWEN2_MOE, QWEN3_MOE
 from lazymoe.families.types import Config, Dense, Family
 from lazymoe.recipe import Recipe
 
-__all__ = ["FAMILIES", "Dense", "Family", "dense_of", "find"]
+__all__ = ["FAMILIES", "INEXACT", "Dense", "Family", "dense_of", "find"]
 
 FAMILIES = (  # the first that takes a model is its own
     MIXTRAL, DEEPSEEK, QWEN2_MOE, QWEN3_MOE, PHIXTRAL, GRANITE_MOE, FLEX_OLMO, ERNIE4_5_MOE, COHERE2_MOE, LFM2_MOE,
-    GLM4_MOE,
+    GLM4_MOE, GEMMA4_MOE,
 )  # fmt: skip
 INEXACT = {  # dense architectures that look as if they had a home, and why they don't
     "gemma": "Gemma's norms and embeddings are scaled as in no mixture",
     "gemma2": "Gemma 2 has norms before and after its feed-forward network, and no mixture has its attention too",
     "gemma3_text": "Gemma 3 has norms before and after its feed-forward network, and no mixture has its attention too",
+    "gemma4": "only its text model fits; load it with AutoModelForCausalLM and save a Gemma4ForCausalLM, made from its "
+    "config.text_config, that was given its model.language_model as model and its lm_head",
     "olmo": "OLMo 1 has norms without weights and none of queries and keys, OLMoE has both",
     "phi-msft": "this is Phi-2's first layout in a pickle; as safetensors it could be read",
     "olmo3": "OLMo 3 has layers with a sliding window, FlexOlmo has none",

@@ -50,8 +50,8 @@ _QWEN = {
 }
 
 
-def _without(tensors: dict[str, str], *names: str) -> dict[str, str]:
-    return {name: words for name, words in tensors.items() if name not in names}
+def _without(items: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in items.items() if name not in names}
 
 
 LLAMA = Dense("llama", outer=_OUTER, layer=_LAYER, ffn=_FFN, defaults={**_DEFAULTS, "sliding_window": None})
@@ -221,6 +221,75 @@ LFM2 = Dense(
     },
     renamed={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
     settle=_lfm2,
+)
+
+
+def _gemma4(config: dict[str, Any]) -> None:
+    """Which layers are which, and the heads of those with full attention, which configs spell in two ways."""
+    layers = range(config["num_hidden_layers"])
+    kinds = config.get("layer_types") or ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in layers]
+    config["layer_types"] = [*kinds[:-1], "full_attention"]  # the last one is, whatever a config says
+    config["rope_parameters"] = config["rope_parameters"] or {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+    }
+    head, heads = config["global_head_dim"], config["attention_k_eq_v"] and config["num_global_key_value_heads"]
+    if config.get("per_layer_config") is not None:
+        config["per_layer_config"] = {str(int(i)): own for i, own in config["per_layer_config"].items()}  # "07" is "7"
+        own = config["per_layer_config"].get(str(layers[-1]), {})
+        head, heads = own.get("head_dim"), own.get("num_key_value_heads")
+    config["global_head_dim"] = head or config["head_dim"]
+    config["num_global_key_value_heads"] = heads or config["num_key_value_heads"]
+
+
+GEMMA4 = Dense(
+    "gemma4_text",
+    outer=_OUTER,
+    layer={
+        **{name: words for name, words in _LAYER.items() if "self_attn" not in name},
+        "pre_feedforward_layernorm.weight": "hidden",
+        "post_feedforward_layernorm.weight": "hidden",
+        "layer_scalar": "one",
+    },
+    kinds={
+        "sliding_attention": {
+            **{name: words for name, words in _LAYER.items() if "self_attn" in name},
+            "self_attn.q_norm.weight": "head",
+            "self_attn.k_norm.weight": "head",
+        },
+        "full_attention": {
+            "self_attn.q_proj.weight": "global_heads hidden",
+            "self_attn.k_proj.weight": "global_keys hidden",
+            "self_attn.v_proj.weight": "global_values hidden",
+            "self_attn.o_proj.weight": "hidden global_heads",
+            "self_attn.q_norm.weight": "global_head",
+            "self_attn.k_norm.weight": "global_head",
+        },
+    },
+    ffn=_FFN,
+    defaults={
+        **_without(_DEFAULTS, "hidden_act", "rope_theta"),
+        "attention_bias": False,
+        "attention_k_eq_v": False,
+        "bos_token_id": 2,
+        "enable_moe_block": False,
+        "eos_token_id": 1,
+        "final_logit_softcapping": None,
+        "global_head_dim": 512,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 256,
+        "max_position_embeddings": 131072,
+        "num_global_key_value_heads": None,
+        "num_key_value_heads": 4,
+        "num_kv_shared_layers": 0,
+        "pad_token_id": 0,
+        "rope_parameters": None,
+        "sliding_window": 512,
+        "tie_word_embeddings": True,
+        "use_bidirectional_attention": None,
+    },
+    settle=_gemma4,
 )
 PHI = Dense(
     "phi",

@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense architecture on disk.
+    """A dense architecture on disk. A tensor whose shape comes to no elements isn't there.
 
     Attributes:
         model_type: as config.json has it.
@@ -107,8 +107,9 @@ class Dense:
         places = {}
         for name, words in tensors.items():
             own, whole = shape(words, config), self.stacked.get(name, name)
-            places[name] = Place(whole, filled.get(whole, 0), own)
-            filled[whole] = places[name].start + math.prod(own)
+            if 0 not in own:
+                places[name] = Place(whole, filled.get(whole, 0), own)
+                filled[whole] = places[name].start + math.prod(own)
         return places
 
 
@@ -130,12 +131,16 @@ def shape(words: str, config: Config) -> tuple[int, ...]:
         "head": config["head_dim"],
         "heads": config["num_attention_heads"] * config["head_dim"],
         "kv_heads": config["num_key_value_heads"] * config["head_dim"],
+        "global_head": config.get("global_head_dim"),
+        "global_heads": config["num_attention_heads"] * (config.get("global_head_dim") or 0),
+        "global_keys": (config.get("num_global_key_value_heads") or 0) * (config.get("global_head_dim") or 0),
         "ffn": config["intermediate_size"],
         "kernel": config.get("conv_L_cache"),
         "experts": config.get("experts"),
         "one": 1,
         "small": SMALL,
     }
+    sizes["global_values"] = 0 if config.get("attention_k_eq_v") else sizes["global_keys"]
     return tuple(sizes[word] for word in words.split())
 
 
@@ -147,7 +152,7 @@ class Family:
 
     Attributes:
         name: what a recipe calls it (`architecture:`), which is also its model_type.
-        aliases: what mergekit-moe calls it.
+        aliases: what else a recipe may call it, such as mergekit-moe's name.
         takes: the dense architectures that fit it exactly.
         experts: tensors of a layer's experts, name to the roles that lie in it, one below the other. With ``{expert}``
             in its name each expert has one; without, the experts lie in it one after the other.
@@ -156,6 +161,8 @@ class Family:
             number of shared experts.
         constants: tensors of a layer that it needs and a dense model of this config doesn't have: name to shape and
             value. Those of a shared expert are left out where a recipe has one.
+        copies: tensors of a layer that are one of the dense model's under another name: name to that one's, and what it
+            is multiplied by.
         shared: tensors of a layer's shared expert, name to role; empty if it can't have one.
         shared_gate: name of the weight [1, hidden] that tells how much of the shared expert a token gets.
         scores: what makes the chosen experts' weights of the router's logits, before they are scaled to sum 1.
@@ -170,6 +177,7 @@ class Family:
     router: str
     config: Callable[[Config, int, int, int], dict[str, Any]]
     constants: Callable[[Config], Mapping[str, tuple[str, float]]] = lambda _: {}
+    copies: Mapping[str, tuple[str, Callable[[Config], float]]] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     shared_gate: str | None = None
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -206,6 +214,8 @@ def rope_spellings(config: Config) -> dict[str, Any]:
     With only one of them the other version falls back to its defaults without a word.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if any(isinstance(value, dict) for value in settings.values()):  # one for each type of layer: transformers 5 alone
+        return {"rope_parameters": settings}
     theta = settings.pop("rope_theta", config["rope_theta"])
     part = settings.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))  # of a head that is turned
     kind = settings["rope_type"] = settings.get("rope_type") or settings.get("type") or "default"

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
 from lazymoe.families.types import LAYER
+from lazymoe.router.stream import own_buffers
 from lazymoe.source import Source, open_source
 
 EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for each expert
@@ -54,13 +55,15 @@ def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
         if type(module).__name__.endswith("RotaryEmbedding"):
             setattr(model.model, name, type(module)(config=config).to(device))
 
+    own_buffers(model, model.model.embed_tokens, device)
     for i in range(config.num_hidden_layers):
         layer = model.model.layers[i] = _read_layer(type(model), source, config, i, dtype).to(device)
-        for module in list(layer.modules()):
+        for path, module in list(layer.named_modules()):
             if hasattr(module, "layer_idx"):
                 module.layer_idx = i
             for leaf, parameter in list(module.named_parameters(recurse=False)):
-                if (isinstance(module, torch.nn.Linear) and parameter.dim() == 2) or leaf in EXPERTS:
+                matrix = isinstance(module, torch.nn.Linear) and parameter.dim() == 2
+                if (matrix and not path.startswith("router.")) or leaf in EXPERTS:
                     replace_parameter_4bit(module, leaf, quant_type="nf4")
 
     for name, parameter in model.named_parameters():
@@ -74,7 +77,8 @@ def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
 
 def _read_layer(kind: Any, source: Source, config: Any, i: int, dtype: torch.dtype) -> Any:
     """One layer as transformers loads it, with what it does to names and shapes: that of a model of one layer."""
-    alone = copy.deepcopy(config)
+    own = config.per_layer_config[i] if getattr(config, "is_heterogeneous", False) else config
+    alone = copy.deepcopy(own)
     alone.num_hidden_layers, alone.vocab_size, alone.pad_token_id = 1, 1, None
     if getattr(config, "layer_types", None):
         alone.layer_types = [config.layer_types[i]]

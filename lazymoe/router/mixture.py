@@ -102,25 +102,25 @@ class InMixture:
         """
         whole = plan.sources[source]
         self.config, self.folder, self._mixture = whole.config, mixture.folder, mixture
-        self._parts: dict[str, list[tuple[int, header.Tensor]]] = {}  # each with its place in the source's tensor
+        self._parts: dict[str, dict[int, header.Tensor]] = {}  # by their place in the source's tensor
         for output in plan.outputs:
             at = 0
             for part in output.parts:
                 if not isinstance(part, Constant) and part.source == source:
                     name = part.tensor.name if isinstance(part, Piece) else part.name
                     where = header.within(mixture.tensors[output.name], at, part.elements)
-                    self._parts.setdefault(name, []).append((part.start, where))
+                    self._parts.setdefault(name, {}).setdefault(part.start, where)  # copies come after it
                 at += part.elements
         self.tensors = {name: whole.tensors[name] for name in self._parts if name in whole.tensors}
 
     def load(self, name: str) -> Tensor:
         """A whole tensor, in the mixture's dtype."""
-        parts = [self._mixture.elements(where) for _, where in sorted(self._parts[name], key=lambda part: part[0])]
+        parts = [self._mixture.elements(where) for _, where in sorted(self._parts[name].items())]
         return torch.cat(parts).reshape(self.tensors[name].shape)
 
     def rows(self, name: str, indices: Iterable[int]) -> Tensor:
         """Rows of a matrix [N, H] that lies in the mixture in one piece: ``[n, H]``."""
-        [(_, where)], width = self._parts[name], self.tensors[name].shape[1]
+        [where], width = self._parts[name].values(), self.tensors[name].shape[1]
         return torch.stack([self._mixture.elements(where, i * width, (i + 1) * width) for i in indices])
 
 

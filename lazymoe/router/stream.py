@@ -21,6 +21,7 @@ from lazymoe import header
 from lazymoe.errors import error
 from lazymoe.families.types import LAYER
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 FeedForward = Callable[[nn.Module, Tensor], Tensor]  # the layer's own module, its input [B, T, H]: its output
 
 
@@ -86,16 +87,16 @@ class Stream:
         """
         layer, prefix = self._decoder.layers[self.next], LAYER.format(layer=self.next)
         layer.to_empty(device=self.device)
-        for name, parameter in layer.named_parameters():
+        for name, tensor in layer.state_dict().items():  # buffers too, where they are kept on disk
             if not feed_forward or not name.startswith(feed_forward[0] + "."):
-                parameter.copy_(self.source.load(prefix + name))
+                tensor.copy_(self.source.load(prefix + name))
         if feed_forward:
             module = getattr(layer, feed_forward[0])
             module.forward = partial(feed_forward[1], module)
         if watch:
             watch(layer)
         calls = self._calls[self.next]
-        self.states = [layer(s, **kwargs) for s, kwargs in zip(self.states, calls, strict=True)]
+        self.states = [layer(s, *args, **kwargs) for s, (args, kwargs) in zip(self.states, calls, strict=True)]
         if feed_forward:
             del module.forward  # it holds the module, which without this would hold itself
         self._decoder.layers[self.next] = nn.Identity()  # lets the weights go
@@ -128,12 +129,22 @@ def _skeleton(source: Weights, device: str) -> Any:
     for name, module in list(decoder.named_children()):
         if name.startswith("rotary_emb"):
             setattr(decoder, name, type(module)(config=config).to(device))
+    own_buffers(decoder, decoder.embed_tokens, device)
     return decoder.eval()
+
+
+def own_buffers(model: Any, module: nn.Module, device: str) -> None:
+    """Make the buffers of a model's module real, such as the scale of Gemma's embeddings, if it has any."""
+    buffers = dict(module.named_buffers(recurse=False))
+    for name, buffer in buffers.items():
+        setattr(module, name, torch.empty_like(buffer, device=device))
+    if buffers:
+        model._init_weights(module)  # weights that aren't real stay so
 
 
 def _record(
     decoder: Any, source: Weights, batches: Sequence[Tensor], device: str
-) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
+) -> tuple[list[Tensor], list[list[Call]]]:
     """Run the model without its layers: the states before the first, and how each layer is called for each batch."""
     ids, places = torch.unique(torch.cat([b.reshape(-1) for b in batches]), return_inverse=True)
     name = "model.embed_tokens.weight"
@@ -146,11 +157,11 @@ def _record(
     decoder.embed_tokens.weight = nn.Parameter(source.rows(name, ids.tolist()).float().to(device), requires_grad=False)
 
     states: list[Tensor] = []
-    calls: list[list[dict[str, Any]]] = [[] for _ in decoder.layers]
+    calls: list[list[Call]] = [[] for _ in decoder.layers]
 
     def recorder(i: int) -> Any:
-        def forward(hidden: Tensor, **kwargs: Any) -> Tensor:
-            calls[i].append(kwargs)
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            calls[i].append((args, kwargs))
             if i == 0:
                 states.append(hidden)
             if i + 1 == len(calls):
