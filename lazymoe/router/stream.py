@@ -154,6 +154,7 @@ def _record(
             f"its tokenizer has a token {int(ids[-1])}, which its embeddings lack",
             "Use the tokenizer that belongs to this model.",
         )
+    decoder.embed_tokens.padding_idx = None  # a number among all tokens, of which only some are here
     decoder.embed_tokens.weight = nn.Parameter(source.rows(name, ids.tolist()).float().to(device), requires_grad=False)
 
     states: list[Tensor] = []
