@@ -84,7 +84,7 @@ def find_packed(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tup
     dtype = CODES.get(stated, "BF16")
     try:
         body, ffn = dense.all_shapes(dense.complete(config))
-    except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError):  # a config that is no use: `fit.unusable` says so
+    except (LookupError, TypeError, AttributeError, ZeroDivisionError):  # no use as a config: `fit.unusable` says so
         return None, dict(tensors)
     shapes = body | ffn
     unpacked = {}
