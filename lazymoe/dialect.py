@@ -1,7 +1,7 @@
 """Old spellings of an architecture: the same weights under other names, read as if they had today's.
 
-Only Phi-2's first layout, ``phi-msft``, in which most of its fine-tunes of January 2024 are published (those of
-phixtral among them). Its queries, keys and values lie one below the other in one matrix, so nothing has to be moved.
+Only Phi-2's first layout, ``phi-msft``, from before transformers had a class for it; phixtral itself was published in
+it. Its queries, keys and values lie one below the other in one matrix, so nothing has to be moved.
 """
 
 from __future__ import annotations

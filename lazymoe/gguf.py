@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,15 +102,15 @@ def _settled(file: Path) -> Path:
     folder = cache() / f"gguf-{key}"
     if not folder.is_dir():
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        config.save_pretrained(temporary)
-        if (file.parent / CARD).is_file():
-            shutil.copy(file.parent / CARD, temporary)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
         try:
-            os.replace(temporary, folder)
-        except OSError:  # another process was quicker
-            shutil.rmtree(temporary)
+            for kind in (AutoConfig, AutoTokenizer):
+                kind.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
+            if (file.parent / CARD).is_file():
+                shutil.copy(file.parent / CARD, temporary)
+            with suppress(OSError):  # another process may have been quicker
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

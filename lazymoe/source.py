@@ -88,8 +88,8 @@ class Source:
     @property
     def license(self) -> str | None:
         """The licence that its model card states, as the Hub spells it."""
-        stated = self._card.get("license_name") if self._card.get("license") == "other" else self._card.get("license")
-        stated = stated[0] if isinstance(stated, list) and stated else stated
+        key = "license_name" if self._card.get("license") == "other" else "license"
+        stated = _first(self._card.get(key))
         return stated.lower() if isinstance(stated, str) and stated else None
 
     @property
@@ -101,8 +101,7 @@ class Source:
     @property
     def made_from(self) -> str | None:
         """The model that its model card says it was made from."""
-        stated = self._card.get("base_model")
-        stated = stated[0] if isinstance(stated, list) and stated else stated
+        stated = _first(self._card.get("base_model"))
         return stated if isinstance(stated, str) and HUB_ID.fullmatch(stated) else None
 
     @functools.cached_property
@@ -319,6 +318,11 @@ def _weights(
         f"{model} has no model.safetensors and no model.safetensors.index.json",
         "Name a model whose weights are safetensors, unquantised.",
     )
+
+
+def _first(stated: Any) -> Any:
+    """A card's value, or the first where it states a list of them."""
+    return stated[0] if isinstance(stated, list) and stated else stated
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:

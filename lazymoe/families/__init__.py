@@ -22,7 +22,7 @@ from lazymoe.families.qwen import QWEN2_MOE, QWEN3_MOE
 from lazymoe.families.types import Config, Dense, Family
 from lazymoe.recipe import Recipe
 
-__all__ = ["FAMILIES", "INEXACT", "Dense", "Family", "dense_of", "find"]
+__all__ = ["FAMILIES", "Dense", "Family", "dense_of", "find"]
 
 FAMILIES = (  # the first that takes a model is its own
     MIXTRAL, DEEPSEEK, QWEN2_MOE, QWEN3_MOE, PHIXTRAL, GRANITE_MOE, FLEX_OLMO, ERNIE4_5_MOE, COHERE2_MOE, LFM2_MOE,
