@@ -1,7 +1,7 @@
 """The header of a safetensors file: which tensor lies where, without reading a tensor.
 
-Written here because the safetensors package doesn't tell where in the file a tensor begins, which is what lets the
-kernel move its bytes. Every field is checked against the size of the file: a header is somebody else's input.
+Written here because the safetensors package doesn't tell where in the file a tensor begins, which is what lets its
+bytes be copied as they lie. Every field is checked against the size of the file: a header is somebody else's input.
 Format: https://github.com/huggingface/safetensors#format
 """
 

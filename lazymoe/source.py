@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,8 @@ class Source:
     @functools.cached_property
     def _card(self) -> dict[str, Any]:
         """The front matter of its model card, empty if there is none that can be read."""
+        if not (self.folder / CARD).is_file():
+            return {}
         from huggingface_hub import metadata_load
 
         try:
@@ -151,17 +154,21 @@ class Source:
         return hashlib.sha256(f"{layout} {self.digest(SMALL_FILES)}".encode()).hexdigest()
 
 
+def read_into(f: FileIO, view: memoryview) -> None:
+    """Fill a buffer from an open file, unbuffered. Not mapped: mapped pages would count as this program's memory."""
+    while view:
+        n = f.readinto(view)
+        if not n:
+            raise error(f.name, "the file ended early; was it changed during the merge?", "Download it again.")
+        view = view[n:]
+
+
 def read_bytes(path: Path, offset: int, length: int) -> bytearray:
-    """Bytes of a file. Not mapped: mapped pages would count as this program's memory."""
+    """Bytes of a file."""
     data = bytearray(length)
-    view = memoryview(data)
     with open(path, "rb", buffering=0) as f:
         f.seek(offset)
-        while view:
-            n = f.readinto(view)
-            if not n:
-                raise error(path, "the file ended early; was it changed during the merge?", "Download it again.")
-            view = view[n:]
+        read_into(f, memoryview(data))
     return data
 
 

@@ -1,35 +1,34 @@
 """Writing the plan's shards. Knows safetensors and nothing else: not what an expert is, nor how a router is made.
 
-Bytes that don't change move inside the kernel. Memory stays the same for models of any size: what needs arithmetic
-goes through in blocks. A shard gets its final name only when it is complete, so that a rerun can go on from there.
+Everything goes through in blocks, read once, looked at for NaN and written, so that memory stays the same for models of
+any size. A shard gets its final name only when it is complete, so that a rerun can go on from there.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lazymoe.errors import error
-from lazymoe.header import FLOATS, Tensor, within, write_header
+from lazymoe.floats import encode, finite
+from lazymoe.header import BITS, FLOATS, Tensor, within, write_header
 from lazymoe.plan import Computed, Constant, Output, Piece, Plan
 from lazymoe.progress import Progress
-from lazymoe.source import read_elements
+from lazymoe.source import read_elements, read_into
 
-BLOCK = 1 << 22  # elements that go through arithmetic at a time
-SCAN = 1 << 20  # bytes looked at for NaN at a time; fits a core's cache
-COPY = 1 << 24  # bytes that the kernel moves at a time, between two steps of the progress
-FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # copying in another way would not help
+if TYPE_CHECKING:
+    import torch
 
-# bits of a float, and the bit pattern of its infinity, by the format's name of the dtype
-INFINITY = {"F64": (64, 0x7FF << 52), "F32": (32, 0xFF << 23), "F16": (16, 0x1F << 10), "BF16": (16, 0xFF << 7)}
+THREADS = 2  # one reads and looks for NaN while the other writes
+BLOCK = 1 << 20  # elements that go through arithmetic at a time
+COPY = 1 << 18  # bytes copied at a time; they stay in a core's cache from the reading to the writing
 
 
 def write_shards(
@@ -79,102 +78,83 @@ def _write_shard(
     seed: int,
     moved: Callable[[int], None],
 ) -> None:
-    done = 0
-    checks: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as scanner, open(path, "wb", buffering=0) as f:
-        _write(f, write_header((o.name, o.dtype, o.shape) for o in outputs))
+    header = write_header((o.name, o.dtype, o.shape) for o in outputs)
+    path.write_bytes(header)
+    at, done = len(header), 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = []
         for output in outputs:
             for number, part in enumerate(output.parts):
                 if isinstance(part, Constant):
-                    steps = _fill(output, part, f)
+                    blocks = _constant(output, part)
                 elif isinstance(part, Computed):
                     where = within(computed[part.name], part.start, part.elements)
                     if part.scale == 1:
-                        steps = _copy(path.parent / where.file, where.offset or 0, where.nbytes, f)
+                        blocks = _copied(path.parent, where, at)
                     else:
-                        steps = _scale(output, path.parent, where, part.scale, f)
+                        blocks = _scaled(output, path.parent, where, part.scale)
                 elif part.copied(output.dtype):
-                    where, folder = within(part.tensor, part.start, part.elements), plan.sources[part.source].folder
-                    checks.append(scanner.submit(_scan, folder / where.file, where))
-                    steps = _copy(folder / where.file, where.offset or 0, where.nbytes, f)
+                    where = within(part.tensor, part.start, part.elements)
+                    blocks = _copied(plan.sources[part.source].folder, where, at)
                 else:
-                    steps = _transform(plan, output, part, generator(seed, f"{output.name}:{number}"), f)
-                for n in steps:
-                    moved(done := done + n)
-                while checks and checks[0].done():
-                    checks.pop(0).result()  # raises what the scan found, early
-        for check in checks:
-            check.result()
+                    blocks = _transformed(plan, output, part, generator(seed, f"{output.name}:{number}"))
+                jobs.append(pool.submit(_write_blocks, path, at, blocks))
+                at += part.elements * BITS[output.dtype] // 8
+        try:
+            for job in jobs:
+                moved(done := done + job.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _fill(output: Output, constant: Constant, target: BinaryIO) -> Iterator[int]:
-    """Append one value many times; yields how many bytes."""
-    import torch
-
-    one = torch.tensor([constant.value], dtype=getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy().tobytes()
-    _write(target, one * constant.elements)
-    yield len(one) * constant.elements
-
-
-def _scale(output: Output, folder: Path, computed: Tensor, factor: float, target: BinaryIO) -> Iterator[int]:
-    """Append a small tensor that was computed, multiplied; yields how many bytes."""
-    array = _cast(output, read_elements(folder, computed, 0, computed.elements).float() * factor)
-    _write(target, memoryview(array))
-    yield array.nbytes
+def _write_blocks(path: Path, at: int, blocks: Iterable[np.ndarray]) -> int:
+    """Write blocks of bytes one after the other from a place in a file on; how many bytes these were."""
+    with open(path, "r+b", buffering=0) as f:
+        f.seek(at)
+        for block in blocks:
+            view = memoryview(block)
+            while view:
+                view = view[f.write(view) :]
+        return f.tell() - at
 
 
-def _copy(source: Path, offset: int, length: int, target: BinaryIO) -> Iterator[int]:
-    """Append bytes of a file to another, inside the kernel where it can; yields how many, as it goes."""
-    with open(source, "rb", buffering=0) as f:
-        f.seek(offset)
-        in_kernel = hasattr(os, "copy_file_range")
-        while length:
-            n = 0
-            if in_kernel:
-                try:
-                    n = os.copy_file_range(f.fileno(), target.fileno(), min(length, COPY))
-                except OSError as e:
-                    if e.errno in FATAL:
-                        raise
-            if not n:  # another kernel, or two file systems that it can't copy between
-                in_kernel = False
-                block = f.read(min(length, COPY))
-                _write(target, block)
-                n = len(block)
-            if not n:
-                raise error(source, "the file ended early; was it changed during the merge?", "Download it again.")
-            length -= n
-            yield n
+def _constant(output: Output, part: Constant) -> Iterator[np.ndarray]:
+    """One value, many times."""
+    yield encode(np.full(part.elements, part.value), output.dtype)
 
 
-def _write(f: BinaryIO, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[f.write(view) :]
+def _scaled(output: Output, folder: Path, computed: Tensor, factor: float) -> Iterator[np.ndarray]:
+    """A small tensor that was computed, multiplied."""
+    yield _cast(output, read_elements(folder, computed, 0, computed.elements).float() * factor)
 
 
-def _scan(file: Path, tensor: Tensor) -> None:
-    """Look for NaN and infinity in a tensor that the kernel copies unseen.
+def _copied(folder: Path, tensor: Tensor, at: int) -> Iterator[np.ndarray]:
+    """A tensor's bytes as they lie, to be written from ``at`` on: every block but the first at a multiple of its size,
+    since pages that a write fills whole cost less. Each is overwritten by the next.
 
-    In IEEE formats these are the bit patterns at and above the largest exponent, whatever the sign, so two maxima over
-    integers tell: of the signed ones for the positive, of the unsigned ones for the negative numbers.
+    Raises:
+        LazyMoEError: at the first weight that is NaN or infinite.
     """
-    bits, infinity = INFINITY[tensor.dtype]
-    signed, unsigned = np.dtype(f"i{bits // 8}"), np.dtype(f"u{bits // 8}")
-    with open(file, "rb", buffering=SCAN) as f:
+    file, left = folder / tensor.file, tensor.nbytes
+    buffer = np.empty(COPY, np.uint8)
+    with open(file, "rb", buffering=0) as f:
         f.seek(tensor.offset or 0)
-        for start in range(0, tensor.nbytes, SCAN):
-            block = np.frombuffer(f.read(min(SCAN, tensor.nbytes - start)), signed)
-            if not block.size:
-                return  # the file was cut short under our hands: the copy tells
-            if block.max() >= infinity or block.view(unsigned).max() >= infinity + (1 << (bits - 1)):
+        while left:
+            block = buffer[: min(COPY - at % COPY, left)]
+            read_into(f, memoryview(block))
+            if not finite(block, tensor.dtype):
                 raise _not_finite(file, tensor)
+            yield block
+            at, left = at + len(block), left - len(block)
 
 
-def _transform(
-    plan: Plan, output: Output, piece: Piece, random: np.random.Generator, target: BinaryIO
-) -> Iterator[int]:
-    """Append elements that are cast, scaled or noised, a block at a time; yields how many bytes, as it goes."""
+def _transformed(plan: Plan, output: Output, piece: Piece, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Elements that are cast, scaled or noised, a block at a time.
+
+    Raises:
+        LazyMoEError: at the first weight that is NaN or infinite.
+    """
     import torch
 
     source = plan.sources[piece.source]
@@ -190,20 +170,18 @@ def _transform(
             block += piece.noise * torch.from_numpy(random.standard_normal(stop - start, np.float32))
         if piece.scale != 1:
             block *= piece.scale
-        array = _cast(output, block)
-        _write(target, memoryview(array))
-        yield array.nbytes
+        yield _cast(output, block)
 
 
-def _cast(output: Output, block: Any) -> Any:
+def _cast(output: Output, block: torch.Tensor) -> np.ndarray:
     """A finite tensor's bytes in the output's dtype, where it fits."""
     import torch
 
-    cast = block.to(getattr(torch, FLOATS[output.dtype]))
-    if not torch.isfinite(cast).all():
+    cast = block.to(getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy()
+    if not finite(cast, output.dtype):
         what = f"'{output.name}' has values that {FLOATS[output.dtype]} can't hold"
         raise error("dtype", what, "Use bfloat16 or float32.")
-    return cast.view(torch.uint8).numpy()
+    return cast
 
 
 def generator(seed: int, name: str) -> np.random.Generator:

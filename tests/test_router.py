@@ -41,7 +41,7 @@ def gates_of(given: Recipe) -> torch.Tensor:
     """The routers ``[L, E, H]`` of a recipe, before they are cast."""
     plan = check(given).plan
     assert plan is not None
-    return torch.stack(_gates(given, plan, plan.sources[0], 0, "cpu", silent))
+    return torch.from_numpy(_gates(given, plan, plan.sources[0], 0, "cpu", silent))
 
 
 def degenerate_in(folder: Path, gates: torch.Tensor) -> list[Problem]:

@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lazymoe.errors import Problem, error
 from lazymoe.families.types import LAYER
-from lazymoe.header import Tensor, read_header
+from lazymoe.floats import decode, encode
+from lazymoe.header import CODES, Tensor, read_header, write_header
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe import Recipe
 from lazymoe.source import Source, read_bytes
 from lazymoe.write import generator, write_whole
-
-if TYPE_CHECKING:
-    import torch
 
 ROUTER = "router.safetensors"
 PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to both experts
@@ -44,30 +43,33 @@ def compute(
     Returns:
         Where each tensor is, by name.
     """
-    import torch
-    from safetensors.torch import save
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if plan.shared != "base" and not (folder / "shared-outer.safetensors").exists():
         from lazymoe.router.fit import canonical
         from lazymoe.router.shared import share
 
-        share(recipe, plan, canonical(recipe, plan), folder, device, progress)
+        share(recipe, plan, canonical(recipe, plan), folder, _device(device), progress)
     if not (folder / ROUTER).exists():
         base, done = plan.sources[0], _computed(folder)
         body = replace(base, tensors=base.tensors | {n: replace(t, file=str(folder / t.file)) for n, t in done.items()})
         gates = _gates(recipe, plan, body, seed, device, progress)
-        if not all(torch.isfinite(g).all() for g in gates):
+        if not np.isfinite(gates).all():
             raise error("gate_mode", "the routers came out as NaN", "The base model may be broken: try it by itself.")
-        dtype = getattr(torch, plan.config["dtype"])
         rows = {}
         for layer, gate in enumerate(gates):
             prefix = LAYER.format(layer=layer)
-            rows[prefix + plan.family.router] = gate[: plan.experts].to(dtype).contiguous()
+            rows[prefix + plan.family.router] = gate[: plan.experts]
             if plan.gates > plan.experts:
-                rows[f"{prefix}{plan.family.shared_gate}"] = gate[plan.experts :].to(dtype).contiguous()
-        write_whole(folder / ROUTER, save(rows))
+                rows[f"{prefix}{plan.family.shared_gate}"] = gate[plan.experts :]
+        dtype = CODES[plan.config["dtype"]]
+        header = write_header((name, dtype, gate.shape) for name, gate in rows.items())
+        write_whole(folder / ROUTER, header + b"".join(encode(gate, dtype).tobytes() for gate in rows.values()))
     return _computed(folder)
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _computed(folder: Path) -> dict[str, Tensor]:
@@ -78,40 +80,39 @@ def _computed(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str, progress: Progress) -> list[torch.Tensor]:
-    """The rows that are computed for each layer ``[gates, hidden]``, float32; see `Plan.gates`."""
+def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str | None, progress: Progress) -> np.ndarray:
+    """The rows that are computed for each layer ``[L, gates, H]``, float32; see `Plan.gates`."""
     if recipe.gate_mode in ("random", "uniform_random"):
         from lazymoe.router.random import random_gates
 
         shape = (plan.layers, plan.gates, plan.hidden_size)
-        return list(random_gates(recipe.gate_mode, shape, generator(seed, "router")))
+        return random_gates(recipe.gate_mode, shape, generator(seed, "router"))
     if recipe.gate_mode == "fit":
         from lazymoe.router.fit import fit_gates
 
-        return fit_gates(recipe, plan, body, device, progress)
+        return fit_gates(recipe, plan, body, _device(device), progress).numpy()
     from lazymoe.router.prompts import prompt_gates
 
-    return list(prompt_gates(recipe, plan, device, progress).cpu())
+    return prompt_gates(recipe, plan, _device(device), progress).numpy()
 
 
 def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
     """Pairs of experts that the routers in a folder can hardly tell apart, with the layers where that is so."""
-    import torch
-    from safetensors.torch import load
-    from torch.nn.functional import normalize
-
-    by_name = load((folder / ROUTER).read_bytes())
-    names = [LAYER.format(layer=layer) + plan.family.router for layer in range(plan.layers)]
-    gates = torch.stack([by_name[name] for name in names])  # [L, E, H]
-    rows = normalize(gates.float(), dim=-1)
-    parallel = rows @ rows.mT > PARALLEL  # [L, E, E]
-    for a in range(gates.shape[1]):
-        for b in range(a + 1, gates.shape[1]):
-            layers = parallel[:, a, b].nonzero().flatten().tolist()
+    found, gates = _computed(folder), []
+    for layer in range(plan.layers):
+        tensor = found[LAYER.format(layer=layer) + plan.family.router]
+        data = read_bytes(folder / tensor.file, tensor.offset or 0, tensor.nbytes)
+        gates.append(decode(data, tensor.dtype).reshape(tensor.shape))
+    rows = np.stack(gates)  # [L, E, H]
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
+    parallel = rows @ rows.swapaxes(1, 2) > PARALLEL  # [L, E, E]
+    for a in range(plan.experts):
+        for b in range(a + 1, plan.experts):
+            layers = np.flatnonzero(parallel[:, a, b]).tolist()
             if layers:
                 yield Problem(
                     f"experts {a + 1} and {b + 1}",
-                    f"in {spell_layers(layers, len(gates))} the router can hardly tell "
+                    f"in {spell_layers(layers, plan.layers)} the router can hardly tell "
                     "them apart, so both get nearly the same tokens",
                     "Give them prompts that differ more: whole questions of the kind each should answer.",
                 )

@@ -41,8 +41,8 @@ def canonical(recipe: Recipe, plan: Plan) -> list[int]:
     return sorted(range(plan.experts), key=lambda e: repr(keys[e]))
 
 
-def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: Progress) -> list[Tensor]:
-    """The router ``[gates, hidden]`` of each layer, float32; see `Plan.gates`.
+def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: Progress) -> Tensor:
+    """Routers ``[layers, gates, hidden]``, float32; see `Plan.gates`.
 
     Args:
         recipe, plan: what is wanted; the sources must be on the disk.
@@ -91,7 +91,7 @@ def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: P
     for layer in range(plan.layers):
         stream.step(feed_forward=(module_name(plan), feed_forward))
         progress("route", layer + 1, plan.layers)
-    return [g.cpu() for g in gates]
+    return torch.stack(gates).cpu()
 
 
 def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
