@@ -164,8 +164,7 @@ def compare_hosts(folder: Path, config: dict[str, int], runs: int) -> None:
     """Every family from the first dense architecture that it takes, and those whose tensors are cut or computed."""
     cases = [(family, family.takes[0], False) for family in FAMILIES]
     cases[1:1] = [(MIXTRAL, PHI3, False), (MIXTRAL, LLAMA, True)]
-    starting = [measure([sys.executable, "-c", "import lazymoe, torch"])[0] for _ in range(runs)]
-    print(f"{EXPERTS} experts, random routers, median of {runs}; {min(starting):.1f} s of each are torch's import")
+    print(f"{EXPERTS} experts, random routers, median of {runs}")
     print(f"{'':<34}{'bytes':>9}{'LazyMoE':>9}{'cp':>9}{'ratio':>7}{'memory':>9}")
     for family, dense, adapted in cases:
         models = folder / "models"

@@ -1,16 +1,18 @@
 """Writing the plan's shards. Knows safetensors and nothing else: not what an expert is, nor how a router is made.
 
-Everything goes through in blocks, read once, looked at for NaN and written, so that memory stays the same for models of
-any size. A shard gets its final name only when it is complete, so that a rerun can go on from there.
+Bytes that don't change move inside the kernel. Memory stays the same for models of any size: what needs arithmetic
+goes through in blocks. A shard gets its final name only when it is complete, so that a rerun can go on from there.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from lazymoe.errors import error
 from lazymoe.floats import encode, finite
-from lazymoe.header import BITS, FLOATS, Tensor, within, write_header
+from lazymoe.header import FLOATS, Tensor, within, write_header
 from lazymoe.plan import Computed, Constant, Output, Piece, Plan
 from lazymoe.progress import Progress
 from lazymoe.source import read_elements, read_into
@@ -26,9 +28,10 @@ from lazymoe.source import read_elements, read_into
 if TYPE_CHECKING:
     import torch
 
-THREADS = 2  # one reads and looks for NaN while the other writes
 BLOCK = 1 << 20  # elements that go through arithmetic at a time
-COPY = 1 << 18  # bytes copied at a time; they stay in a core's cache from the reading to the writing
+BUFFER = 1 << 18  # bytes looked at for NaN at a time; they fit a core's cache
+COPY = 1 << 24  # bytes that the kernel moves at a time, between two steps of the progress
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # copying in another way would not help
 
 
 def write_shards(
@@ -78,83 +81,93 @@ def _write_shard(
     seed: int,
     moved: Callable[[int], None],
 ) -> None:
-    header = write_header((o.name, o.dtype, o.shape) for o in outputs)
-    path.write_bytes(header)
-    at, done = len(header), 0
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = []
+    done = 0
+    checks: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as checker, open(path, "wb", buffering=0) as f:
+        _write(f, write_header((o.name, o.dtype, o.shape) for o in outputs))
         for output in outputs:
             for number, part in enumerate(output.parts):
                 if isinstance(part, Constant):
-                    blocks = _constant(output, part)
+                    steps = _fill(output, part, f)
                 elif isinstance(part, Computed):
                     where = within(computed[part.name], part.start, part.elements)
                     if part.scale == 1:
-                        blocks = _copied(path.parent, where, at)
+                        steps = _copy(path.parent / where.file, where, f)
                     else:
-                        blocks = _scaled(output, path.parent, where, part.scale)
+                        steps = _scale(output, path.parent, where, part.scale, f)
                 elif part.copied(output.dtype):
                     where = within(part.tensor, part.start, part.elements)
-                    blocks = _copied(plan.sources[part.source].folder, where, at)
+                    file = plan.sources[part.source].folder / where.file
+                    checks.append(checker.submit(_check_finite, file, where))
+                    steps = _copy(file, where, f)
                 else:
-                    blocks = _transformed(plan, output, part, generator(seed, f"{output.name}:{number}"))
-                jobs.append(pool.submit(_write_blocks, path, at, blocks))
-                at += part.elements * BITS[output.dtype] // 8
-        try:
-            for job in jobs:
-                moved(done := done + job.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+                    steps = _transform(plan, output, part, generator(seed, f"{output.name}:{number}"), f)
+                for n in steps:
+                    moved(done := done + n)
+                while checks and checks[0].done():
+                    checks.pop(0).result()  # raises what it found, early
+        for check in checks:
+            check.result()
 
 
-def _write_blocks(path: Path, at: int, blocks: Iterable[np.ndarray]) -> int:
-    """Write blocks of bytes one after the other from a place in a file on; how many bytes these were."""
-    with open(path, "r+b", buffering=0) as f:
-        f.seek(at)
-        for block in blocks:
-            view = memoryview(block)
-            while view:
-                view = view[f.write(view) :]
-        return f.tell() - at
+def _fill(output: Output, constant: Constant, target: FileIO) -> Iterator[int]:
+    """Append one value many times; yields how many bytes."""
+    values = encode(np.full(constant.elements, constant.value), output.dtype)
+    _write(target, values)
+    yield values.nbytes
 
 
-def _constant(output: Output, part: Constant) -> Iterator[np.ndarray]:
-    """One value, many times."""
-    yield encode(np.full(part.elements, part.value), output.dtype)
+def _scale(output: Output, folder: Path, computed: Tensor, factor: float, target: FileIO) -> Iterator[int]:
+    """Append a small tensor that was computed, multiplied; yields how many bytes."""
+    values = _cast(output, read_elements(folder, computed, 0, computed.elements).float() * factor)
+    _write(target, values)
+    yield values.nbytes
 
 
-def _scaled(output: Output, folder: Path, computed: Tensor, factor: float) -> Iterator[np.ndarray]:
-    """A small tensor that was computed, multiplied."""
-    yield _cast(output, read_elements(folder, computed, 0, computed.elements).float() * factor)
-
-
-def _copied(folder: Path, tensor: Tensor, at: int) -> Iterator[np.ndarray]:
-    """A tensor's bytes as they lie, to be written from ``at`` on: every block but the first at a multiple of its size,
-    since pages that a write fills whole cost less. Each is overwritten by the next.
-
-    Raises:
-        LazyMoEError: at the first weight that is NaN or infinite.
-    """
-    file, left = folder / tensor.file, tensor.nbytes
-    buffer = np.empty(COPY, np.uint8)
+def _copy(file: Path, tensor: Tensor, target: FileIO) -> Iterator[int]:
+    """Append a tensor's bytes to a file, inside the kernel where it can; yields how many, as it goes."""
+    at, left = target.tell(), tensor.nbytes
     with open(file, "rb", buffering=0) as f:
         f.seek(tensor.offset or 0)
+        in_kernel = hasattr(os, "copy_file_range")
         while left:
-            block = buffer[: min(COPY - at % COPY, left)]
+            wanted, n = min(COPY - at % COPY, left), 0  # whole pages of the output are written faster
+            if in_kernel:
+                try:
+                    n = os.copy_file_range(f.fileno(), target.fileno(), wanted)
+                except OSError as e:
+                    if e.errno in FATAL:
+                        raise
+            if not n:  # another kernel, or two file systems that it can't copy between
+                in_kernel = False
+                block = bytearray(wanted)
+                read_into(f, memoryview(block))
+                _write(target, block)
+                n = wanted
+            at, left = at + n, left - n
+            yield n
+
+
+def _write(f: FileIO, data: bytes | bytearray | np.ndarray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[f.write(view) :]
+
+
+def _check_finite(file: Path, tensor: Tensor) -> None:
+    """Look for NaN and infinity in a tensor that the kernel copies unseen."""
+    buffer = np.empty(BUFFER, np.uint8)
+    with open(file, "rb", buffering=0) as f:
+        f.seek(tensor.offset or 0)
+        for start in range(0, tensor.nbytes, BUFFER):
+            block = buffer[: tensor.nbytes - start]
             read_into(f, memoryview(block))
             if not finite(block, tensor.dtype):
                 raise _not_finite(file, tensor)
-            yield block
-            at, left = at + len(block), left - len(block)
 
 
-def _transformed(plan: Plan, output: Output, piece: Piece, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Elements that are cast, scaled or noised, a block at a time.
-
-    Raises:
-        LazyMoEError: at the first weight that is NaN or infinite.
-    """
+def _transform(plan: Plan, output: Output, piece: Piece, random: np.random.Generator, target: FileIO) -> Iterator[int]:
+    """Append elements that are cast, scaled or noised, a block at a time; yields how many bytes, as it goes."""
     import torch
 
     source = plan.sources[piece.source]
@@ -170,7 +183,9 @@ def _transformed(plan: Plan, output: Output, piece: Piece, random: np.random.Gen
             block += piece.noise * torch.from_numpy(random.standard_normal(stop - start, np.float32))
         if piece.scale != 1:
             block *= piece.scale
-        yield _cast(output, block)
+        values = _cast(output, block)
+        _write(target, values)
+        yield values.nbytes
 
 
 def _cast(output: Output, block: torch.Tensor) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,26 @@ def test_random_numbers_are_the_same_everywhere() -> None:
     # numpy promises Philox's stream for good; other numbers here would mean other models for the same recipe
     assert generator(0, "router").integers(0, 2**32, 3).tolist() == [2876021883, 2961055286, 2241658066]
     assert generator(0, "other").integers(0, 2**32, 3).tolist() != generator(1, "other").integers(0, 2**32, 3).tolist()
+
+
+@pytest.mark.parametrize("failure", ["absent", errno.EXDEV, errno.ENOSYS, "nothing copied"])
+def test_without_copying_in_the_kernel_the_bytes_are_the_same(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: object
+) -> None:
+    given = recipe(*pair(make), make("third", seed=3))
+    merge(given, tmp_path / "kernel")
+
+    def copy_file_range(*_: object) -> int:
+        if isinstance(failure, int):
+            raise OSError(failure, os.strerror(failure))
+        return 0
+
+    if failure == "absent":
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    merge(given, tmp_path / "plain")
+    assert contents(tmp_path / "plain") == contents(tmp_path / "kernel")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

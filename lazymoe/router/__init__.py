@@ -62,7 +62,7 @@ def compute(
                 rows[f"{prefix}{plan.family.shared_gate}"] = gate[plan.experts :]
         dtype = CODES[plan.config["dtype"]]
         header = write_header((name, dtype, gate.shape) for name, gate in rows.items())
-        write_whole(folder / ROUTER, header + b"".join(encode(gate, dtype).tobytes() for gate in rows.values()))
+        write_whole(folder / ROUTER, header + b"".join(encode(gate, dtype) for gate in rows.values()))
     return _computed(folder)
 
 
