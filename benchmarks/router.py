@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from lazymoe import Recipe, check, merge
 from lazymoe.families.types import LAYER
 from lazymoe.header import read_header
+from lazymoe.measure import dense_losses, mixture_losses, windows
 from lazymoe.plan import Plan
-from lazymoe.report import dense_losses, mixture_losses, windows
+from lazymoe.read import read_bytes
 from lazymoe.router.mixture import InMixture, module_name
 from lazymoe.router.stream import Stream
 from lazymoe.router.texts import load_tokenizer, pack, pad
-from lazymoe.source import Source, open_source, read_bytes
+from lazymoe.source import Source, open_source
 
 SETS = ("keywords", "prompts", "samples")
 SAMPLES, SAMPLE = 32, 64  # passages in a set of samples, tokens of each

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.header import Tensor, read_header
+from lazymoe.read import read_bytes, read_elements
 from lazymoe.recipe import Reference
-from lazymoe.source import Source, nowhere, read_bytes, read_elements
+from lazymoe.source import Source, nowhere
 
 if TYPE_CHECKING:
     import torch

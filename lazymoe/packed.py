@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lazymoe.errors import error
 from lazymoe.families import dense_of
 from lazymoe.header import CODES, FLOATS, Tensor
-from lazymoe.source import read_bytes
+from lazymoe.read import read_bytes
 
 if TYPE_CHECKING:
     import torch

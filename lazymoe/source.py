@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ import yaml
 
 from lazymoe.dialect import translate
 from lazymoe.errors import LazyMoEError, Problem, error
-from lazymoe.header import FLOATS, Tensor, read_header
+from lazymoe.header import Tensor, read_header
+from lazymoe.read import described, load_pickle, read_bytes, read_elements
 from lazymoe.recipe import Reference
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Source:
         if self.packed and tensor.name in self.packed.tensors:
             return self.packed.elements(self.folder, tensor.name, start, stop)
         if tensor.offset is None:
-            return _pickle(self.folder / tensor.file)[tensor.name].reshape(-1)[start:stop]
+            return load_pickle(self.folder / tensor.file)[tensor.name].reshape(-1)[start:stop]
         return read_elements(self.folder, tensor, start, stop)
 
     def load(self, name: str) -> torch.Tensor:
@@ -152,33 +152,6 @@ class Source:
         """Changes when the checkpoint's layout, config or tokenizer does; cheap, since no weight is read."""
         layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights, self.packed, self.adapter))
         return hashlib.sha256(f"{layout} {self.digest(SMALL_FILES)}".encode()).hexdigest()
-
-
-def read_into(f: FileIO, view: memoryview) -> None:
-    """Fill a buffer from an open file, unbuffered. Not mapped: mapped pages would count as this program's memory."""
-    while view:
-        n = f.readinto(view)
-        if not n:
-            raise error(f.name, "the file ended early; was it changed during the merge?", "Download it again.")
-        view = view[n:]
-
-
-def read_bytes(path: Path, offset: int, length: int) -> bytearray:
-    """Bytes of a file."""
-    data = bytearray(length)
-    with open(path, "rb", buffering=0) as f:
-        f.seek(offset)
-        read_into(f, memoryview(data))
-    return data
-
-
-def read_elements(folder: Path, tensor: Tensor, start: int, stop: int) -> torch.Tensor:
-    """Elements start to stop of a tensor in a safetensors file of a folder, flat, in its own dtype."""
-    import torch
-
-    size = tensor.nbytes // max(tensor.elements, 1)
-    data = read_bytes(folder / tensor.file, (tensor.offset or 0) + start * size, (stop - start) * size)
-    return torch.frombuffer(data, dtype=getattr(torch, FLOATS[tensor.dtype]))
 
 
 def nowhere(ref: Reference, where: str) -> Problem | None:
@@ -262,7 +235,7 @@ def _open(
         path = folder / file
         try:
             if file.endswith(".bin"):
-                tensors |= {name: _described(name, t, file) for name, t in _pickle(path).items()}
+                tensors |= {name: described(name, t, file) for name, t in load_pickle(path).items()}
             elif path.exists():
                 tensors |= read_header(file, path.stat().st_size, functools.partial(read_bytes, path))
             else:
@@ -343,24 +316,3 @@ def _json(path: Path, where: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         what = f"{path} can't be read as JSON"
     raise error(where, what, "Name a folder or repository that holds a whole model, or download it again.")
-
-
-@functools.lru_cache(maxsize=1)
-def _pickle(path: Path) -> dict[str, torch.Tensor]:
-    """A ``.bin`` file as torch maps it: tensors only, nothing read yet."""
-    import torch
-
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except LazyMoEError:
-        raise
-    except Exception as e:
-        raise ValueError(f"torch can't load it ({str(e).splitlines()[0][:100]})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise ValueError("it isn't a dictionary of tensors")
-    return tensors
-
-
-def _described(name: str, tensor: torch.Tensor, file: str) -> Tensor:
-    names = {torch_name: code for code, torch_name in FLOATS.items()}
-    return Tensor(name, names.get(str(tensor.dtype).removeprefix("torch."), "I64"), tuple(tensor.shape), file, None)

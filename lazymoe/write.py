@@ -23,7 +23,7 @@ from lazymoe.floats import encode, finite
 from lazymoe.header import FLOATS, Tensor, within, write_header
 from lazymoe.plan import Computed, Constant, Output, Piece, Plan
 from lazymoe.progress import Progress
-from lazymoe.source import read_elements, read_into
+from lazymoe.read import read_elements, read_into
 
 if TYPE_CHECKING:
     import torch

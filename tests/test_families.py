@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from lazymoe import LazyMoEError, Recipe, merge
 from lazymoe.families import FAMILIES, find
 from lazymoe.families.types import LAYER, rope_spellings
-from lazymoe.report import dense_losses, mixture_losses
+from lazymoe.measure import dense_losses, mixture_losses
 from lazymoe.router.mixture import module_name
 from lazymoe.source import open_source
 

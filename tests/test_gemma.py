@@ -11,7 +11,7 @@ from conftest import Make, configure, recipe, tensors_of
 from test_families import IDS, load, logits
 
 from lazymoe import check, merge
-from lazymoe.report import mixture_losses
+from lazymoe.measure import mixture_losses
 from lazymoe.source import open_source
 
 ROPE = {

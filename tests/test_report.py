@@ -15,7 +15,8 @@ from lazymoe import Recipe, merge
 from lazymoe.cli import main
 from lazymoe.demo import demo_recipe
 from lazymoe.demo_models import domains
-from lazymoe.report import Report, expert_names, report, trace, windows
+from lazymoe.measure import windows
+from lazymoe.report import Report, expert_names, report, trace
 from lazymoe.router.texts import load_tokenizer
 from lazymoe.source import open_source
 

@@ -18,8 +18,9 @@ from lazymoe.floats import decode, encode
 from lazymoe.header import CODES, Tensor, read_header, write_header
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress
+from lazymoe.read import read_bytes
 from lazymoe.recipe import Recipe
-from lazymoe.source import Source, read_bytes
+from lazymoe.source import Source
 from lazymoe.write import generator, write_whole
 
 ROUTER = "router.safetensors"
