@@ -62,12 +62,12 @@ def test_help_has_an_example(command: str, capsys) -> None:
     assert f"example: lazymoe {command}" in capsys.readouterr().out
 
 
-def test_help_and_check_load_nothing_heavy(file: Path) -> None:
+def test_what_computes_nothing_loads_nothing_heavy(file: Path, tmp_path: Path) -> None:
     script = "import sys; from lazymoe.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     script += (
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'ipywidgets'} & set(sys.modules); assert not heavy, heavy"
     )
-    for arguments in (["--help"], ["check", str(file)]):
+    for arguments in (["--help"], ["check", str(file)], ["merge", str(file), str(tmp_path / "moe")]):
         subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True)
 
 
