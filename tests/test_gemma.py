@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Make, configure, recipe, tensors_of
+from conftest import Make, configure, recipe, rewrite, tensors_of
 from test_families import IDS, load, logits
 
 from lazymoe import check, merge
@@ -45,6 +45,14 @@ def test_its_variants_are_exact(variant: str, spelling: str, make: Make, tmp_pat
     older = written["global_head_dim"], written["num_global_key_value_heads"]
     last = dense.config.per_layer_config[3]
     assert older == (last.head_dim, last.num_key_value_heads)
+
+
+def test_its_real_epsilon_is_exact_with_norms_as_trained(make: Make, tmp_path: Path) -> None:
+    """The other tests' norms are about zero, and what comes out of their feed-forward networks as small as 1e-6."""
+    base = make("base", kind="gemma4_text", dtype="float32", rms_norm_eps=1e-6)
+    rewrite(base, lambda tensors: [t.add_(1) for name, t in tensors.items() if "norm" in name])
+    merge(recipe(base, base, base), tmp_path / "moe")
+    assert (logits(load(tmp_path / "moe")) - logits(load(base))).abs().max() < 1e-4
 
 
 def test_a_config_may_leave_out_what_transformers_assumes(make: Make, tmp_path: Path) -> None:
