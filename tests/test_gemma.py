@@ -48,7 +48,7 @@ def test_its_variants_are_exact(variant: str, spelling: str, make: Make, tmp_pat
 
 
 def test_its_real_epsilon_is_exact_with_norms_as_trained(make: Make, tmp_path: Path) -> None:
-    """The other tests' norms are about zero, and what comes out of their feed-forward networks as small as 1e-6."""
+    """The other tests' norms are about zero, and so little comes out of their feed-forward networks that it counts."""
     base = make("base", kind="gemma4_text", dtype="float32", rms_norm_eps=1e-6)
     rewrite(base, lambda tensors: [t.add_(1) for name, t in tensors.items() if "norm" in name])
     merge(recipe(base, base, base), tmp_path / "moe")
