@@ -87,8 +87,8 @@ open(sys.argv[3], "w").write(f"Fitting took {fitting:.1f} s, {fitting / rest:.1%
 def make_checkpoint(folder: Path, config: dict[str, int], seed: int, dense: Dense = LLAMA) -> None:
     """A checkpoint of random bf16 weights, written in blocks."""
     head = config["hidden_size"] // config["num_attention_heads"]
-    plain = {"head_dim": head, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [1, 3, 5]}
-    plain["hidden_size_per_layer_input"] = 0
+    plain = {"head_dim": head, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [1, 3, 5],
+             "hidden_size_per_layer_input": 0}  # fmt: skip
     plain = {key: value for key, value in plain.items() if key in dense.defaults or dense.kinds}
     full = {
         "model_type": dense.model_type,

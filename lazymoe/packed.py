@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lazymoe.errors import error
 from lazymoe.families import dense_of
 from lazymoe.header import CODES, FLOATS, Tensor
-from lazymoe.read import read_bytes
+from lazymoe.read import read_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -142,5 +142,5 @@ def _check_scales(state: Any, tensor: Tensor, packed: torch.Tensor) -> None:
 def _read(folder: Path, tensor: Tensor) -> torch.Tensor:
     import torch
 
-    data = read_bytes(folder / tensor.file, tensor.offset or 0, tensor.nbytes)
-    return torch.frombuffer(data, dtype=getattr(torch, STORED[tensor.dtype])).reshape(tensor.shape)
+    data, dtype = read_tensor(folder, tensor), getattr(torch, STORED[tensor.dtype])
+    return torch.frombuffer(data, dtype=dtype).reshape(tensor.shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.header import CODES, FLOATS, Tensor
+from lazymoe.header import CODES, FLOATS, Tensor, within
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +32,16 @@ def read_bytes(path: Path, offset: int, length: int) -> bytearray:
     return data
 
 
+def read_tensor(folder: Path, tensor: Tensor) -> bytearray:
+    """The bytes of a tensor in a safetensors file of a folder."""
+    return read_bytes(folder / tensor.file, tensor.offset or 0, tensor.nbytes)
+
+
 def read_elements(folder: Path, tensor: Tensor, start: int, stop: int) -> torch.Tensor:
     """Elements start to stop of a tensor in a safetensors file of a folder, flat, in its own dtype."""
     import torch
 
-    size = tensor.nbytes // max(tensor.elements, 1)
-    data = read_bytes(folder / tensor.file, (tensor.offset or 0) + start * size, (stop - start) * size)
+    data = read_tensor(folder, within(tensor, start, stop - start))
     return torch.frombuffer(data, dtype=getattr(torch, FLOATS[tensor.dtype]))
 
 

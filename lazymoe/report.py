@@ -22,7 +22,7 @@ from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
 from lazymoe.prompts import read_prompts
 from lazymoe.recipe import Recipe, Reference
-from lazymoe.router import spell_layers
+from lazymoe.router import pick_device, spell_layers
 from lazymoe.router.mixture import run
 from lazymoe.router.stream import Weights
 from lazymoe.router.texts import load_tokenizer
@@ -198,7 +198,7 @@ def report(
     if len(given) != plan.experts or not all(given):
         raise error("texts", f"{plan.experts} experts need a list of texts each", "Give one list for each expert.")
     batches = [windows(plan.sources[0], domain) for domain in given]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(device)
     names = expert_names(recipe)
 
     models: dict[str, Weights] = {}
@@ -235,7 +235,7 @@ def trace(out: str | Path, text: str, device: str | None = None) -> tuple[list[s
     def seen(layer: int, batch: int, chosen: Tensor, weights: Tensor) -> None:
         experts[layer] = chosen[len(start) :, 0].tolist()
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(device)
     run(plan, open_source(str(out)), [torch.tensor([start + ids])], device, seen)
     return [tokenizer.decode([i]) for i in ids], experts
 

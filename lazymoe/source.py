@@ -108,7 +108,7 @@ class Source:
     @functools.cached_property
     def _card(self) -> dict[str, Any]:
         """The front matter of its model card, empty if there is none that can be read."""
-        if not (self.folder / CARD).is_file():
+        if not (self.folder / CARD).is_file():  # nothing to import huggingface_hub for
             return {}
         from huggingface_hub import metadata_load
 

@@ -18,7 +18,7 @@ from lazymoe.floats import decode, encode
 from lazymoe.header import CODES, Tensor, read_header, write_header
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress
-from lazymoe.read import read_bytes
+from lazymoe.read import read_bytes, read_tensor
 from lazymoe.recipe import Recipe
 from lazymoe.source import Source
 from lazymoe.write import generator, write_whole
@@ -48,7 +48,7 @@ def compute(
         from lazymoe.router.fit import canonical
         from lazymoe.router.shared import share
 
-        share(recipe, plan, canonical(recipe, plan), folder, _device(device), progress)
+        share(recipe, plan, canonical(recipe, plan), folder, pick_device(device), progress)
     if not (folder / ROUTER).exists():
         base, done = plan.sources[0], _computed(folder)
         body = replace(base, tensors=base.tensors | {n: replace(t, file=str(folder / t.file)) for n, t in done.items()})
@@ -67,7 +67,8 @@ def compute(
     return _computed(folder)
 
 
-def _device(device: str | None) -> str:
+def pick_device(device: str | None) -> str:
+    """Where to compute: a CUDA device if there is one and nothing else is asked for."""
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,10 +92,10 @@ def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str | No
     if recipe.gate_mode == "fit":
         from lazymoe.router.fit import fit_gates
 
-        return fit_gates(recipe, plan, body, _device(device), progress).numpy()
+        return fit_gates(recipe, plan, body, pick_device(device), progress).numpy()
     from lazymoe.router.prompts import prompt_gates
 
-    return prompt_gates(recipe, plan, _device(device), progress).numpy()
+    return prompt_gates(recipe, plan, pick_device(device), progress).numpy()
 
 
 def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
@@ -102,8 +103,7 @@ def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
     found, gates = _computed(folder), []
     for layer in range(plan.layers):
         tensor = found[LAYER.format(layer=layer) + plan.family.router]
-        data = read_bytes(folder / tensor.file, tensor.offset or 0, tensor.nbytes)
-        gates.append(decode(data, tensor.dtype).reshape(tensor.shape))
+        gates.append(decode(read_tensor(folder, tensor), tensor.dtype).reshape(tensor.shape))
     rows = np.stack(gates)  # [L, E, H]
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
     parallel = rows @ rows.swapaxes(1, 2) > PARALLEL  # [L, E, E]
