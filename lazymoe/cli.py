@@ -159,7 +159,7 @@ every tensor was checked against the plan. To use it:
 
   from transformers import AutoModelForCausalLM, AutoTokenizer
   model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto"{trust})
-  tokenizer = AutoTokenizer.from_pretrained("{folder}"{trust})
+  tokenizer = AutoTokenizer.from_pretrained("{folder}")
 """)
 
 

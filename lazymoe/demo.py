@@ -91,7 +91,7 @@ def _measure(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(models / "base")
+    tokenizer = AutoTokenizer.from_pretrained(models / "base", trust_remote_code=False)
     held = []
     for kind in kinds:
         ids = torch.tensor(tokenizer(kind.held, add_special_tokens=False)["input_ids"])
@@ -104,7 +104,7 @@ def _measure(
     losses, shares = {}, []
     for done, row in enumerate(rows, 1):
         folder = (folders | mixtures).get(row, models / "base")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         if row.startswith("expert "):
             for name, weight in model.state_dict().items():
                 average[name] = average.get(name, 0) + weight / len(kinds)

@@ -104,7 +104,9 @@ def _settled(file: Path) -> Path:
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
             for kind in (AutoConfig, AutoTokenizer):
-                kind.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
+                kind.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).save_pretrained(
+                    temporary
+                )
             if (file.parent / CARD).is_file():
                 shutil.copy(file.parent / CARD, temporary)
             with suppress(OSError):  # another process may have been quicker
@@ -122,7 +124,8 @@ def _packed(file: Path, folder: Path) -> Gguf:
 
     reader, processor = _reader(file, folder, file.stat().st_mtime_ns)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     names = get_gguf_hf_weights_map(model, processor)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tensors, stored = {}, {}

@@ -153,7 +153,7 @@ def _finish(recipe: Recipe, plan: Plan, out: Path, fingerprint: str, seed: int) 
     for name in base.files(TOKENIZER_FILES):
         data = (base.folder / name).read_bytes()
         if name == "tokenizer_config.json":
-            data = _for_transformers_4(data)
+            data = _for_transformers_4(_without_code(data, bool(plan.family.code)))
         write_whole(out / name, data)
     generation = base.folder / "generation_config.json"
     ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
@@ -193,6 +193,24 @@ def _record(plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
         "bytes_4bit": plan.bytes_4bit,
         "sources": [{"license": source.license, "languages": source.languages} for source in plan.sources],
     }
+
+
+def _without_code(tokenizer_config: bytes, named: bool) -> bytes:
+    """A tokenizer_config.json that leads to no code but transformers' own; one that does so already is returned as it is.
+
+    Args:
+        tokenizer_config: the base model's.
+        named: whether it must name its class, since config.json leads to code of a model, which transformers would
+            otherwise ask for the class.
+    """
+    try:
+        fields = json.loads(tokenizer_config)
+    except (ValueError, RecursionError):
+        return tokenizer_config  # no program can read it
+    if not isinstance(fields, dict) or not ("auto_map" in fields or (named and not fields.get("tokenizer_class"))):
+        return tokenizer_config
+    fields.pop("auto_map", None)
+    return _dump(({"tokenizer_class": "PreTrainedTokenizerFast"} if named else {}) | fields).encode()
 
 
 def _for_transformers_4(tokenizer_config: bytes) -> bytes:

@@ -21,13 +21,15 @@ from huggingface_hub import errors as hf
 
 from lazymoe.card import render
 from lazymoe.errors import LazyMoEError, error
+from lazymoe.families import FAMILIES
 from lazymoe.merge import RECIPE, RECORD
 from lazymoe.progress import Progress, silent
 from lazymoe.report import FILE, PICTURES
 from lazymoe.source import CARD, TOKENIZER_FILES
 
 INDEX = "model.safetensors.index.json"
-SMALL = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES, "*.py",
+CODE = tuple(family.code for family in FAMILIES if family.code)  # LazyMoE's own; nobody else's goes up
+SMALL = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES, *CODE,
          RECIPE, RECORD, FILE, *PICTURES)  # fmt: skip
 WEIGHTS = "model-*.safetensors"
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"

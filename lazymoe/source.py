@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json",
-    "additional_chat_templates/*",
+    "additional_chat_templates/*.jinja",
 )  # fmt: skip
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json", "*.index.json")
 CARD = "README.md"

@@ -8,6 +8,7 @@ each layer is read, and quantised at once, before the next one is.
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
+from lazymoe.assets import folder as assets
+from lazymoe.families import FAMILIES
 from lazymoe.families.types import LAYER
 from lazymoe.router.stream import own_buffers
 from lazymoe.source import Source, open_source
@@ -22,19 +25,32 @@ from lazymoe.source import Source, open_source
 EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for each expert
 
 
+def trusted(folder: Path) -> bool:
+    """Whether the modelling code that a mixture's config.json names is LazyMoE's own, to the byte: only then it may
+    run."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    code = next((f.code for f in FAMILIES if f.code and f.name == config.get("model_type")), None)
+    if not code or not (folder / code).is_file():
+        return False
+    named = [str(name).startswith(f"{Path(code).stem}.") for name in config.get("auto_map", {}).values()]
+    return all(named) and (folder / code).read_bytes() == (assets("templates") / code).read_bytes()
+
+
 def load(folder: Path) -> tuple[Any, Any]:
-    """A finished mixture and its tokenizer. The code of its own that it may have is LazyMoE's."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    """A finished mixture and its tokenizer. No code runs but LazyMoE's own modelling file, and that never for a
+    tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    trust = trusted(folder)
     if not torch.cuda.is_available():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=True), tokenizer
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust), tokenizer
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     if int(transformers_version.split(".")[0]) >= 5 and not hasattr(config, "auto_map"):
         return load_4bit(folder, "cuda", torch.float16), tokenizer
     from transformers import BitsAndBytesConfig
 
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=four, device_map="cuda", trust_remote_code=True
+        folder, quantization_config=four, device_map="cuda", trust_remote_code=trust
     )
     return model, tokenizer
 
@@ -48,9 +64,9 @@ def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
     """
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
-    source, config = open_source(str(folder)), AutoConfig.from_pretrained(folder)
+    source, config = open_source(str(folder)), AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     for name, module in list(model.model.named_children()):
         if type(module).__name__.endswith("RotaryEmbedding"):
             setattr(model.model, name, type(module)(config=config).to(device))

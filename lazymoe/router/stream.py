@@ -125,7 +125,10 @@ def _skeleton(source: Weights, device: str) -> Any:
     config = CONFIG_MAPPING[source.config["model_type"]].from_dict(copy.deepcopy(source.config))
     config.use_cache = False
     with torch.device("meta"):
-        decoder = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").base_model
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
+    decoder = model.base_model
     for name, module in list(decoder.named_children()):
         if name.startswith("rotary_emb"):
             setattr(decoder, name, type(module)(config=config).to(device))

@@ -26,7 +26,7 @@ def load_tokenizer(source: Source):  # type: ignore[no-untyped-def]  # transform
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.folder)
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except Exception as e:
         what = f"the tokenizer of {source.reference} can't be loaded ({type(e).__name__})"
         raise error("base_model", what, "Use a base model that has one, or a random gate_mode.") from None
