@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lazymoe.assets import folder as assets
-from lazymoe.check import billions, gigabytes
+from lazymoe.check import absolute, billions, gigabytes
 from lazymoe.errors import error
 from lazymoe.families import FAMILIES
 from lazymoe.license import KNOWN, License, strictest
@@ -56,7 +56,7 @@ def open_finished(folder: str | Path) -> Finished:
     Raises:
         LazyMoEError: if the folder isn't one.
     """
-    folder = Path(folder).expanduser()
+    folder = absolute(folder)
     if not is_finished(folder):
         raise error(folder, "this isn't a finished mixture", "Name a folder that 'lazymoe merge' has completed.")
     try:

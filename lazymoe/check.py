@@ -5,6 +5,7 @@ Errors mean that it can't work; warnings, that it may work badly. `merge` asks t
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def check(
     Returns:
         What was found. A recipe's mistakes are not raised; they are its ``errors``.
     """
-    out = Path(out).expanduser()
+    out = absolute(out)
     errors: list[Problem] = []
     try:
         recipe = read_prompts(recipe)
@@ -264,6 +265,11 @@ def _disk(plan: Plan, out: Path, download: int) -> Iterator[Problem]:
         if n > free:
             what = f"{gigabytes(n)} of disk are needed and {gigabytes(free)} are free"
             yield Problem(str(place), what, "Free some space, or choose another disk.")
+
+
+def absolute(path: str | Path) -> Path:
+    """A path as a user gives it, from the root on: the folder that a program works in is no part of it any more."""
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def _existing(path: Path) -> Path:

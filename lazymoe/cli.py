@@ -150,7 +150,7 @@ def _merge(options: argparse.Namespace) -> None:
     with bars() as progress:
         merged = merge(recipe, options.out, **given, progress=progress)
     _warn(merged.warnings)
-    plan, folder = merged.plan, merged.folder
+    plan, folder = merged.plan, options.out
     trust = ", trust_remote_code=True" if plan.family.code else ""
     print(f"""
 {folder} holds a {plan.config["architectures"][0]} with {plan.experts} experts, {plan.top_k} of them for each token.

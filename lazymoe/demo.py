@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lazymoe.check import absolute
 from lazymoe.demo_models import Domain, build, cache_folder, domains
 from lazymoe.merge import merge
 from lazymoe.progress import Progress, silent
@@ -66,6 +67,7 @@ def demo(out: str | Path | None = None, *, progress: Progress = silent) -> Demo:
     Raises:
         LazyMoEError: if the output folder is taken.
     """
+    out = absolute(out) if out else None
     models = cache_folder()
     build(models, progress)
     kinds = domains()

@@ -6,6 +6,7 @@ merge again goes on from there and gives the same bytes.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lazymoe.assets import folder as assets
-from lazymoe.check import check
+from lazymoe.check import absolute, check
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.plan import Plan
 from lazymoe.progress import Progress, silent
@@ -68,7 +69,7 @@ def merge(
     Example:
         >>> merge(Recipe.from_yaml(Path("recipe.yaml")), "my-moe").plan.parameters  # doctest: +SKIP
     """
-    out = Path(out).expanduser()
+    out = absolute(out)
     found = check(recipe, out, shard_size=shard_size, allow_pickle=allow_pickle)
     if found.errors or found.plan is None:
         raise LazyMoEError(found.errors)
@@ -90,11 +91,10 @@ def merge(
         _discard(plan, out)
         raise
     except OSError as e:
-        raise error(
-            out,
-            f"writing failed: {e.strerror or e}",
-            "Make room and run the same command again: it goes on from the last complete file.",
-        ) from None
+        again = "run the same command again: it goes on from the last complete file."
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise error(out, f"writing failed: {e.strerror}", f"Make room and {again}") from None
+        raise error(e.filename or out, f"the merge stopped: {e.strerror or e}", f"Mend that and {again}") from None
     warnings = (*found.warnings, *degenerate(plan, work))
     shutil.rmtree(work)
     return Merged(out, plan, warnings)
@@ -196,7 +196,7 @@ def _record(plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
 
 
 def _without_code(tokenizer_config: bytes, named: bool) -> bytes:
-    """A tokenizer_config.json that leads to no code but transformers' own; one that does so already is returned as it is.
+    """A tokenizer_config.json that leads to no code but transformers' own; comes back as it is if it did so already.
 
     Args:
         tokenizer_config: the base model's.

@@ -20,6 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub import errors as hf
 
 from lazymoe.card import render
+from lazymoe.check import absolute
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.families import FAMILIES
 from lazymoe.merge import RECIPE, RECORD
@@ -114,7 +115,7 @@ def publish(
         LazyMoEError: if the folder isn't a finished mixture, the token may not write there, the name is taken by
             something else, or the Hub can't be reached or keeps failing.
     """
-    folder = Path(folder).expanduser()
+    folder = absolute(folder)
     card = render(folder, repo, license=license, template=template)
     weights = _weights(folder)
     if token is None and (found := find_token()):

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from lazymoe.check import billions, check
+from lazymoe.check import absolute, billions, check
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.measure import WINDOW, Average, dense_losses, mixture_losses, windows
 from lazymoe.picture import draw
@@ -193,7 +193,8 @@ def report(
     Raises:
         LazyMoEError: if the folder isn't such a mixture, or its models can't be found.
     """
-    recipe, plan = reopen(Path(out).expanduser())
+    out = absolute(out)
+    recipe, plan = reopen(out)
     given = texts or [e.positive for e in read_prompts(recipe).experts]
     if len(given) != plan.experts or not all(given):
         raise error("texts", f"{plan.experts} experts need a list of texts each", "Give one list for each expert.")
@@ -224,7 +225,8 @@ def trace(out: str | Path, text: str, device: str | None = None) -> tuple[list[s
     Raises:
         LazyMoEError: as `report`.
     """
-    _, plan = reopen(Path(out).expanduser())
+    out = absolute(out)
+    _, plan = reopen(out)
     tokenizer = load_tokenizer(plan.sources[0])
     ids = tokenizer(text, add_special_tokens=False)["input_ids"][:WINDOW]
     if not ids:

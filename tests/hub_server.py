@@ -46,7 +46,11 @@ class User(NamedTuple):
     orgs: tuple[str, ...] = ()
 
 
-TOKENS = {"hf_writer": User("writer", "write", ("acme",)), "hf_reader": User("reader", "read", ("acme",))}
+TOKENS = {
+    "hf_writer": User("writer", "write", ("acme",)),
+    "hf_reader": User("reader", "read", ("acme",)),
+    "hf_you": User("you", "write"),  # who README speaks to
+}
 ERRORS = {  # X-Error-Code -> status and message; the client has an exception class for each
     "RepoNotFound": (404, "Repository not found"),
     "RevisionNotFound": (404, "Invalid rev id"),

@@ -1,0 +1,96 @@
+"""README does what it says: its commands and its Python, as written, in order, from an empty folder.
+
+The models that it names are on the Hub on loopback, where they are the demo's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?P<before>[^\n]*)\n\n```(?P<language>sh|python|yaml)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+FILE = re.compile(r"`([\w.-]+\.(?:yaml|jsonl|txt))`:$")  # "... into `recipe.yaml`:" says where a block belongs
+OWN = ("pip install -e", "git clone")  # what starts these tests, or needs a network
+MODELS = {  # the models that the pages name, and the demo's that stands in for each
+    "mlabonne/AlphaMonarch-7B": "base",
+    "beowolx/CodeNinja-1.0-OpenChat-7B": "python",
+    "SanjiWatsuki/Kunoichi-DPO-v2-7B": "english",
+    "mlabonne/NeuralDaredevil-7B": "bytecode",
+}
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """The blocks of a page that are to be run or written: language, code, and the line before it."""
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [(m["language"], m["code"], m["before"]) for m in found]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout for `pip install .`, which is run in it."""
+    copy = tmp_path_factory.mktemp("checkout") / "lazymoe"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture
+def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) -> dict[str, str]:
+    """A user's: pip installs into a folder of its own, what it needs being here already; the Hub is on loopback."""
+    for name, stand_in in MODELS.items():
+        hub.add(name, demo_models / stand_in)
+    site = installed.parent / "site"
+    return {
+        **os.environ,
+        "PIP_TARGET": str(site),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "false",  # as pip reads it: no isolation
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_UPGRADE": "1",
+        "PYTHONPATH": str(site),
+        "PATH": f"{site / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_TOKEN": "hf_you",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_says_can_be_typed(
+    page: Path, installed: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for language, code, before in blocks(page):
+        if language == "yaml":
+            if name := FILE.search(before):
+                (folder / name[1]).write_text(code, encoding="utf-8")
+            continue
+        if code.startswith(OWN):
+            continue
+        command = ["bash", "-e", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+        where = installed if code.startswith("pip install .") else folder
+        done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_pages_are_looked_at_in_earnest() -> None:
+    code = "".join(code for page in PAGES for _, code, _ in blocks(page))
+    for command in ("check", "merge", "report", "publish", "demo"):
+        assert f"lazymoe {command}" in code
+    assert "import lazymoe" in code and "base_model:" in code
