@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from lazymoe.check import gigabytes
-from lazymoe.families import FAMILIES, Dense
-from lazymoe.families.dense import LLAMA, PHI3
-from lazymoe.families.mixtral import MIXTRAL
-from lazymoe.header import write_header
+from lazymoe.architectures.dense import LLAMA, PHI3
+from lazymoe.architectures.hosts.mixtral import MIXTRAL
+from lazymoe.architectures.records import Dense
+from lazymoe.architectures.registry import HOSTS
+from lazymoe.checkpoint.safetensors import write_header
+from lazymoe.units import gigabytes
 
 SHAPES = {
     "tinyllama-1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
@@ -162,7 +163,7 @@ def make_recipe(folder: Path, gate_mode: str, tokens: int = 25) -> Path:
 
 def compare_hosts(folder: Path, config: dict[str, int], runs: int) -> None:
     """Every family from the first dense architecture that it takes, and those whose tensors are cut or computed."""
-    cases = [(family, family.takes[0], False) for family in FAMILIES]
+    cases = [(family, family.takes[0], False) for family in HOSTS]
     cases[1:1] = [(MIXTRAL, PHI3, False), (MIXTRAL, LLAMA, True)]
     print(f"{EXPERTS} experts, random routers, median of {runs}")
     print(f"{'':<34}{'bytes':>9}{'LazyMoE':>9}{'cp':>9}{'ratio':>7}{'memory':>9}")

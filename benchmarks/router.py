@@ -26,15 +26,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lazymoe import Recipe, check, merge
-from lazymoe.families.types import LAYER
-from lazymoe.header import read_header
-from lazymoe.measure import dense_losses, mixture_losses, windows
-from lazymoe.plan import Plan
-from lazymoe.read import read_bytes
-from lazymoe.router.mixture import InMixture, module_name
-from lazymoe.router.stream import Stream
-from lazymoe.router.texts import load_tokenizer, pack, pad
-from lazymoe.source import Source, open_source
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.opening import open_folder, open_source
+from lazymoe.checkpoint.safetensors import read_header
+from lazymoe.checkpoint.source import Source
+from lazymoe.files import read_bytes
+from lazymoe.forward.losses import dense_losses, mixture_losses
+from lazymoe.forward.mixture import InMixture, module_name
+from lazymoe.forward.stream import Stream
+from lazymoe.forward.tokens import load_tokenizer, pack, pad, windows
+from lazymoe.planning.plan import Plan
 
 SETS = ("keywords", "prompts", "samples")
 SAMPLES, SAMPLE = 32, 64  # passages in a set of samples, tokens of each
@@ -206,7 +207,7 @@ def main() -> None:
         def made(place: str, prompts: Sequence[Sequence[str]], **fields: Any) -> tuple[Plan, Source]:
             recipe = recipe_of(options.base, experts, prompts, **{"experts_per_token": top_k, **fields})
             done = merge(recipe, Path(temporary) / place, device="cpu")
-            return done.plan, open_source(str(done.folder))
+            return done.plan, open_folder(done.folder)
 
         plan = check(recipe_of(options.base, experts, [], gate_mode="random")).plan
         assert plan

@@ -1,10 +1,61 @@
-"""LazyMoE: make a mixture of experts out of fine-tuned LLMs."""
+"""LazyMoE: make a mixture of experts out of fine-tuned LLMs.
 
-from lazymoe.check import Check, check
-from lazymoe.demo import Demo, demo
-from lazymoe.errors import LazyMoEError
-from lazymoe.merge import Merged, merge
-from lazymoe.recipe import Expert, Recipe
+The functions do what the commands of the same names do::
+
+    found = lazymoe.check("recipe.yaml")
+    lazymoe.merge("recipe.yaml", "my-moe")
+    print(lazymoe.report("my-moe"))
+    lazymoe.publish("my-moe", "you/my-moe")
+
+All of them raise `LazyMoEError` for what a user can mend; its subclasses and `Problem` say what kind of thing that is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lazymoe.version import __version__
 
-__all__ = ["Check", "Demo", "Expert", "LazyMoEError", "Merged", "Recipe", "__version__", "check", "demo", "merge"]
+if TYPE_CHECKING:
+    from lazymoe.cards.card import card
+    from lazymoe.demonstration.story import Demo, demo
+    from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
+    from lazymoe.merging import Merged, merge
+    from lazymoe.planning.checking import Check, check
+    from lazymoe.publishing import Published, publish
+    from lazymoe.recipe.schema import Expert, Recipe, Texts
+    from lazymoe.reporting.measuring import report
+    from lazymoe.reporting.report import Report
+
+__all__ = [
+    "Check", "Demo", "Expert", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published", "Recipe",
+    "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "merge", "publish",
+    "report",
+]  # fmt: skip
+
+# where each name lives; loaded when it is first asked for, since torch alone takes seconds
+_HOMES = {
+    "lazymoe.cards.card": ("card",),
+    "lazymoe.demonstration.story": ("Demo", "demo"),
+    "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
+    "lazymoe.merging": ("Merged", "merge"),
+    "lazymoe.planning.checking": ("Check", "check"),
+    "lazymoe.publishing": ("Published", "publish"),
+    "lazymoe.recipe.schema": ("Expert", "Recipe", "Texts"),
+    "lazymoe.reporting.measuring": ("report",),
+    "lazymoe.reporting.report": ("Report",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lazymoe' has no attribute '{name}'")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

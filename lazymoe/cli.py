@@ -1,56 +1,113 @@
-"""The command line: ``lazymoe check | merge | report | card | publish | demo``. Parses, calls, prints; nothing else."""
+"""The command line: ``lazymoe check | merge | report | card | publish | demo``. Parses, calls, prints; nothing else.
+
+What was asked for goes to stdout, in words or with ``--json`` as JSON, errors included; progress, warnings and hints go
+to stderr, where ``--quiet`` leaves them out. The exit code is 0, or 2 for what the user can mend, 1 for what failed all
+the same (the network, the disk), 130 when interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
-from lazymoe.assets import ready_made, recipe_file
-from lazymoe.check import billions, check
-from lazymoe.demo import demo
-from lazymoe.errors import LazyMoEError, Problem
-from lazymoe.merge import merge
+from lazymoe.data import ready_made
+from lazymoe.errors import LazyMoEError, Problem, error, failure
+from lazymoe.files import absolute, shown
 from lazymoe.progress import bars
-from lazymoe.recipe import Recipe
 from lazymoe.version import __version__
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
+Options = argparse.Namespace
+
+
+class Told(NamedTuple):
+    """What a command has to say: in words, in few words for ``--quiet``, and for programs."""
+
+    words: str
+    few: str
+    fields: dict[str, Any]
+    code: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code is 0, or 2 for a mistake that the user can mend, or 130 when interrupted."""
-    options = _parser().parse_args(arguments)
+    """Run a command; see this file's first lines for its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = Options(json="--json" in arguments, stopped="stopped")
     try:
-        return int(options.run(options) or 0)
+        parser = _parser()
+        if not arguments:
+            parser.print_help()
+            return 0
+        parser.parse_args(arguments, options)
+        told: Told = options.run(options)
+        text = json.dumps(told.fields, indent=2) if options.json else told.few if options.quiet else told.words
+        if text:
+            print(text)
+        sys.stdout.flush()
+        return told.code
     except LazyMoEError as e:
-        for problem in e.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        if options.json:
+            print(json.dumps({"ok": False, "errors": [p.to_dict() for p in e.problems]}, indent=2))
+        else:
+            for problem in e.problems:
+                print(f"error: {problem}", file=sys.stderr)
+        return 1 if all(p.failed for p in e.problems) else 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print(f"\n{options.stopped}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our words has heard enough; a last flush must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are told as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise error("input.usage", self.prog, message, f"See '{self.prog} --help'.")
+
+
+class _Completion(argparse.Action):
+    """Print a shell's completion of the command line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: Options, value: Any, flag: str | None = None) -> None:
+        try:
+            import shtab
+        except ImportError:
+            what = "this takes the package shtab"
+            raise error("input.usage", "--print-completion", what, "Run: pip install shtab") from None
+        print(shtab.complete(parser, value))
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lazymoe", description="Make a mixture of experts out of fine-tuned LLMs.")
+    parser = _Parser("lazymoe", description="Make a mixture of experts out of fine-tuned LLMs.")
     parser.add_argument("--version", action="version", version=f"lazymoe {__version__}")
+    parser.add_argument(
+        "--print-completion", action=_Completion, choices=("bash", "zsh", "tcsh"), help="for your shell to source"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], int | None], about: str, example: str
+        name: str, run: Callable[[Options], Told], about: str, example: str, stopped: str
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=about, description=about[0].upper() + about[1:] + ".", epilog=f"example: {example}"
-        )
-        sub.set_defaults(run=run)
+        about_it = f"{about[0].upper()}{about[1:]}."
+        sub = commands.add_parser(name, help=about, description=about_it, epilog=f"example: {example}")
+        sub.set_defaults(run=run, stopped=f"stopped; {stopped}")
         return sub
 
-    mixture_help = "the folder of a mixture that 'lazymoe merge' made"
+    def common(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--json", action="store_true", help="print for programs, errors too")
+        sub.add_argument("--quiet", action="store_true", help="print only what was asked for, and errors")
+
     recipe_help = f"a mergekit-moe YAML file, or one of: {', '.join(ready_made())}"
+    mixture_help = "the folder of a mixture that 'lazymoe merge' made"
 
     def recipe_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
@@ -58,69 +115,59 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--allow-pickle", action="store_true", help="also take .bin weights, of authors you trust")
 
-    sub = command(
-        "check",
-        _check,
-        "tell whether a recipe can work and what it takes, before anything large is downloaded",
-        "lazymoe check recipe.yaml",
-    )
-    sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
-    sub.add_argument(
-        "out", nargs="?", default=".", metavar="OUT", help="where the output would go, to measure its disk"
-    )
-    sub.add_argument("--json", action="store_true", help="print it for programs")
-    recipe_options(sub)
-
-    sub = command(
-        "merge", _merge, "make the mixture of experts that a recipe describes", "lazymoe merge recipe.yaml my-moe"
-    )
-    sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
-    sub.add_argument("out", metavar="OUT", help="a new folder; or one where this merge was interrupted, to go on there")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
-    sub.add_argument("--device", metavar="NAME", help="where routers are computed (default: cuda if there is one)")
-    recipe_options(sub)
-
-    sub = command(
-        "report",
-        _report,
-        "measure a finished mixture: who gets which token, and is it any good",
-        "lazymoe report my-moe --texts held-out.yaml",
-    )
-    sub.add_argument("out", metavar="OUT", help=mixture_help)
-    sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
-    sub.add_argument("--routing", action="store_true", help="measure the routing alone, without running the experts")
-    sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
-    sub.add_argument("--json", action="store_true", help="print it for programs")
-
     def card_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--license", metavar="NAME", help="of the mixture (default: its sources' strictest)")
         sub.add_argument("--template", type=Path, metavar="FILE", help="a Jinja template to use instead of LazyMoE's")
 
-    sub = command(
-        "card", _card, "print the model card of a finished mixture", "lazymoe card my-moe --repo you/my-moe > card.md"
+    about = "tell whether a recipe can work and what it takes, before anything large is downloaded"
+    sub = command("check", _check, about, "lazymoe check recipe.yaml", "nothing was written")
+    sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
+    sub.add_argument(
+        "folder", nargs="?", default=".", metavar="FOLDER", help="where the mixture would go, to measure its disk"
     )
-    sub.add_argument("out", metavar="OUT", help=mixture_help)
+    recipe_options(sub)
+    common(sub)
+
+    about = "make the mixture of experts that a recipe describes"
+    stopped = "the same command goes on from here"
+    sub = command("merge", _merge, about, "lazymoe merge recipe.yaml my-moe", stopped)
+    sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
+    sub.add_argument("folder", metavar="FOLDER", help="a new one; or one where this merge was interrupted, to go on")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
+    sub.add_argument("--device", metavar="NAME", help="where routers are computed (default: cuda if there is one)")
+    recipe_options(sub)
+    common(sub)
+
+    about = "measure a finished mixture: who gets which token, and is it any good"
+    example = "lazymoe report my-moe --texts held-out.yaml"
+    sub = command("report", _report, about, example, "nothing was saved, and the mixture is as it was")
+    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
+    sub.add_argument("--routing", action="store_true", help="measure the routing alone, without running the experts")
+    sub.add_argument("--layers", action="store_true", help="also print what each expert gets in each layer")
+    sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
+    common(sub)
+
+    about = "print the model card of a finished mixture"
+    sub = command("card", _card, about, "lazymoe card my-moe --repo you/my-moe > card.md", "nothing was written")
+    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
     sub.add_argument("--repo", metavar="USER/NAME", help="the name it will have on the Hub")
     card_options(sub)
+    common(sub)
 
-    sub = command(
-        "publish",
-        _publish,
-        "put a finished mixture on the Hugging Face Hub, with its card; again after a change",
-        "lazymoe publish my-moe you/my-moe --private",
-    )
-    sub.add_argument("out", metavar="OUT", help=mixture_help)
+    about = "put a finished mixture on the Hugging Face Hub, with its card; again after a change"
+    stopped = "nothing half-made is visible, and the same command sends only what is missing"
+    sub = command("publish", _publish, about, "lazymoe publish my-moe you/my-moe --private", stopped)
+    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
     sub.add_argument("repo", metavar="USER/NAME", help="its name on the Hub; the token is HF_TOKEN or 'hf auth login'")
     sub.add_argument("--private", action="store_true", help="a new repository that only its owner can see")
     card_options(sub)
+    common(sub)
 
-    sub = command(
-        "demo",
-        _demo,
-        "train tiny experts, merge them and measure the result, offline, in about a minute",
-        "lazymoe demo",
-    )
-    sub.add_argument("out", nargs="?", metavar="OUT", help="keep the merged model in this new folder")
+    about = "train tiny experts, merge them and measure the result, offline, in about a minute"
+    sub = command("demo", _demo, about, "lazymoe demo", "the same command begins anew with what is trained")
+    sub.add_argument("folder", nargs="?", metavar="FOLDER", help="a new one, to keep the mixture in")
+    common(sub)
     return parser
 
 
@@ -132,66 +179,92 @@ def _size(text: str) -> int:
     return size
 
 
-def _warn(problems: Iterable[Problem]) -> None:
-    for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
+def _warn(options: Options, problems: Iterable[Problem]) -> None:
+    if not options.quiet:
+        for problem in problems:
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
-def _check(options: argparse.Namespace) -> int:
-    recipe = Recipe.from_yaml(recipe_file(options.recipe))
-    found = check(recipe, options.out, shard_size=options.shard_size, allow_pickle=options.allow_pickle)
-    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
-    return 2 if found.errors else 0
+def _check(options: Options) -> Told:
+    from lazymoe.planning.checking import check
+
+    found = check(
+        options.recipe, options.folder, shard_size=options.shard_size, allow_pickle=options.allow_pickle
+    )  # fmt: skip
+    few = "\n".join(f"error: {p}" for p in found.errors)
+    return Told(str(found), few, found.to_dict(), 2 if found.errors else 0)
 
 
-def _merge(options: argparse.Namespace) -> None:
-    recipe = Recipe.from_yaml(recipe_file(options.recipe))
-    given = {key: getattr(options, key) for key in ("seed", "shard_size", "allow_pickle", "device")}
-    with bars() as progress:
-        merged = merge(recipe, options.out, **given, progress=progress)
-    _warn(merged.warnings)
-    plan, folder = merged.plan, options.out
-    trust = ", trust_remote_code=True" if plan.family.code else ""
-    print(f"""
-{folder} holds a {plan.config["architectures"][0]} with {plan.experts} experts, {plan.top_k} of them for each token.
-It has {billions(plan.parameters)} parameters, {billions(plan.active_parameters)} active per token; \
-every tensor was checked against the plan. To use it:
+def _merge(options: Options) -> Told:
+    from lazymoe.merging import carry_out
+    from lazymoe.planning.checking import judge
+    from lazymoe.planning.prepared import prepare
+
+    folder = absolute(options.folder)
+    prepared = prepare(options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle)
+    found = judge(prepared, folder)
+    if found.errors:
+        raise failure(found.errors)
+    _warn(options, found.warnings)
+    with bars(options.quiet) as progress:
+        merged = carry_out(prepared, folder, seed=options.seed, device=options.device, progress=progress)
+    _warn(options, (p for p in merged.warnings if p not in found.warnings))
+    trust = [", trust_remote_code=True", ", trust_remote_code=False"] if merged.plan.host.code else ["", ""]
+    use = f"""
+To use it:
 
   from transformers import AutoModelForCausalLM, AutoTokenizer
-  model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto"{trust})
-  tokenizer = AutoTokenizer.from_pretrained("{folder}")
-""")
+  model = AutoModelForCausalLM.from_pretrained("{shown(folder)}", dtype="auto"{trust[0]})
+  tokenizer = AutoTokenizer.from_pretrained("{shown(folder)}"{trust[1]})
+"""
+    return Told(f"{merged}\n{use}", str(shown(folder)), {"ok": True, **merged.to_dict()})
 
 
-def _report(options: argparse.Namespace) -> None:
-    from lazymoe.report import read_texts, report
+def _report(options: Options) -> Told:
+    from lazymoe.output.folder import PICTURES, REPORT
+    from lazymoe.reporting.measuring import read_texts, report
 
+    folder = absolute(options.folder)
     texts = read_texts(options.texts) if options.texts else None
-    with bars() as progress:
-        found = report(options.out, texts, losses=not options.routing, device=options.device, progress=progress)
-    found.save(options.out)
-    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
+    with bars(options.quiet) as progress:
+        found = report(folder, texts, losses=not options.routing, device=options.device, progress=progress)
+    saved = found.save(folder)
+    files = [str(shown(folder / name)) for name in (REPORT, *PICTURES)] if saved else []
+    if saved:
+        note = f"Saved for its card: {', '.join(files)}."
+    else:
+        note = f"Not saved: {shown(folder / REPORT)} has losses too, measured before; without --routing it is renewed."
+    words = "\n\n".join([str(found), *([found.layers()] if options.layers else []), note])
+    return Told(words, "\n".join(files), {"ok": True, **found.to_dict(), "saved": files})
 
 
-def _card(options: argparse.Namespace) -> None:
-    from lazymoe.card import find_license, render
+def _card(options: Options) -> Told:
+    from lazymoe.cards.card import card, find_license
 
-    _warn(() if options.license else find_license(options.out).problems)
-    print(render(options.out, options.repo, license=options.license, template=options.template), end="")
+    problems = () if options.license else find_license(options.folder).problems
+    _warn(options, () if options.json else problems)
+    text = card(options.folder, options.repo, license=options.license, template=options.template).rstrip("\n")
+    return Told(text, text, {"ok": True, "card": text, "warnings": [p.to_dict() for p in problems]})
 
 
-def _publish(options: argparse.Namespace) -> None:
-    from lazymoe.card import find_license
-    from lazymoe.publish import publish
+def _publish(options: Options) -> Told:
+    from lazymoe.cards.card import find_license
+    from lazymoe.publishing import publish
+    from lazymoe.units import gigabytes
 
-    _warn(() if options.license else find_license(options.out).problems)
+    problems = () if options.license else find_license(options.folder).problems
+    _warn(options, problems)
     given = {key: getattr(options, key) for key in ("private", "license", "template")}
-    with bars() as progress:
-        url = publish(options.out, options.repo, **given, progress=progress)
-    print(f"\n{url}")
+    with bars(options.quiet) as progress:
+        done = publish(options.folder, options.repo, **given, progress=progress)
+    sent = f"{gigabytes(done.sent)} of weights sent" if done.sent else "its weights were there already"
+    return Told(f"{done.url} ({sent})", done.url, {"ok": True, **done.to_dict()})
 
 
-def _demo(options: argparse.Namespace) -> None:
-    with bars() as progress:
-        result = demo(options.out, progress=progress)
-    print(result)
+def _demo(options: Options) -> Told:
+    from lazymoe.demonstration.story import demo
+
+    with bars(options.quiet) as progress:
+        result = demo(options.folder, progress=progress)
+    few = str(shown(result.folder)) if result.folder else ""
+    return Told(str(result), few, {"ok": True, **result.to_dict()})

@@ -1,10 +1,21 @@
-"""What is told to a person when something is wrong: the place, the fact, the remedy. No traceback is owed for these."""
+"""What is told to a person when something is wrong: the place, the fact, the remedy. No traceback is owed for these.
+
+The exceptions, by the first word of their problems' codes::
+
+    LazyMoEError         any of them, several kinds at once, or "input.*": an argument
+    ├── RecipeError      "recipe.*": a recipe, or the prompts that it names
+    ├── SourceError      "source.*": a model that goes into a mixture
+    ├── HubError         "hub.*": the Hugging Face Hub, an account there, the network
+    └── OutputError      "output.*": the folder of a mixture
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+FAILED = {"hub.unreachable", "hub.busy", "hub.failed", "output.full", "output.failed"}  # right, and still it failed
 
 
 @dataclass(frozen=True)
@@ -12,30 +23,66 @@ class Problem:
     """One thing that is wrong, in one line.
 
     Attributes:
+        code: what kind of thing, for programs: ``recipe.unknown-field``. It stays when words change.
         where: the place in the recipe or on the disk, such as ``experts[1].source_model (expert 2 of 4)``.
         what: what is wrong there.
         remedy: what to do about it.
     """
 
+    code: str
     where: str
     what: str
     remedy: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing was wrong with what was asked for: the network, or the disk, let it down."""
+        return self.code in FAILED
+
+    def to_dict(self) -> dict[str, str]:
+        """For programs."""
+        return {"code": self.code, "where": self.where, "what": self.what, "remedy": self.remedy}
 
     def __str__(self) -> str:
         return " ".join(f"{self.where}: {self.what}. {self.remedy}".split())
 
 
 class LazyMoEError(Exception):
-    """Raised for every mistake a user can mend. ``problems`` holds them all; ``str()`` gives one line for each."""
+    """Raised for whatever a user can mend. ``problems`` holds them all; ``str()`` gives one line for each."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
 
-def error(where: object, what: str, remedy: str) -> LazyMoEError:
-    """A :class:`LazyMoEError` with a single problem."""
-    return LazyMoEError([Problem(str(where), what, remedy)])
+class RecipeError(LazyMoEError):
+    """A recipe, or a file of prompts that it names, can't be read or can't be meant so."""
+
+
+class SourceError(LazyMoEError):
+    """A model can't be found, opened or used, or doesn't fit the others."""
+
+
+class HubError(LazyMoEError):
+    """The Hub can't be reached, or refuses."""
+
+
+class OutputError(LazyMoEError):
+    """A mixture's folder can't be written, or isn't what it should be."""
+
+
+_KINDS = {"recipe": RecipeError, "source": SourceError, "hub": HubError, "output": OutputError}
+
+
+def failure(problems: Sequence[Problem]) -> LazyMoEError:
+    """The exception for these problems: that of their kind, if they are of one."""
+    kinds = {problem.code.partition(".")[0] for problem in problems}
+    return _KINDS.get(kinds.pop() if len(kinds) == 1 else "", LazyMoEError)(problems)
+
+
+def error(code: str, where: object, what: str, remedy: str) -> LazyMoEError:
+    """The exception for a single problem."""
+    return failure([Problem(code, str(where), what, remedy)])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
+
+from lazymoe.units import gigabytes
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -15,6 +20,8 @@ STAGES = {  # what a user reads, and the unit
     "train": ("Training tiny models", "step"),
     "measure": ("Measuring", "model"),
 }
+NARROW = 100  # columns under which a bar leaves out all but the figures
+SELDOM = 10.0  # seconds between two lines in a pipe
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -22,16 +29,32 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """A line in the terminal for each stage, with rate and time left."""
+def bars(quiet: bool = False) -> Iterator[Progress]:
+    """On a terminal a bar for each stage, with rate and time left; in a pipe now and then a plain line."""
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        with _terminal() as progress:
+            yield progress
+    else:
+        yield _Lines(sys.stderr)
+
+
+@contextmanager
+def _terminal() -> Iterator[Progress]:
     from tqdm import tqdm
 
-    shown: dict[str, tqdm] = {}
+    shown: dict[str, tqdm] = {}  # type: ignore[type-arg]  # generic in its stubs only
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage not in shown:
             label, unit = STAGES[stage]
-            shown[stage] = tqdm(desc=label, total=total, unit=unit, unit_scale=unit == "B", mininterval=0.2)
+            bar = tqdm(total=total, unit=unit, unit_scale=unit == "B", mininterval=0.2, dynamic_ncols=True)
+            if bar.ncols and bar.ncols < NARROW:
+                label = label.split()[0]
+                bar.bar_format = "{desc}: {percentage:3.0f}% {rate_fmt}, {remaining} left"
+            bar.set_description(label, refresh=False)
+            shown[stage] = bar
         shown[stage].update(done - shown[stage].n)
 
     try:
@@ -39,3 +62,20 @@ def bars() -> Iterator[Progress]:
     finally:
         for bar in shown.values():
             bar.close()
+
+
+class _Lines:
+    """Progress as plain lines: one when a stage begins, one now and then, one when it is done."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._told: dict[str, float] = {}  # when each stage last said something
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now, label = time.monotonic(), STAGES[stage][0]
+        begins, ends = stage not in self._told, done >= total
+        if self._told.get(stage) == float("inf") or not (begins or ends or now - self._told[stage] > SELDOM):
+            return
+        self._told[stage] = float("inf") if ends else now
+        amount = gigabytes(total) if STAGES[stage][1] == "B" else f"{total} {STAGES[stage][1]}{'s' * (total > 1)}"
+        print(f"{label}: {done / max(total, 1):.0%} of {amount}", file=self._out, flush=True)

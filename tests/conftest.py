@@ -1,12 +1,11 @@
-"""What the tests share: small models of several shapes, the demo's models, and a Hub on loopback."""
+"""What the tests share: a Hub on loopback, the demo's models, small models, and the rivals' paths."""
 
 from __future__ import annotations
 
-import copy
-import json
+import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,57 +17,7 @@ HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
 os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": HOME.name, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 os.environ.pop("HF_TOKEN", None)
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import load, load_file, save_file  # noqa: E402
-
-from lazymoe import Recipe  # noqa: E402
-from lazymoe.families import dense_of  # noqa: E402
-from lazymoe.header import write_header  # noqa: E402
-
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
-KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers' name of it, and what its config needs
-    "llama": ("Llama", {}),
-    "mistral": ("Mistral", {"sliding_window": None}),
-    "phi3": ("Phi3", {}),
-    "qwen2": ("Qwen2", {}),
-    "qwen3": ("Qwen3", {}),
-    "olmo2": ("Olmo2", {}),
-    "granite": (
-        "Granite",
-        {"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "logits_scaling": 0.5, "residual_multiplier": 0.7},
-    ),
-    "ernie4_5": ("Ernie4_5", {"head_dim": 8}),
-    "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
-    "lfm2": ("Lfm2", {"full_attn_idxs": [1], "block_multiple_of": 16}),
-    "phi": ("Phi", {}),
-    "gemma4_text": (
-        "Gemma4Text",
-        {
-            "num_hidden_layers": 4,
-            "sliding_window": 7,
-            "head_dim": 8,
-            "global_head_dim": 16,
-            "hidden_size_per_layer_input": 0,
-            "final_logit_softcapping": 5.0,
-            "rms_norm_eps": 1e-9,  # two norms in a row count it otherwise than one
-        },
-    ),
-}
-
-Make = Callable[..., Path]
+from small_models import Make, make_model  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,7 +40,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="session")
 def demo_models() -> Path:
     """The demo's base model and experts, trained once and kept in the user's cache."""
-    from lazymoe.demo_models import build, cache_folder
+    from lazymoe.demonstration.models import build, cache_folder
 
     build(cache_folder())
     return cache_folder()
@@ -99,80 +48,5 @@ def demo_models() -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """``make("name", seed=0, kind="llama", dtype="bfloat16", **config)``: a random small model in a folder."""
-
-    def make(name: str, seed: int = 0, kind: str = "llama", dtype: str = "bfloat16", **config: object) -> Path:
-        name_of, needed = KINDS[kind]
-        given = getattr(transformers, f"{name_of}Config")(**copy.deepcopy({**SHAPE, **needed, **config}))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = transformers.AutoModelForCausalLM.from_config(given)
-            for parameter in model.parameters():
-                parameter.data = (torch.randn(parameter.shape) * 0.2).to(getattr(torch, dtype))
-            for part, buffer in model.named_buffers():
-                if part.endswith("layer_scalar"):
-                    buffer.fill_(0.5 + torch.rand(1).item())
-        model.to(getattr(torch, dtype)).save_pretrained(tmp_path / name)
-        return tmp_path / name
-
-    return make
-
-
-def recipe(base: Path | str, *experts: Path | str, gate_mode: str = "random", **fields: object) -> Recipe:
-    """A recipe of models, with random routers unless said otherwise."""
-    listed = [{"source_model": str(e)} for e in experts]
-    return Recipe.model_validate({"base_model": str(base), "gate_mode": gate_mode, "experts": listed, **fields})
-
-
-def rewrite(
-    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], file_name: str = "model.safetensors"
-) -> Path:
-    """Change the tensors of a model in place."""
-    file = folder / file_name
-    tensors = load(file.read_bytes())
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
-    return folder
-
-
-def configure(folder: Path, **fields: object) -> Path:
-    """Change fields of a model's config.json; those set to None go."""
-    config = json.loads((folder / "config.json").read_text()) | fields
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-    return folder
-
-
-def write_recipe(path: Path, recipe: Recipe) -> Path:
-    path.write_text(recipe.to_yaml())
-    return path
-
-
-def sparse(folder: Path, config: dict[str, object], shards: int = 1) -> Path:
-    """A checkpoint of any size that takes no room: true headers over holes in the file."""
-    dense = dense_of(config["model_type"])
-    assert dense is not None
-    body, ffn = dense.all_shapes(dense.complete(config))
-    shapes = list((body | ffn).items())
-    folder.mkdir()
-    weight_map = {}
-    for i in range(shards):
-        name = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = shapes[i::shards]
-        header = write_header((n, "BF16", s) for n, s in part)
-        with open(folder / name, "wb") as f:
-            f.write(header)
-            os.truncate(f.fileno(), len(header) + 2 * sum(s[0] * (s[1] if len(s) > 1 else 1) for _, s in part))
-        weight_map |= dict.fromkeys((n for n, _ in part), name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, read by the safetensors package."""
-    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+    """`make_model` in the test's own folder."""
+    return functools.partial(make_model, tmp_path)

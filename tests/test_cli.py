@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Make, recipe, write_recipe
 from hub_server import Hub
+from small_models import Make, recipe, write_recipe
 
 from lazymoe.cli import main
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lazymoe.checkpoint.tensors import FLOATS
 from lazymoe.floats import decode, encode, finite
-from lazymoe.header import FLOATS
 
 DTYPES = sorted(FLOATS)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Make, configure, rewrite, sparse
+from small_models import Make, configure, rewrite, sparse
 
 from lazymoe.cli import main
 

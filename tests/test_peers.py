@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Make, tensors_of, write_recipe
+from small_models import Make, tensors_of, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lazymoe import Recipe, merge
-from lazymoe.demo_models import domains
+from lazymoe.demonstration.models import domains
 
 # llama.cpp knows tokenizers by name, the demo's by none; prompts go in as numbers, so any name will do
 LLAMACPP = """

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Make, configure, recipe
 from hub_server import Hub
+from small_models import Make, configure, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lazymoe import Recipe, merge
-from lazymoe.notebook.load import load, trusted
-from lazymoe.publish import publish
+from lazymoe.forward.loading import load
+from lazymoe.output.folder import trusted
+from lazymoe.publishing import publish
 
 EVIL = """
 import pathlib

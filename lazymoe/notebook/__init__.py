@@ -3,8 +3,8 @@
 from lazymoe.notebook.check_panel import check
 from lazymoe.notebook.merge_panel import merge
 from lazymoe.notebook.publish_panel import publish
-from lazymoe.notebook.recipe_form import recipe
-from lazymoe.notebook.setup import setup
+from lazymoe.notebook.recipe_panel import recipe
+from lazymoe.notebook.setup_panel import setup
 from lazymoe.notebook.try_panel import try_it
 
 __all__ = ["check", "merge", "publish", "recipe", "setup", "try_it"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipywidgets as w
 
-from lazymoe.check import check as check_recipe
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
+from lazymoe.planning.checking import judge
 
 
 def check() -> w.Widget:
@@ -23,7 +23,7 @@ def check() -> w.Widget:
             return
         told.show("note", "Looking at configs and headers …")
         with told.guard("Press Check again."):
-            found = check_recipe(recipe, SESSION.out)
+            found = judge(SESSION.prepare(recipe), SESSION.out)
             result.value = ui.table(found.figures())
             told.value = ""
             told.add("error", *found.errors)

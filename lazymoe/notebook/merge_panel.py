@@ -6,11 +6,13 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from lazymoe.check import PROMPTED, billions
-from lazymoe.merge import merge as merge_recipe
+from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
-from lazymoe.report import FILE, PICTURES, report
+from lazymoe.output.folder import PICTURES, REPORT
+from lazymoe.recipe.schema import PROMPTED
+from lazymoe.reporting.measuring import measure
+from lazymoe.units import billions
 
 
 def merge() -> w.Widget:
@@ -26,10 +28,11 @@ def merge() -> w.Widget:
             return
         told.show("note", "Working. To stop, interrupt the kernel (■): nothing that is done gets lost.")
         with told.guard("Press Merge to go on from here."):
-            done = merge_recipe(recipe, SESSION.out, progress=bars)
+            prepared = SESSION.prepare(recipe)
+            done = carry_out(prepared, SESSION.out, progress=bars)
             warnings = list(done.warnings)
-            if not (SESSION.out / FILE).exists() and recipe.gate_mode in PROMPTED:
-                measured = report(SESSION.out, losses=False, progress=bars)
+            if not (SESSION.out / REPORT).exists() and recipe.gate_mode in PROMPTED:
+                measured = measure(prepared, SESSION.out, losses=False, progress=bars)
                 measured.save(SESSION.out)
                 warnings += measured.problems()
             SESSION.change()

@@ -9,13 +9,14 @@ from typing import Any
 import ipywidgets as w
 from markdown_it import MarkdownIt
 
-from lazymoe.card import find_license, render
-from lazymoe.license import KNOWN
+from lazymoe.cards.card import card, find_license
+from lazymoe.cards.license import KNOWN
+from lazymoe.hub.accounts import Account, account, find_token
+from lazymoe.hub.client import TOKENS_PAGE
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import NO_MIXTURE, SESSION
-from lazymoe.publish import TOKENS_PAGE, Account, account, find_token
-from lazymoe.publish import publish as publish_model
-from lazymoe.report import PICTURE
+from lazymoe.output.folder import PICTURE
+from lazymoe.publishing import publish as publish_model
 
 
 class Publish:
@@ -93,8 +94,8 @@ class Publish:
             self.card.value = ui.told("note", NO_MIXTURE)
             return
         with self.told.guard("Open the preview again."):
-            card = render(SESSION.merged, self.repo.value, license=self.license.value or None)
-            self.card.value = _as_html(card, SESSION.merged)
+            text = card(SESSION.merged, self.repo.value, license=self.license.value or None)
+            self.card.value = _as_html(text, SESSION.merged)
 
     def _publish(self) -> None:
         self.link.value = ""
@@ -106,7 +107,7 @@ class Publish:
         with self.told.guard("Press Publish to go on from here."):
             self.told.show("note", "Working …")
             options = {"private": self.private.value, "license": self.license.value or None, "token": self.token}
-            url = publish_model(folder, self.repo.value.strip(), **options, progress=self.bars)
+            url = publish_model(folder, self.repo.value.strip(), **options, progress=self.bars).url
             self.told.show("good", "It is on the Hub.")
             self.link.value = f'<a href="{html.escape(url)}" target="_blank" rel="noopener">{html.escape(url)}</a>'
 

@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from lazymoe.errors import LazyMoEError
-from lazymoe.merge import is_finished
-from lazymoe.recipe import Recipe
-from lazymoe.write import write_whole
+from lazymoe.files import write_whole
+from lazymoe.output.folder import is_finished
+from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.recipe.schema import Recipe
 
 FILE = ".lazymoe-notebook.json"
 MISTAKES = "The recipe has mistakes. They are marked in step 2."  # what panels say that wait for an earlier step
@@ -26,17 +27,19 @@ class Session:
 
     Attributes:
         yaml: the recipe as the form has it, right or wrong.
+        allow_pickle: whether ``.bin`` weights are taken.
         name: of the output folder, in the working folder.
     """
 
     def __init__(self) -> None:
-        self.yaml, self.name = "", "my-moe"
+        self.yaml, self.name, self.allow_pickle = "", "my-moe", False
         self._listeners: dict[str, Callable[[], None]] = {}
         file = Path(FILE)
         if file.exists():
             try:
                 saved = json.loads(file.read_text())
                 self.yaml, self.name = str(saved["yaml"]), str(saved["name"])
+                self.allow_pickle = bool(saved.get("allow_pickle"))
             except (OSError, ValueError, KeyError, TypeError):
                 pass  # half-written by something else: begin anew
 
@@ -59,11 +62,17 @@ class Session:
         self._listeners[panel] = hear
         hear()
 
-    def change(self, yaml: str | None = None, name: str | None = None) -> None:
+    def prepare(self, recipe: Recipe) -> Prepared:
+        """A recipe made ready, by the options of this notebook."""
+        return prepare(recipe, allow_pickle=self.allow_pickle)
+
+    def change(self, yaml: str | None = None, name: str | None = None, allow_pickle: bool | None = None) -> None:
         """Keep what is new, and tell everyone."""
         self.yaml = self.yaml if yaml is None else yaml
         self.name = self.name if name is None else name
-        write_whole(Path(FILE), json.dumps({"yaml": self.yaml, "name": self.name}))
+        self.allow_pickle = self.allow_pickle if allow_pickle is None else allow_pickle
+        kept = {"yaml": self.yaml, "name": self.name, "allow_pickle": self.allow_pickle}
+        write_whole(Path(FILE), json.dumps(kept))
         for hear in list(self._listeners.values()):
             hear()
 

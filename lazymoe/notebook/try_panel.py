@@ -10,10 +10,10 @@ from typing import Any
 
 import ipywidgets as w
 
-from lazymoe.card import open_finished
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import NO_MIXTURE, SESSION
-from lazymoe.report import expert_names, trace
+from lazymoe.output.folder import open_finished
+from lazymoe.reporting.measuring import trace
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")  # Okabe and Ito
 EXAMPLE = "Write a Python function that adds two numbers."
@@ -35,7 +35,7 @@ def try_it() -> w.Widget:
         with told.guard("Press Show routing again."):
             told.show("note", "Running the text through the mixture, layer by layer …")
             tokens, experts = trace(folder, text.value)
-            shown.value = _routing(expert_names(open_finished(folder).recipe), tokens, experts)
+            shown.value = _routing(open_finished(folder).recipe.names, tokens, experts)
             told.value = ""
 
     def hear() -> None:
@@ -104,7 +104,7 @@ class Chat:
         with self.told.guard("Press Send again."):
             if self.loaded is None:
                 self.told.show("note", "Loading the mixture …")
-                from lazymoe.notebook.load import load
+                from lazymoe.forward.loading import load
 
                 self.loaded = load(SESSION.merged)
             self.told.value = ""

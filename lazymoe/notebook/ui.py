@@ -16,39 +16,13 @@ from typing import Any
 
 import ipywidgets as w
 
-from lazymoe.check import gigabytes
 from lazymoe.errors import LazyMoEError
 from lazymoe.progress import STAGES
+from lazymoe.units import gigabytes
 
 SIGNS = {"error": "✕", "warning": "!", "good": "✓", "note": "·"}
 REDRAW = 0.1  # seconds between two pictures of a progress bar
-STYLE = """<style>
-.lazymoe { max-width: 900px; padding: 4px 2px 10px; box-sizing: border-box; }
-.lazymoe .widget-html-content { line-height: 1.45; overflow-wrap: anywhere; }
-.lazymoe, .lazymoe .widget-html-content, .lazymoe .widget-label, .lazymoe label {
-  color: var(--jp-ui-font-color1, var(--colab-primary-text-color, inherit)); }
-.lazymoe-card { border: 1px solid var(--jp-border-color2, var(--colab-border-color, #bbb)); border-radius: 8px;
-  padding: 10px 12px; margin: 6px 0; }
-.lazymoe-told { display: flex; gap: 8px; margin: 2px 0; padding: 3px 8px; border-left: 4px solid; border-radius: 3px; }
-.lazymoe-told b { flex: none; width: 1.1em; text-align: center; }
-.lazymoe-error { border-color: #d1242f; background: #d1242f1c; }
-.lazymoe-warning { border-color: #bf8700; background: #bf87001c; }
-.lazymoe-good { border-color: #1a7f37; background: #1a7f371c; }
-.lazymoe-note { border-color: #6e7781; background: #6e77811c; }
-.lazymoe table { border-collapse: collapse; margin: 4px 0; }
-.lazymoe td, .lazymoe th { padding: 3px 12px 3px 0; text-align: left; vertical-align: top; overflow-wrap: break-word; }
-.lazymoe th { font-weight: 600; }
-.lazymoe-dark { display: none; }
-body[data-jp-theme-light="false"] .lazymoe-dark, html[theme="dark"] .lazymoe-dark { display: block; }
-body[data-jp-theme-light="false"] .lazymoe-light, html[theme="dark"] .lazymoe-light { display: none; }
-.lazymoe img { max-width: 100%; border-radius: 6px; }
-.lazymoe-token-of-text { padding: 2px 0; border-bottom: 3px solid; white-space: pre-wrap; }
-.lazymoe-layer { display: flex; align-items: center; max-width: 560px; font-size: 11px; }
-.lazymoe-layer span { width: 64px; }
-.lazymoe-layer div { display: flex; flex: 1; }
-.lazymoe-layer div div { display: block; flex: none; overflow: hidden; text-align: center; color: #000; }
-.lazymoe-token-of-text sup { font-size: 9px; margin-left: 1px; }
-</style>"""
+STYLE = f"<style>{(Path(__file__).parent / 'panel.css').read_text(encoding='utf-8')}</style>"
 WIDE = {"width": "auto", "flex": "1 1 auto"}
 LABEL = {"description_width": "130px"}
 

@@ -1,0 +1,326 @@
+"""Dense architectures, as their checkpoints lie on disk. Data only: a new one is a new record.
+
+Shapes are words for `shape`: ``"ffn hidden"`` is [intermediate_size, hidden_size]. Defaults are what transformers'
+config class assumes for a key that config.json leaves out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lazymoe.architectures.records import Dense
+
+_OUTER = {"model.embed_tokens.weight": "vocab hidden", "model.norm.weight": "hidden", "lm_head.weight": "vocab hidden"}
+_LAYER = {
+    "input_layernorm.weight": "hidden",
+    "self_attn.q_proj.weight": "heads hidden",
+    "self_attn.k_proj.weight": "kv_heads hidden",
+    "self_attn.v_proj.weight": "kv_heads hidden",
+    "self_attn.o_proj.weight": "hidden heads",
+    "post_attention_layernorm.weight": "hidden",
+}
+_FFN = {
+    "gate": ("mlp.gate_proj.weight", "ffn hidden"),
+    "up": ("mlp.up_proj.weight", "ffn hidden"),
+    "down": ("mlp.down_proj.weight", "hidden ffn"),
+}
+_DEFAULTS = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+}
+
+_BIASES = {f"self_attn.{part}_proj.bias": words for part, words in
+           (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))}  # fmt: skip
+_QWEN = {
+    **_DEFAULTS,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "sliding_window": None,
+    "use_sliding_window": False,
+}
+
+
+def _without(items: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in items.items() if name not in names}
+
+
+LLAMA = Dense("llama", outer=_OUTER, layer=_LAYER, ffn=_FFN, defaults={**_DEFAULTS, "sliding_window": None})
+MISTRAL = Dense(
+    "mistral",
+    outer=_OUTER,
+    layer=_LAYER,
+    ffn=_FFN,
+    defaults={**_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+)
+PHI3 = Dense(
+    "phi3",
+    outer=_OUTER,
+    layer=_LAYER,
+    ffn=_FFN,
+    stacked={
+        **{f"self_attn.{part}_proj.weight": "self_attn.qkv_proj.weight" for part in "qkv"},
+        **{f"mlp.{part}_proj.weight": "mlp.gate_up_proj.weight" for part in ("gate", "up")},
+    },
+    defaults={
+        **_DEFAULTS,
+        "eos_token_id": 32000,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 32000,
+        "partial_rotary_factor": 1.0,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+    },
+)
+QWEN2 = Dense("qwen2", outer=_OUTER, layer={**_LAYER, **_BIASES}, ffn=_FFN, defaults=_QWEN)
+QWEN3 = Dense(
+    "qwen3",
+    outer=_OUTER,
+    layer={**_LAYER, "self_attn.q_norm.weight": "head", "self_attn.k_norm.weight": "head"},
+    ffn=_FFN,
+    defaults={**_QWEN, "attention_bias": False, "head_dim": 128},
+)
+OLMO2 = Dense(
+    "olmo2",
+    outer=_OUTER,
+    layer={
+        **_without(_LAYER, "input_layernorm.weight"),
+        "post_feedforward_layernorm.weight": "hidden",
+        "self_attn.q_norm.weight": "heads",
+        "self_attn.k_norm.weight": "kv_heads",
+    },
+    ffn=_FFN,
+    defaults={
+        **_DEFAULTS,
+        "attention_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": 50279,
+        "pad_token_id": 1,
+        "rms_norm_eps": 1e-5,
+    },
+)
+GRANITE = Dense(
+    "granite",
+    outer=_OUTER,
+    layer=_LAYER,
+    ffn=_FFN,
+    defaults={
+        **_DEFAULTS,
+        "attention_multiplier": 1.0,
+        "embedding_multiplier": 1.0,
+        "logits_scaling": 1.0,
+        "residual_multiplier": 1.0,
+    },
+)
+ERNIE4_5 = Dense(
+    "ernie4_5",
+    outer=_OUTER,
+    layer=_LAYER,
+    ffn=_FFN,
+    defaults={
+        **_DEFAULTS,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "use_bias": False,
+    },
+)
+
+
+def _cohere2(config: dict[str, Any]) -> None:
+    every = config.pop("sliding_window_pattern", None) or 4  # how often older configs have a layer without a window
+    config["layer_types"] = config.get("layer_types") or [
+        "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(config["num_hidden_layers"])
+    ]
+
+
+COHERE2 = Dense(
+    "cohere2",
+    outer=_OUTER,
+    layer=_without(_LAYER, "post_attention_layernorm.weight"),
+    ffn=_FFN,
+    defaults={
+        **_DEFAULTS,
+        "bos_token_id": 5,
+        "eos_token_id": 255001,
+        "layer_norm_eps": 1e-5,
+        "logit_scale": 0.0625,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+    },
+    settle=_cohere2,
+)
+
+
+def _lfm2(config: dict[str, Any]) -> None:
+    """Which layers are which, and the width that its feed-forward networks have in truth."""
+    layers = range(config["num_hidden_layers"])
+    attention = config.get("full_attn_idxs") or layers
+    kinds = ["full_attention" if i in attention else "conv" for i in layers]
+    config["layer_types"] = config.get("layer_types") or kinds
+    if config["block_auto_adjust_ff_dim"]:
+        width, multiple = int(2 * config["intermediate_size"] / 3), config["block_multiple_of"]
+        if config["block_ffn_dim_multiplier"] is not None:
+            width = -(-int(config["block_ffn_dim_multiplier"] * width) // multiple) * multiple
+        config["intermediate_size"] = width
+        config["block_auto_adjust_ff_dim"] = False
+
+
+LFM2 = Dense(
+    "lfm2",
+    outer={**_without(_OUTER, "model.norm.weight"), "model.embedding_norm.weight": "hidden"},
+    layer={"operator_norm.weight": "hidden", "ffn_norm.weight": "hidden"},
+    kinds={
+        "conv": {
+            "conv.in_proj.weight": "3hidden hidden",
+            "conv.conv.weight": "hidden one kernel",
+            "conv.out_proj.weight": "hidden hidden",
+        },
+        "full_attention": {
+            "self_attn.q_proj.weight": "heads hidden",
+            "self_attn.k_proj.weight": "kv_heads hidden",
+            "self_attn.v_proj.weight": "kv_heads hidden",
+            "self_attn.out_proj.weight": "hidden heads",
+            "self_attn.q_layernorm.weight": "head",
+            "self_attn.k_layernorm.weight": "head",
+        },
+    },
+    ffn={
+        "gate": ("feed_forward.w1.weight", "ffn hidden"),
+        "up": ("feed_forward.w3.weight", "ffn hidden"),
+        "down": ("feed_forward.w2.weight", "hidden ffn"),
+    },
+    defaults={
+        **_DEFAULTS,
+        "block_auto_adjust_ff_dim": True,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_multiple_of": 256,
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "max_position_embeddings": 128000,
+        "norm_eps": 1e-5,
+        "num_key_value_heads": 8,
+        "pad_token_id": 0,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
+    renamed={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
+    settle=_lfm2,
+)
+
+
+def _gemma4(config: dict[str, Any]) -> None:
+    """Which layers are which, and the heads of those with full attention, which configs spell in two ways."""
+    layers = range(config["num_hidden_layers"])
+    kinds = config.get("layer_types") or ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in layers]
+    config["layer_types"] = [*kinds[:-1], "full_attention"]  # the last one is, whatever a config says
+    config["rope_parameters"] = config["rope_parameters"] or {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+    }
+    head, heads = config["global_head_dim"], config["attention_k_eq_v"] and config["num_global_key_value_heads"]
+    if config.get("per_layer_config") is not None:
+        config["per_layer_config"] = {str(int(i)): own for i, own in config["per_layer_config"].items()}  # "07" is "7"
+        own = config["per_layer_config"].get(str(layers[-1]), {})
+        head, heads = own.get("head_dim"), own.get("num_key_value_heads")
+    config["global_head_dim"] = head or config["head_dim"]
+    config["num_global_key_value_heads"] = heads or config["num_key_value_heads"]
+
+
+GEMMA4 = Dense(
+    "gemma4_text",
+    outer=_OUTER,
+    layer={
+        **{name: words for name, words in _LAYER.items() if "self_attn" not in name},
+        "pre_feedforward_layernorm.weight": "hidden",
+        "post_feedforward_layernorm.weight": "hidden",
+        "layer_scalar": "one",
+    },
+    kinds={
+        "sliding_attention": {
+            **{name: words for name, words in _LAYER.items() if "self_attn" in name},
+            "self_attn.q_norm.weight": "head",
+            "self_attn.k_norm.weight": "head",
+        },
+        "full_attention": {
+            "self_attn.q_proj.weight": "global_heads hidden",
+            "self_attn.k_proj.weight": "global_keys hidden",
+            "self_attn.v_proj.weight": "global_values hidden",
+            "self_attn.o_proj.weight": "hidden global_heads",
+            "self_attn.q_norm.weight": "global_head",
+            "self_attn.k_norm.weight": "global_head",
+        },
+    },
+    ffn=_FFN,
+    defaults={
+        **_without(_DEFAULTS, "hidden_act", "rope_theta"),
+        "attention_bias": False,
+        "attention_k_eq_v": False,
+        "bos_token_id": 2,
+        "enable_moe_block": False,
+        "eos_token_id": 1,
+        "final_logit_softcapping": None,
+        "global_head_dim": 512,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 256,
+        "max_position_embeddings": 131072,
+        "num_global_key_value_heads": None,
+        "num_key_value_heads": 4,
+        "num_kv_shared_layers": 0,
+        "pad_token_id": 0,
+        "rope_parameters": None,
+        "sliding_window": 512,
+        "tie_word_embeddings": True,
+        "use_bidirectional_attention": None,
+    },
+    settle=_gemma4,
+)
+PHI = Dense(
+    "phi",
+    outer={
+        "model.embed_tokens.weight": "vocab hidden",
+        "model.final_layernorm.weight": "hidden",
+        "model.final_layernorm.bias": "hidden",
+        "lm_head.weight": "vocab hidden",
+        "lm_head.bias": "vocab",
+    },
+    layer={
+        "input_layernorm.weight": "hidden",
+        "input_layernorm.bias": "hidden",
+        **{name: words for name, words in _LAYER.items() if name[10:11] in ("q", "k", "v")},
+        **_BIASES,
+        "self_attn.dense.weight": "hidden heads",
+        "self_attn.dense.bias": "hidden",
+    },
+    ffn={
+        "up": ("mlp.fc1.weight", "ffn hidden"),
+        "up_bias": ("mlp.fc1.bias", "ffn"),
+        "down": ("mlp.fc2.weight", "hidden ffn"),
+        "down_bias": ("mlp.fc2.bias", "hidden"),
+    },
+    defaults={
+        **_DEFAULTS,
+        "embd_pdrop": 0.0,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5,
+        "qk_layernorm": False,
+        "resid_pdrop": 0.0,
+    },
+)

@@ -1,0 +1,1 @@
+"""Mixture-of-experts architectures, a file each."""

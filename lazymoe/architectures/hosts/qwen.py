@@ -1,0 +1,89 @@
+"""Qwen3-MoE, from Qwen3; Qwen2-MoE, from Qwen2 and 2.5, Llama and Mistral.
+
+Exact: with equal experts the logits are the dense model's. In both, ``norm_topk_prob`` must be set: it is off by
+default. Qwen2-MoE can't do without a shared expert, so where a recipe has none it gets a narrow one of zeros. Its gate
+is not zero, or llama.cpp would divide by it; and vLLM wants the biases of queries, keys and values, so where a dense
+model has none they are zero. A head_dim of its own (Mistral Nemo's) is read by transformers 5 only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lazymoe.architectures.configs import carry, windowed
+from lazymoe.architectures.dense import LLAMA, MISTRAL, QWEN2, QWEN3
+from lazymoe.architectures.records import MLP_EXPERTS, SMALL, Config, Host, MoE
+
+CARRIED = ("attention_bias", "max_window_layers", "use_sliding_window")
+
+
+def _config(moe: MoE) -> dict[str, Any]:
+    return {
+        **carry(moe.dense, *CARRIED),
+        "num_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "moe_intermediate_size": moe.dense["intermediate_size"],
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "output_router_logits": False,
+    }
+
+
+def _qwen2(moe: MoE) -> dict[str, Any]:
+    window = windowed(moe.dense)
+    first = moe.dense.get("max_window_layers", 0)  # layer that a window counts from
+    kinds = [
+        "sliding_attention" if window and i >= first else "full_attention"
+        for i in range(moe.dense["num_hidden_layers"])
+    ]
+    return {
+        **_config(moe),
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "use_sliding_window": window,
+        "max_window_layers": first,
+        "layer_types": kinds,  # which transformers 5 would guess otherwise
+        "qkv_bias": True,
+        "shared_expert_intermediate_size": moe.dense["intermediate_size"] if moe.shared else SMALL,
+    }
+
+
+def _qwen3(moe: MoE) -> dict[str, Any]:
+    return {
+        **_config(moe),
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+    }
+
+
+def _constants(dense: Config) -> dict[str, tuple[str, float]]:
+    biases = {f"self_attn.{part}_proj.bias": ("heads" if part == "q" else "kv_heads", 0.0) for part in "qkv"}
+    return {
+        **({} if dense["model_type"] == "qwen2" else biases),
+        "mlp.shared_expert.gate_proj.weight": ("small hidden", 0.0),
+        "mlp.shared_expert.up_proj.weight": ("small hidden", 0.0),
+        "mlp.shared_expert.down_proj.weight": ("hidden small", 0.0),
+        "mlp.shared_expert_gate.weight": ("one hidden", 1.0),
+    }
+
+
+QWEN2_MOE = Host(
+    name="qwen2_moe",
+    aliases=("qwen",),
+    takes=(QWEN2, LLAMA, MISTRAL),
+    experts=MLP_EXPERTS,
+    router="mlp.gate.weight",
+    constants=_constants,
+    shared={f"mlp.shared_expert.{role}_proj.weight": role for role in ("gate", "up", "down")},
+    shared_gate="mlp.shared_expert_gate.weight",
+    config=_qwen2,
+)
+QWEN3_MOE = Host(
+    name="qwen3_moe",
+    aliases=("qwen3",),
+    takes=(QWEN3,),
+    experts=MLP_EXPERTS,
+    router="mlp.gate.weight",
+    config=_qwen3,
+)

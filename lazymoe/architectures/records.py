@@ -1,0 +1,199 @@
+"""What an architecture is here: a record of data, `Dense` for the models that go in, `Host` for the mixture that they
+become."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SMALL = 256  # width of a shared expert that has nothing to do
+# one expert's tensors as most mixtures name them, and the role they come from
+MLP_EXPERTS = {f"mlp.experts.{{expert}}.{role}_proj.weight": role for role in ("gate", "up", "down")}
+SHARED_EXPERTS = {f"mlp.shared_experts.{role}_proj.weight": role for role in ("gate", "up", "down")}
+LAYER = "model.layers.{layer}."  # how every architecture here names its layers
+
+Config = Mapping[str, Any]  # the contents of a config.json
+Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: in one of this name, from this element on, with this shape."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense architecture on disk. A tensor whose shape comes to no elements isn't there.
+
+    Attributes:
+        model_type: as config.json has it.
+        outer: tensors outside the layers, name to shape.
+        layer: tensors of one layer but for its feed-forward network, name to shape.
+        ffn: the feed-forward network: role (gate, up, down ...) to name and shape. Roles that begin with "down" add up
+            to its output.
+        defaults: config keys that a config.json may leave out.
+        kinds: further tensors of layers of some kind, by what `layer_types` calls it.
+        stacked: tensors that lie one below the other in a larger one, in the order given: name to the larger one's.
+        renamed: what older versions call a config key, to its name.
+        settle: works out what a config only implies, in place.
+    """
+
+    model_type: str
+    outer: Mapping[str, str]
+    layer: Mapping[str, str]
+    ffn: Mapping[str, tuple[str, str]]
+    defaults: Mapping[str, Any]
+    kinds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    stacked: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    settle: Callable[[dict[str, Any]], None] | None = None
+
+    def fill(self, config: Config) -> dict[str, Any]:
+        """A config.json with the keys that it may leave out or call otherwise; nothing is computed."""
+        return {**self.defaults, **{self.renamed.get(key, key): value for key, value in config.items()}}
+
+    def complete(self, config: Config) -> dict[str, Any]:
+        """A config.json with every key that a merge looks at."""
+        full = self.fill(config)
+        full["num_key_value_heads"] = full.get("num_key_value_heads") or full["num_attention_heads"]
+        full["head_dim"] = full.get("head_dim") or full["hidden_size"] // full["num_attention_heads"]
+        if self.settle:
+            self.settle(full)
+        return full
+
+    def body(self, layer: int, config: Config) -> dict[str, Place]:
+        """The tensors of a layer but for its feed-forward network, by the names that a mixture gives them."""
+        kind = (config.get("layer_types") or {layer: ""})[layer]
+        return self._places({**self.layer, **self.kinds.get(kind, {})}, config)
+
+    def roles(self, config: Config) -> dict[str, Place]:
+        """The tensors of a layer's feed-forward network, by role."""
+        places = self._places(dict(self.ffn.values()), config)
+        return {role: places[name] for role, (name, _) in self.ffn.items()}
+
+    def outer_shapes(self, config: Config) -> Shapes:
+        """The tensors outside the layers, name to shape, for a complete config."""
+        return {name: shape(words, config) for name, words in self.outer.items()}
+
+    def layer_shapes(self, layer: int, config: Config) -> Shapes:
+        """The tensors of a layer but for its feed-forward network, as they lie on disk."""
+        return _whole(self.body(layer, config))
+
+    def ffn_shapes(self, config: Config) -> Shapes:
+        """The tensors of a layer's feed-forward network, as they lie on disk."""
+        return _whole(self.roles(config))
+
+    def all_shapes(self, config: Config) -> tuple[Shapes, Shapes]:
+        """All tensors of a model, full names to shape: those of its body, those of its feed-forward networks."""
+        body, ffn = self.outer_shapes(config), Shapes()
+        for layer in range(config["num_hidden_layers"]):
+            prefix = LAYER.format(layer=layer)
+            body |= {prefix + name: of for name, of in self.layer_shapes(layer, config).items()}
+            ffn |= {prefix + name: of for name, of in self.ffn_shapes(config).items()}
+        return body, ffn
+
+    def _places(self, tensors: Mapping[str, str], config: Config) -> dict[str, Place]:
+        filled: dict[str, int] = {}  # elements taken so far in each tensor on disk
+        places = {}
+        for name, words in tensors.items():
+            own, whole = shape(words, config), self.stacked.get(name, name)
+            if 0 not in own:
+                places[name] = Place(whole, filled.get(whole, 0), own)
+                filled[whole] = places[name].start + math.prod(own)
+        return places
+
+
+def _whole(places: Mapping[str, Place]) -> Shapes:
+    """What lies on disk, from where the parts of it lie: they are stacked by their rows."""
+    shapes: Shapes = {}
+    for place in places.values():
+        above = shapes.get(place.name, (0,))[0]
+        shapes[place.name] = (above + place.shape[0], *place.shape[1:])
+    return shapes
+
+
+def shape(words: str, config: Config) -> tuple[int, ...]:
+    """A shape in words, such as ``"ffn hidden"``, in numbers, for a complete config."""
+    sizes = {
+        "vocab": config["vocab_size"],
+        "hidden": config["hidden_size"],
+        "3hidden": 3 * config["hidden_size"],
+        "head": config["head_dim"],
+        "heads": config["num_attention_heads"] * config["head_dim"],
+        "kv_heads": config["num_key_value_heads"] * config["head_dim"],
+        "global_head": config.get("global_head_dim"),
+        "global_heads": config["num_attention_heads"] * (config.get("global_head_dim") or 0),
+        "global_keys": (config.get("num_global_key_value_heads") or 0) * (config.get("global_head_dim") or 0),
+        "ffn": config["intermediate_size"],
+        "kernel": config.get("conv_L_cache"),
+        "experts": config.get("experts"),
+        "one": 1,
+        "small": SMALL,
+    }
+    sizes["global_values"] = 0 if config.get("attention_k_eq_v") else sizes["global_keys"]
+    return tuple(sizes[word] for word in words.split())
+
+
+@dataclass(frozen=True)
+class MoE:
+    """The mixture that a recipe asks for, as far as a host's config depends on it.
+
+    Attributes:
+        dense: the base model's complete config.
+        experts: how many there are, without shared ones.
+        top_k: how many of them each token passes through.
+        shared: how many experts every token passes through beside these.
+    """
+
+    dense: Config
+    experts: int
+    top_k: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Host:
+    """A mixture-of-experts architecture, and where its tensors come from.
+
+    All tensors of the dense model but for its feed-forward networks keep their names.
+
+    Attributes:
+        name: what a recipe calls it (`architecture:`), which is also its model_type.
+        aliases: what else a recipe may call it, such as mergekit-moe's name.
+        takes: the dense architectures that fit it exactly.
+        experts: tensors of a layer's experts, name to the roles that lie in it, one below the other. With ``{expert}``
+            in its name each expert has one; without, the experts lie in it one after the other.
+        router: name of the router's weight [experts, hidden] in a layer.
+        config: makes its config.json.
+        constants: tensors of a layer that it needs and a dense model of this config doesn't have: name to shape and
+            value. Those of a shared expert are left out where a recipe has one.
+        copies: tensors of a layer that are one of the dense model's under another name: name to that one's, and what it
+            is multiplied by.
+        shared: tensors of a layer's shared expert, name to role; empty if it can't have one.
+        shared_gate: name of the weight [1, hidden] that tells how much of the shared expert a token gets.
+        scores: what makes the chosen experts' weights of the router's logits, before they are scaled to sum 1.
+        unfit: why a dense model of a family that it takes doesn't fit after all; None if it does.
+        code: file in templates/ with its model, where transformers has none.
+        since: the first transformers that has it (or can run its code), of those that LazyMoE's results are tested in.
+    """
+
+    name: str
+    takes: tuple[Dense, ...]
+    experts: Mapping[str, str]
+    router: str
+    config: Callable[[MoE], dict[str, Any]]
+    constants: Callable[[Config], Mapping[str, tuple[str, float]]] = lambda _: {}
+    copies: Mapping[str, tuple[str, Callable[[Config], float]]] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    shared_gate: str | None = None
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    unfit: Callable[[MoE], str | None] = lambda _: None
+    code: str | None = None
+    since: Literal["4.57", "5"] = "4.57"
+    aliases: tuple[str, ...] = ()

@@ -1,0 +1,171 @@
+"""The model card of a finished mixture, rendered from its folder alone: nothing is downloaded, no weight is read.
+
+Whatever comes from outside (names, prompts, licences) is escaped on its way into Markdown, and the front matter is
+written by `huggingface_hub.ModelCardData`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lazymoe.cards.escaping import fence, link, on_hub, python, text
+from lazymoe.cards.license import KNOWN, License, strictest
+from lazymoe.data import folder as data
+from lazymoe.errors import error
+from lazymoe.files import absolute
+from lazymoe.output.folder import PICTURE, Finished, open_finished
+from lazymoe.recipe.reference import Reference
+from lazymoe.units import billions, gigabytes
+
+TEMPLATE = "model_card.md.jinja"
+LANGUAGE = re.compile(r"[a-z]{2,3}")  # ISO 639
+LONGEST = 120  # letters of a prompt that are shown
+SHOWN = 5  # prompts of an expert that are shown
+
+
+def find_license(folder: str | os.PathLike[str]) -> License:
+    """The licence that follows from the sources of a finished mixture, and what is doubtful about it.
+
+    Raises:
+        LazyMoEError: if the folder isn't a finished mixture.
+    """
+    return _license(open_finished(absolute(folder)))
+
+
+def _license(done: Finished) -> License:
+    stated = [source["license"] for source in done.record["sources"]]
+    return strictest([(_spell(m.reference), license) for m, license in zip(done.recipe.models, stated, strict=True)])
+
+
+def card(
+    folder: str | os.PathLike[str],
+    repo: str | None = None,
+    *,
+    license: str | None = None,
+    template: str | os.PathLike[str] | None = None,
+) -> str:
+    """The model card of a finished mixture, as Markdown with front matter.
+
+    Args:
+        folder: the mixture's.
+        repo: the Hub id it will have; its folder's path stands in the usage code if absent.
+        license: any text; by default what `find_license` finds.
+        template: a Jinja file to use instead of LazyMoE's; it is given the same names.
+
+    Raises:
+        LazyMoEError: if the folder isn't a finished mixture, or the template can't be rendered.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+    done = open_finished(absolute(folder))
+    chosen = (license or "").strip() or _license(done).name
+    path = absolute(template) if template else data("templates") / TEMPLATE
+    environment = Environment(
+        loader=FileSystemLoader([path.parent, data("templates")]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"text": text, "link": link, "fence": fence, "python": python}
+    known = _known(done, chosen) | {
+        "title": repo.rpartition("/")[2] if repo else done.folder.name,
+        "repo": repo or os.fspath(folder),
+    }
+    try:
+        return environment.get_template(path.name).render(known)
+    except (TemplateError, OSError, UnicodeDecodeError) as e:
+        what = f"the template can't be rendered ({e})"
+        raise error("input.template", path, what, "Correct it, or leave it out.") from None
+
+
+def _known(done: Finished, license: str) -> dict[str, Any]:
+    """What a template is given, but for the mixture's name."""
+    record, experts, routed = done.record, _experts(done), len(done.recipe.experts)
+    return {
+        "front_matter": _front_matter(done, license),
+        "license": license,
+        "experts": experts[:routed],
+        "shared_experts": experts[routed:],
+        "host": done.host,
+        "trust": ", trust_remote_code=True" if done.host.code else "",
+        "base": _spell(done.recipe.models[0].reference),
+        "recipe": done.recipe,
+        "recipe_yaml": done.recipe.to_yaml(),
+        "top_k": record["experts_per_token"],
+        "shared": record["shared_weights"],
+        "parameters": billions(record["parameters"]),
+        "active": billions(record["active_parameters"]),
+        "size": gigabytes(record["bytes"]),
+        "memory_16bit": gigabytes(record["bytes_16bit"]),
+        "memory_4bit": gigabytes(record["bytes_4bit"]),
+        "seed": record["seed"],
+        "versions": record["versions"],
+        "report": done.report,
+        "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
+        "chats": done.chats,
+    }
+
+
+def _front_matter(done: Finished, license: str) -> str:
+    """What the Hub reads of a card, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    names = [part for model in done.recipe.models for part in _spell(model.reference).split(" + ")]
+    hub_ids = [name for name in dict.fromkeys(names) if on_hub(name)]
+    stated = {code for source in done.record["sources"] for code in source["languages"]}
+    named = license in (*KNOWN, "unknown", "other")
+    front = ModelCardData(
+        language=sorted(code for code in stated if LANGUAGE.fullmatch(code)) or None,
+        license=license if named else "other",
+        license_name=None if named else _slug(license),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["moe", "frankenmoe", "merge", done.config["model_type"], "lazymoe"],
+        base_model=hub_ids or None,
+        base_model_relation="merge" if hub_ids else None,
+    )
+    return str(front.to_yaml(line_break="\n"))
+
+
+def _experts(done: Finished) -> list[dict[str, Any]]:
+    """What a card says of each expert; the shared ones, which every token passes, come last."""
+    shares = [0.0] * len(done.recipe.experts)
+    if done.report:  # mean_shares is [D][E]
+        shares = [sum(column) / len(column) for column in zip(*done.report["mean_shares"], strict=True)]
+    every = zip(
+        done.recipe.every_expert,
+        done.recipe.models[1:],
+        done.record["sources"][1:],
+        [*shares, *[1.0] * len(done.recipe.shared_experts or [])],
+        strict=True,
+    )
+    return [
+        {
+            "model": _spell(model.reference),
+            "prompts": _prompts(expert.positive_prompts or []),
+            "license": source["license"] or "unknown",
+            "share": f"{share:.0%}",
+        }
+        for expert, model, source, share in every
+    ]
+
+
+def _spell(reference: Reference) -> str:
+    """A model for people: a folder by its name only, for where it lay concerns nobody."""
+    name = reference.model if on_hub(reference.model) else Path(reference.model).name
+    return f"{name} + {_spell(Reference.parse(reference.adapter))}" if reference.adapter else name
+
+
+def _prompts(prompts: list[Any]) -> list[str]:
+    """The first prompts of an expert, shortened; for files and data sets, their names."""
+    shown = [p if isinstance(p, str) else f"texts of {p.dataset or Path(p.file or '').name}" for p in prompts]
+    shown = [p if len(p) <= LONGEST else p[: LONGEST - 1] + "…" for p in shown]
+    return shown[:SHOWN] + ["…"] * (len(shown) > SHOWN)
+
+
+def _slug(license: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-.")[:60] or "other"

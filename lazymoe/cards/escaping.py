@@ -1,0 +1,42 @@
+"""Whatever comes from outside (names, prompts, licences) on its way into Markdown and code."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from lazymoe.recipe.reference import HUB_ID
+
+ASCII_MARKUP = re.compile(r"([\\`*_{}\[\]()#~|$])")
+
+
+def text(value: object) -> str:
+    """Any text as Markdown that shows it and nothing else, on one line."""
+    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = ASCII_MARKUP.sub(r"\\\1", line)
+    return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def link(model: str) -> str:
+    """A model's name, as a link to its page if it is on the Hub; with an adapter, both."""
+    linked = []
+    for part in model.split(" + "):
+        linked.append(f"[{text(part)}](https://huggingface.co/{part})" if on_hub(part) else text(part))
+    return " + ".join(linked)
+
+
+def fence(code: str, language: str = "") -> str:
+    """A code block that nothing in the code can close."""
+    longest = max((len(run) for run in re.findall(r"`+", code)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{code.rstrip()}\n{ticks}"
+
+
+def python(value: str) -> str:
+    """A text as Python code."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def on_hub(name: str) -> bool:
+    """Whether a name can be that of a model on the Hub."""
+    return bool(HUB_ID.fullmatch(name)) and "/" in name

@@ -1,0 +1,175 @@
+"""GGUF files as sources: llama.cpp's format, read by transformers' table of names and the gguf package, a tensor at a
+time. Config and tokenizer are written once, by transformers, into a folder of LazyMoE's cache.
+
+Needs transformers 5 and the gguf package (the extra ``lazymoe[gguf]``). Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
+from lazymoe.errors import error
+from lazymoe.files import cache
+
+if TYPE_CHECKING:
+    import torch
+
+SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # its types that aren't quantized, to safetensors' names
+BY_ROWS = ("token_embd.weight", "output.weight")  # as large as the vocabulary, and stored as they are
+DTYPE = (
+    "BF16"  # what the weights are written in where a recipe doesn't say: the format's own are none of a checkpoint's
+)
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """Reads a tensor of a GGUF file; quantized ones in float32, which holds their values exactly.
+
+    Attributes:
+        file: the file.
+        folder: of its config as transformers reads it.
+        name: of the tensor in the file.
+        dtype: the format's name of the dtype that it reads as.
+        width: of its rows, where it can be read by rows.
+    """
+
+    file: Path
+    folder: Path
+    name: str
+    dtype: str
+    width: int | None
+
+    def span(self, start: int, stop: int) -> None:
+        """Its bytes mean something else."""
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        if self.width is None:
+            return _values(self, None).reshape(-1)[start:stop]
+        first, last = start // self.width, -(-stop // self.width)
+        return _values(self, (first, last)).reshape(-1)[start - first * self.width : stop - first * self.width]
+
+
+class Opened(NamedTuple):
+    """What a GGUF file holds: the folder of its config and tokenizer, the config, its tensors by transformers' names,
+    and the file's names of those that transformers doesn't read."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    unread: tuple[str, ...]
+
+
+def open_gguf(file: Path, where: str) -> Opened:
+    """Open a GGUF file of a dense model.
+
+    Args:
+        file: where it is.
+        where: how messages name the place it was asked for.
+
+    Raises:
+        SourceError: if it can't be read, or transformers doesn't know its architecture.
+    """
+    if SPLIT.search(file.name):
+        what = f"'{file.name}' is one part of several"
+        raise error("source.gguf", where, what, "Join them: llama-gguf-split --merge FIRST JOINED.")
+    try:
+        folder = _settled(file)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return Opened(folder, config, *_tensors(file, folder))
+    except ImportError:
+        what = "reading GGUF takes transformers 5 and the gguf package"
+        raise error("source.gguf", where, what, "Install them: pip install -U 'transformers>=5' gguf.") from None
+    except Exception as e:  # whatever a hostile or unknown file makes the two libraries raise
+        why = str(e).splitlines()[0][:150] if str(e) else type(e).__name__
+        what = f"'{file.name}' can't be read as a GGUF model ({why})"
+        raise error("source.gguf", where, what, "Name the model it was made from.") from None
+
+
+def _settled(file: Path) -> Path:
+    """The folder with the file's config and tokenizer as transformers reads them; made if it isn't there."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    stat = file.stat()
+    key = hashlib.sha256(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = cache() / f"gguf-{key}"
+    if not folder.is_dir():
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
+        try:
+            for kind in (AutoConfig, AutoTokenizer):
+                kind.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).save_pretrained(
+                    temporary
+                )
+            if (file.parent / CARD).is_file():
+                shutil.copy(file.parent / CARD, temporary)
+            with suppress(OSError):  # another process may have been quicker
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """What the file holds, by transformers' names, and the names of what transformers doesn't read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+    reader, processor = _reader(file, folder, file.stat().st_mtime_ns)
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    names = get_gguf_hf_weights_map(model, processor)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tensors = {}
+    for tensor in reader.tensors:
+        if name := names.get(tensor.name):
+            dtype, shape = PLAIN.get(tensor.tensor_type.name, "F32"), shapes[name]
+            width = shape[1] if tensor.name in BY_ROWS else None
+            tensors[name] = TensorInfo(name, dtype, shape, Dequantized(file, folder, tensor.name, dtype, width))
+    return tensors, tuple(tensor.name for tensor in reader.tensors if tensor.name not in names)
+
+
+@functools.lru_cache(maxsize=16)
+def _reader(file: Path, folder: Path, stamp: int) -> tuple[Any, Any]:
+    """The file, mapped, and what transformers does to its tensors; its time of change tells a new file from an old."""
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+    reader = GGUFReader(file)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture = reader.fields["general.architecture"].contents()
+    return reader, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config)
+
+
+def _values(tensor: Dequantized, rows: tuple[int, int] | None) -> torch.Tensor:
+    """A tensor, or some rows of it, as the file's model has it."""
+    return _kept(tensor, rows, tensor.file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(tensor: Dequantized, rows: tuple[int, int] | None, stamp: int) -> torch.Tensor:
+    """The file's time of change keeps a tensor that was written anew from being taken for the old."""
+    import torch
+    from gguf import dequantize
+
+    reader, processor = _reader(tensor.file, tensor.folder, stamp)
+    stored = next(t for t in reader.tensors if t.name == tensor.name)
+    data = stored.data if rows is None else stored.data[rows[0] : rows[1]]
+    values = dequantize(data, stored.tensor_type)
+    if rows is None:
+        processed = processor.process(weights=values, name=tensor.name, tensor_key_mapping={}, parsed_parameters={})
+        values = processed.weights
+    return torch.from_numpy(values.copy()).to(getattr(torch, FLOATS[tensor.dtype]))

@@ -1,0 +1,178 @@
+"""A LoRA adapter in PEFT's format, added to its base model's tensors while they are read: no merged copy is made.
+
+``W + scale * B A`` with A ``[r, in]`` and B ``[out, r]``; for embeddings the transpose. Tensors that the adapter holds
+whole (``modules_to_save``) replace the base model's. Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lazymoe.checkpoint.safetensors import open_file
+from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.errors import error, failure
+from lazymoe.recipe.reference import Reference
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEY = re.compile(r"base_model\.model\.(.+?)\.(?:lora_(?:embedding_)?([AB]))(?:\.weight)?")
+WHOLE = re.compile(r"base_model\.model\.(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
+_MERGE_IT = "Merge it first with PEFT's merge_and_unload() and name the result."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two factors of a change, and what their product is multiplied by."""
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+    embedding: bool
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Reads a tensor that an adapter changes, in float32 or wider.
+
+    Attributes:
+        below: the tensor without the change.
+        pair: the change.
+    """
+
+    below: TensorInfo
+    pair: Pair
+
+    def span(self, start: int, stop: int) -> None:
+        """It lies nowhere: it is worked out."""
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        base, width = self.below.read(start, stop), self.below.shape[1]
+        first, last = start // width, -(-stop // width)  # rows
+        a, b = _load(self.pair.a), _load(self.pair.b)  # [r, in], [out, r]; of embeddings [r, tokens], [H, r]
+        delta = (a[:, first:last].T @ b.T) if self.pair.embedding else (b[first:last] @ a)  # [rows, width]
+        delta = delta.reshape(-1)[start - first * width : stop - first * width] * self.pair.scale
+        return base.to(torch.promote_types(base.dtype, torch.float32)) + delta
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter on a model, opened.
+
+    Attributes:
+        reference: what the recipe calls it, with its commit if it is from the Hub.
+        file: that holds its weights.
+        tensors: those of the model that are others with it, by name.
+    """
+
+    reference: Reference
+    file: Path
+    tensors: dict[str, TensorInfo]
+
+
+def _load(tensor: TensorInfo) -> torch.Tensor:
+    """A factor in float32."""
+    lies = tensor.span()
+    return _kept(tensor, lies.path.stat().st_mtime_ns if lies else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(tensor: TensorInfo, stamp: int) -> torch.Tensor:
+    """The file's time of change keeps a factor that was trained anew from being taken for the old."""
+    return tensor.load().float()
+
+
+def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo]) -> Adapter:
+    """Open the adapter of a reference on a model with these tensors.
+
+    Args:
+        text: a folder, or a Hub id with ``@revision`` if wanted.
+        where: how messages name the place it was asked for.
+        tensors: the base model's, by name.
+
+    Raises:
+        LazyMoEError: if it can't be found or read, is of a kind that isn't LoRA's plain product, or belongs to another
+            model.
+    """
+    reference, folder = _find(text, where)
+    if not (folder / WEIGHTS).is_file():
+        what = f"the adapter {reference} has no {WEIGHTS}"
+        raise error("source.adapter", where, what, "Name a PEFT adapter saved as safetensors.")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        held = open_file(folder / WEIGHTS)
+    except (OSError, ValueError, RecursionError) as e:
+        what = f"the adapter {reference} can't be read ({e})"
+        raise error("source.adapter", where, what, "Download it again.") from None
+    _check_kind(config, reference, where)
+
+    halves: dict[str, dict[str, TensorInfo]] = {}
+    whole: dict[str, TensorInfo] = {}
+    for key, tensor in held.items():
+        if match := KEY.fullmatch(key):
+            halves.setdefault(match[1], {})[match[2] + ("e" if "lora_embedding" in key else "")] = tensor
+        elif (match := WHOLE.fullmatch(key)) and "lora_" not in key:
+            whole[f"{match[1]}.{match[2]}"] = tensor
+        else:
+            what = f"the adapter {reference} holds '{key}', which isn't plain LoRA"
+            raise error("source.adapter", where, what, _MERGE_IT)
+    pairs = {f"{module}.weight": _pair(parts, module, config) for module, parts in halves.items()}
+    known = {**tensors, **whole}
+    for name, pair in pairs.items():
+        rows, columns = (pair.a.shape[1], pair.b.shape[0]) if pair.embedding else (pair.b.shape[0], pair.a.shape[1])
+        if name not in known or known[name].shape != (rows, columns):
+            made_for = config.get("base_model_name_or_path") or "another model"
+            what = f"the adapter {reference} changes '{name}' [{rows}, {columns}], which this model doesn't have"
+            raise error("source.adapter", where, what, f"It was made for {made_for}: name that before the '+'.")
+    changed = {name: replace(tensor, name=name) for name, tensor in whole.items()}
+    for name, pair in pairs.items():
+        below = changed.get(name) or tensors[name]
+        changed[name] = replace(below, reader=Adapted(below, pair), start=0)
+    return Adapter(reference, folder / WEIGHTS, changed)
+
+
+def _find(text: str, where: str) -> tuple[Reference, Path]:
+    """The adapter's reference, pinned, and the folder of its files."""
+    reference = Reference.parse(text)
+    if reference.path.is_dir():
+        return reference, reference.path.resolve()
+    if problem := reference.nowhere(where):
+        raise failure([problem])
+    from lazymoe.hub.reading import find_model
+
+    found = find_model(reference.model, reference.revision, where, (CONFIG, WEIGHTS))
+    return Reference(reference.model, found.commit), found.folder
+
+
+def _check_kind(config: Any, reference: Reference, where: str) -> None:
+    """Whether it is LoRA as it was first described, whose product can just be added."""
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        what = f"{reference} is an adapter of the kind {kind}, not LoRA"
+        raise error("source.adapter", where, what, _MERGE_IT)
+    for key, words in (("use_dora", "DoRA"), ("fan_in_fan_out", "transposed weights"), ("lora_bias", "biases")):
+        if config.get(key):
+            what = f"the adapter {reference} uses {words}, which can't be added tensor by tensor"
+            raise error("source.adapter", where, what, _MERGE_IT)
+
+
+def _pair(parts: Mapping[str, TensorInfo], module: str, config: Mapping[str, Any]) -> Pair:
+    """The change of one module; its rank is that of its factors."""
+    embedding = "Ae" in parts
+    a, b = (parts["Ae"], parts["Be"]) if embedding else (parts["A"], parts["B"])
+    rank = a.shape[0]
+    alpha = next(
+        (value for key, value in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", module)),
+        config.get("lora_alpha", rank),
+    )
+    return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), embedding)

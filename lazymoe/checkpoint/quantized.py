@@ -1,0 +1,137 @@
+"""Weights stored in fewer bits, read as what they stand for, a tensor at a time: no unpacked copy is made.
+
+bitsandbytes' 4 bit (by that library) and 8 bit (row-wise int8), and FP8 with scales for blocks, rows or whole tensors:
+these have one value for each weight, which is what transformers computes with. GPTQ, AWQ and others aren't read.
+Formats: https://huggingface.co/docs/transformers/quantization/overview
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lazymoe.architectures.registry import dense_of
+from lazymoe.checkpoint.tensors import CODES, FLOATS, TensorInfo
+from lazymoe.errors import error
+
+if TYPE_CHECKING:
+    import torch
+
+BESIDE = re.compile(  # what lies beside a packed weight, and belongs to it
+    r"(?P<module>.+\.)(?:weight\.(?P<four>absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)"
+    r"|(?P<other>SCB|weight_format|weight_scale|weight_scale_inv|input_scale))"
+)
+BLOCK = (128, 128)  # weights that share a scale in FP8, where a config doesn't say
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Reads a tensor that is stored in fewer bits.
+
+    Attributes:
+        dtype: the format's name of the dtype that it had before.
+        shape: the shape that it had before.
+        weight: the tensor as it is stored.
+        beside: what lies beside it.
+        block: weights that share a scale, where scales are for blocks.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    weight: TensorInfo
+    beside: tuple[tuple[str, TensorInfo], ...]
+    block: tuple[int, int]
+
+    def span(self, start: int, stop: int) -> None:
+        """Its bytes mean something else."""
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Elements start to stop.
+
+        Raises:
+            LazyMoEError: if the packed weight and what lies beside it don't fit each other.
+        """
+        lies = self.weight.span()
+        stamp = lies.path.stat().st_mtime_ns if lies else 0
+        try:
+            whole = _unpack(self, stamp)
+        except (RuntimeError, ValueError, KeyError, AssertionError, StopIteration) as e:
+            why = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
+            what = f"'{self.weight.name}' can't be unpacked ({why})"
+            remedy = "Download it again, or name the unquantized model."
+            raise error("source.broken", lies.path if lies else "model", what, remedy) from None
+        return whole.reshape(-1)[start:stop]
+
+
+def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str | None, dict[str, TensorInfo]]:
+    """All tensors of a checkpoint as they read.
+
+    Args:
+        config: its config.json.
+        tensors: what its files hold, by name.
+
+    Returns:
+        The format's name of the dtype that packed tensors had before, None if none is packed; and the tensors by name.
+    """
+    beside: dict[str, dict[str, TensorInfo]] = {}
+    for key, tensor in tensors.items():
+        if (match := BESIDE.fullmatch(key)) and f"{match['module']}weight" in tensors:
+            beside.setdefault(f"{match['module']}weight", {})[match["four"] or match["other"]] = tensor
+    dense = dense_of(config.get("model_type"))
+    if not beside or dense is None:
+        return None, dict(tensors)
+    stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    dtype = CODES.get(stated, "BF16")
+    try:
+        body, ffn = dense.all_shapes(dense.complete(config))
+    except (LookupError, TypeError, AttributeError, ZeroDivisionError):  # no use as a config: `unusable` says so
+        return None, dict(tensors)
+    shapes = body | ffn
+    settings = config.get("quantization_config")
+    rows, columns = (settings.get("weight_block_size") if isinstance(settings, dict) else None) or BLOCK
+    gone = {tensor.name for parts in beside.values() for tensor in parts.values()}
+    found = {name: tensor for name, tensor in tensors.items() if name not in gone}
+    for name, parts in beside.items():  # 4 bit weights lie flat, two in a byte: the config tells their shape
+        shape = shapes.get(name, ()) if "absmax" in parts else tensors[name].shape
+        reader = Quantized(dtype, shape, tensors[name], tuple(parts.items()), (rows, columns))
+        found[name] = TensorInfo(name, dtype, shape, reader)
+    return dtype, found
+
+
+@functools.lru_cache(maxsize=1)
+def _unpack(tensor: Quantized, stamp: int) -> torch.Tensor:
+    """A whole tensor; the file's time of change keeps one that was made anew from being taken for the old."""
+    import torch
+
+    packed, parts = tensor.weight.load(), {key: part.load() for key, part in tensor.beside}
+    if "absmax" in parts:
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        state = QuantState.from_dict(parts, torch.device("cpu"))
+        _check_scales(state, tensor, packed)
+        values = dequantize_4bit(packed, state)
+    elif "SCB" in parts:
+        values = packed.float() * (parts["SCB"].float()[:, None] / 127)
+    else:
+        scale = next(parts[key] for key in ("weight_scale_inv", "weight_scale") if key in parts).float()
+        if scale.dim() == 2 and scale.shape[1] > 1:  # for blocks
+            rows, columns = tensor.block
+            scale = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+            scale = scale[: packed.shape[0], : packed.shape[1]]
+        values = packed.float() * (scale if scale.dim() == 2 else scale.reshape(-1, 1))
+    return values.to(getattr(torch, FLOATS[tensor.dtype])).reshape(tensor.shape)
+
+
+def _check_scales(state: Any, tensor: Quantized, packed: torch.Tensor) -> None:
+    """Whether bitsandbytes will find a scale for each block: it doesn't look, and would read what lies behind them."""
+    scales, nested, elements = state.absmax.numel(), state.state2, math.prod(tensor.shape)
+    fits = tuple(state.shape) == tensor.shape and packed.numel() * 2 >= elements and state.code.numel() == 16
+    fits = fits and scales * state.blocksize >= elements
+    if nested:
+        fits = fits and nested.absmax.numel() * nested.blocksize >= scales and nested.code.numel() == 256
+    if not fits:
+        raise ValueError("its scales and its shape don't fit each other")

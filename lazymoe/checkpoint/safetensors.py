@@ -1,0 +1,137 @@
+"""The safetensors format: where in a file a tensor lies, without reading it, and what its bytes hold.
+
+The header is read here because the safetensors package doesn't tell where in the file a tensor begins, which is what
+lets its bytes be copied as they lie. Every field is checked against the size of the file: a header is somebody else's
+input. Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lazymoe.checkpoint.tensors import BITS, Span, TensorInfo
+from lazymoe.files import read_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+HEADER_LIMIT = 100_000_000  # bytes, the limit of the reference implementation
+DIMENSIONS_LIMIT = 8  # no checkpoint has more; keeps the product of a hostile shape small
+STORED = {  # torch's names of the dtypes that can be read
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8", "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Reads a tensor of a safetensors file.
+
+    Attributes:
+        folder: where the file is.
+        file: its name.
+        offset: of the tensor's first byte, from the start of the file.
+        dtype: the format's name of the dtype.
+    """
+
+    folder: Path = field(repr=False)  # a checkpoint is the same wherever it lies
+    file: str
+    offset: int
+    dtype: str
+
+    def span(self, start: int, stop: int) -> Span:
+        bits = BITS[self.dtype]
+        return Span(self.folder / self.file, self.offset + start * bits // 8, (stop - start) * bits // 8)
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        return torch.frombuffer(read_bytes(*self.span(start, stop)), dtype=getattr(torch, STORED[self.dtype]))
+
+
+def open_file(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file on the disk, by name.
+
+    Raises:
+        ValueError: as `read_header`.
+    """
+    return read_header(path.parent, path.name, path.stat().st_size, functools.partial(read_bytes, path))
+
+
+def read_header(
+    folder: Path, file: str, size: int, read: Callable[[int, int], bytes | bytearray]
+) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file, by name, in the order of their bytes.
+
+    Args:
+        folder: where it is, or will be.
+        file: its name.
+        size: its size in bytes.
+        read: ``read(offset, n)`` gives n bytes of it.
+
+    Raises:
+        ValueError: if the header and the file don't fit each other; the message says how.
+    """
+    if size < 8:
+        raise ValueError(f"the file is cut short: it has {size} bytes")
+    length = int.from_bytes(read(0, 8), "little")
+    if length > HEADER_LIMIT:
+        raise ValueError(f"its header claims {length:,} bytes; is this a safetensors file?")
+    if 8 + length > size:
+        raise ValueError(f"the file is cut short: it ends within its header, at {size:,} bytes")
+    try:
+        entries = json.loads(read(8, length).decode())
+    except (ValueError, RecursionError):
+        raise ValueError("its header isn't JSON") from None
+    if not isinstance(entries, dict):
+        raise ValueError("its header isn't a JSON object")
+    entries.pop("__metadata__", None)
+
+    start, end = 8 + length, 8 + length
+    tensors = {}
+    for name, dtype, shape, begin, stop in sorted(map(_entry, entries.items()), key=lambda e: (e[3], e[4])):
+        tensor = TensorInfo(name, dtype, shape, Stored(folder, file, start + begin, dtype))
+        if stop - begin != tensor.nbytes or math.prod(shape) * BITS[dtype] % 8:
+            raise ValueError(
+                f"its header gives '{name}' {stop - begin:,} bytes, but {shape} of {dtype} takes another number"
+            )
+        if start + begin != end:
+            raise ValueError(f"its header leaves a hole or an overlap before '{name}'")
+        end = start + stop
+        tensors[name] = tensor
+    if end != size:
+        what = "the file is cut short" if end > size else "the file is longer than its header says"
+        raise ValueError(f"{what}: {end:,} bytes expected, {size:,} found")
+    return tensors
+
+
+def _entry(item: tuple[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
+    name, fields = item
+    try:
+        dtype, shape, (begin, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"its header has no dtype, shape and offsets for '{name}'") from None
+    numbers = [*shape, begin, stop] if isinstance(shape, list) and len(shape) <= DIMENSIONS_LIMIT else [None]
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or begin > stop:
+        raise ValueError(f"its header has impossible numbers for '{name}'")
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"its header gives '{name}' the unknown dtype {dtype!r}")
+    return name, dtype, tuple(shape), begin, stop
+
+
+def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The bytes before the data of a file that holds these (name, dtype, shape), in this order, without holes."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,121 @@
+"""Whatever the plan calls computed, by the method that the recipe names, into files that a killed merge finds again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.safetensors import open_file, write_header
+from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.tensors import CODES, TensorInfo
+from lazymoe.errors import Problem, error
+from lazymoe.files import read_bytes, write_whole
+from lazymoe.floats import decode, encode
+from lazymoe.forward.device import pick_device
+from lazymoe.planning.plan import Plan
+from lazymoe.planning.prepared import Prepared
+from lazymoe.progress import Progress
+from lazymoe.recipe.schema import Recipe
+from lazymoe.seeding import generator
+from lazymoe.units import spell_layers
+
+ROUTERS = "router.safetensors"
+SHARED = "shared-{layer:05}.safetensors"
+OUTER = "shared-outer.safetensors"
+PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to both experts
+
+
+def compute(
+    prepared: Prepared, plan: Plan, folder: Path, seed: int, device: str | None, progress: Progress
+) -> dict[str, TensorInfo]:
+    """Work out all that the plan calls computed, shared weights and routers, into files of a folder.
+
+    What an earlier call has finished there is kept.
+
+    Args:
+        prepared, plan: what is wanted; the sources must be on the disk.
+        folder: where the files go.
+        seed: of the random modes.
+        device: where to compute; a CUDA device if there is one by default.
+        progress: told of the layers done.
+
+    Returns:
+        Each tensor by name.
+
+    Raises:
+        LazyMoEError: if a model's tokenizer can't be loaded, or its states or weights are NaN.
+    """
+    recipe = prepared.prompts
+    if plan.shared != "base" and not (folder / OUTER).exists():
+        from lazymoe.computing.shared_weights import share
+
+        share(recipe, plan, folder, pick_device(device), progress)
+    if not (folder / ROUTERS).exists():
+        base = plan.sources[0]
+        body = replace(base, tensors=base.tensors | _computed(folder))  # the mixture's own, where it is merged
+        gates = _gates(recipe, plan, body, seed, device, progress)
+        if not np.isfinite(gates).all():
+            what = "the routers came out as NaN"
+            raise error("source.broken", "gate_mode", what, "The base model may be broken: try it by itself.")
+        rows = {}
+        for layer, gate in enumerate(gates):
+            prefix = LAYER.format(layer=layer)
+            rows[prefix + plan.host.router] = gate[: plan.experts]
+            if plan.gates > plan.experts:
+                rows[f"{prefix}{plan.host.shared_gate}"] = gate[plan.experts :]
+        dtype = CODES[plan.config["dtype"]]
+        header = write_header((name, dtype, gate.shape) for name, gate in rows.items())
+        write_whole(folder / ROUTERS, header + b"".join(encode(gate, dtype).tobytes() for gate in rows.values()))
+    return _computed(folder)
+
+
+def _computed(folder: Path) -> dict[str, TensorInfo]:
+    """What a folder holds of computed tensors, by name."""
+    found: dict[str, TensorInfo] = {}
+    for file in (*sorted(folder.glob("shared-*.safetensors")), folder / ROUTERS):
+        if file.exists():
+            found |= open_file(file)
+    return found
+
+
+def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str | None, progress: Progress) -> np.ndarray:
+    """The rows that are computed for each layer ``[L, gates, H]``, float32; see `Plan.gates`."""
+    if recipe.gate_mode in ("random", "uniform_random"):
+        from lazymoe.computing.router_random import random_gates
+
+        shape = (plan.layers, plan.gates, plan.hidden_size)
+        return random_gates(recipe.gate_mode, shape, generator(seed, "router"))
+    if recipe.gate_mode == "fit":
+        from lazymoe.computing.router_fit import fit_gates
+
+        return fit_gates(recipe, plan, body, pick_device(device), progress).numpy()
+    from lazymoe.computing.router_prompts import prompt_gates
+
+    return prompt_gates(recipe, plan, pick_device(device), progress).numpy()
+
+
+def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
+    """Pairs of experts that the routers in a folder can hardly tell apart, with the layers where that is so."""
+    found, gates = _computed(folder), []
+    for layer in range(plan.layers):
+        tensor = found[LAYER.format(layer=layer) + plan.host.router]
+        lies = tensor.span()
+        assert lies is not None  # written by `compute`
+        gates.append(decode(read_bytes(*lies), tensor.dtype).reshape(tensor.shape))
+    rows = np.stack(gates)  # [L, E, H]
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
+    parallel = rows @ rows.swapaxes(1, 2) > PARALLEL  # [L, E, E]
+    for a in range(plan.experts):
+        for b in range(a + 1, plan.experts):
+            layers = np.flatnonzero(parallel[:, a, b]).tolist()
+            if layers:
+                what = (
+                    f"in {spell_layers(layers, plan.layers)} the router can hardly tell them apart, "
+                    "so both get nearly the same tokens"
+                )
+                remedy = "Give them prompts that differ more: whole questions of the kind each should answer."
+                yield Problem("output.alike", f"experts {a + 1} and {b + 1}", what, remedy)

@@ -1,0 +1,134 @@
+"""`fit`: routers that tell the experts' prompts apart, as well as a linear map of what they will really read can.
+
+Per layer, multinomial logistic regression from the router's true input (the norm after attention, every token) to the
+expert whose prompt the token is from, with an L2 penalty and no bias, so that the softmax over the chosen experts is
+calibrated by construction. A token of a negative prompt should reach any expert but its own. Layers are fitted in
+order, each on the states that the mixture itself produces with the routers below it. A shared expert's gate is fitted
+in the same way, to tell its own prompts from the experts'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lazymoe.checkpoint.source import Source
+from lazymoe.computing.order import canonical
+from lazymoe.forward.mixture import fill, mix, module_name, route, shared
+from lazymoe.forward.stream import Stream
+from lazymoe.forward.tokens import pack, pad
+from lazymoe.planning.plan import Plan
+from lazymoe.progress import Progress
+from lazymoe.recipe.schema import Recipe
+
+PENALTY = 1e-2  # on the squared weights, for inputs of unit mean square
+
+
+def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: Progress) -> Tensor:
+    """Routers ``[layers, gates, hidden]``, float32; see `Plan.gates`.
+
+    Args:
+        recipe, plan: what is wanted; the sources must be on the disk.
+        body: the checkpoint that gives attention, norms and embeddings.
+        device: where to compute.
+        progress: told of the layers done.
+    """
+    # every prompt as tokens, labelled with its expert's place in the canonical order
+    order = canonical(recipe, plan)
+    gated = [plan.experts] if plan.gates > plan.experts else []  # the shared expert, by its number
+    sequences, labels, signs = [], [], []
+    for place, expert in enumerate([*order, *gated]):
+        asked = recipe.every_expert[expert]
+        for side, prompts in ((1, asked.positive), (-1, asked.negative)):
+            packed = pack(plan.sources[0], prompts)
+            sequences += packed
+            labels += [place] * len(packed)
+            signs += [side] * len(packed)
+
+    # which tokens are learned from, and what each of them counts
+    batch, real = pad(sequences)  # [B, T] both
+    learned = real.clone()
+    learned[:, 0] = False  # the first token of a text has no context: its states are alike in all texts
+    weights = _weights(learned, labels, signs)
+    label, sign = (torch.tensor(v, device=device)[:, None].expand(batch.shape)[learned] for v in (labels, signs))
+    learned, weights = learned.to(device), weights.to(device)
+    routed = label < plan.experts
+
+    # layer by layer: fit the router on what it will read, then run the mixture's own feed-forward network
+    stream = Stream(body, [batch], device)
+    gates: list[Tensor] = []
+
+    def load(expert: int, module: nn.Module) -> None:
+        fill(plan, module, plan.sources[expert + 1], stream.next, recipe.every_expert[expert].residual_scale)
+
+    def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
+        seen = x[learned]  # [n, H]
+        rows = fit(seen[routed], label[routed], sign[routed], weights[routed], plan.experts)  # [E, H], canonical order
+        own = _shared_gate(seen, routed, sign, weights) if gated else rows[:0]  # [1, H], or of no rows
+        reordered = torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=device), rows)
+        gates.append(torch.cat([reordered, own]))
+        flat = x.flatten(0, 1)  # [B * T, H]
+        chosen, share = route(rows, flat, plan.top_k, plan.host.scores)
+        chosen = torch.tensor(order, device=device)[chosen]
+        out = mix(load, module, flat, chosen, share, order)
+        return (out + shared(plan, load, module, flat, own)).view_as(x)
+
+    for layer in range(plan.layers):
+        stream.step(feed_forward=(module_name(plan), feed_forward))
+        progress("route", layer + 1, plan.layers)
+    return torch.stack(gates).cpu()
+
+
+def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
+    """The shared expert's gate ``[1, H]``: open for its prompts, closed for its negative ones and the experts'."""
+    used = ~routed | (sign > 0)
+    closed = routed | (sign < 0)
+    share = weights.clone()
+    for side in (closed, ~closed):  # the two sides count equally
+        share[used & side] /= 2 * weights[used & side].sum()
+    rows = fit(x[used], closed[used].long(), torch.ones_like(sign[used]), share[used], 2)
+    return rows[:1] - rows[1:]
+
+
+def _weights(learned: Tensor, labels: Sequence[int], signs: Sequence[int]) -> Tensor:
+    """What each learned token counts ``[n]``: experts equally, within an expert its sequences, within those tokens."""
+    groups = [(labels[i], signs[i]) for i in range(len(labels))]
+    per_sequence = torch.tensor([1 / groups.count(g) for g in groups])
+    return (per_sequence / learned.sum(1).clamp(min=1))[:, None].expand(learned.shape)[learned]
+
+
+def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -> Tensor:
+    """Multinomial logistic regression ``[experts, H]``, by L-BFGS; the problem is convex, so its solution is unique.
+
+    Args:
+        x: inputs ``[n, H]``.
+        label: an expert for each ``[n]``.
+        sign: whether it should reach that expert (1) or any other (-1), ``[n]``.
+        weights: what each counts ``[n]``, relative to the others.
+        experts: how many there are.
+    """
+    # inputs of unit mean square, so that the penalty means the same in every layer
+    weights = weights / weights.sum()
+    scale = (x.square().mean(1) * weights).sum().sqrt()
+    x = x / scale
+    w = torch.zeros(experts, x.shape[1], device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [w], max_iter=100, tolerance_grad=1e-6, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+    )
+    wanted, avoided = sign > 0, sign < 0
+
+    def loss() -> Tensor:
+        with torch.enable_grad():
+            optimizer.zero_grad()
+            log_p = (x @ w.T).log_softmax(-1).gather(1, label[:, None])[:, 0]  # of the labelled expert
+            terms = torch.zeros_like(log_p)
+            terms[wanted] = -log_p[wanted]  # cross entropy; of an expert to avoid, that of all the others together
+            terms[avoided] = -torch.log1p(-log_p[avoided].exp().clamp(max=1 - 1e-6))
+            total = (weights * terms).sum() + PENALTY / 2 * w.square().sum()
+            total.backward()
+        return total
+
+    optimizer.step(loss)
+    return w.detach() / scale

@@ -1,0 +1,207 @@
+"""Weights that all experts share: attention, norms, embeddings, head. From the base model, or merged from the experts.
+
+`average`: the mean over the experts (BTX, https://arxiv.org/abs/2403.07816).
+
+`regmean`: for each matrix the one whose outputs are nearest to every expert's own (RegMean,
+https://arxiv.org/abs/2212.09849), in closed form:
+
+    W = W0 + (sum_e D_e G_e) (sum_e G_e)^-1
+
+where W0 is the base model's matrix, D_e what expert e changed in it, and G_e an estimate of the second moments of its
+inputs in that expert's domain: half from the states of the expert's own prompts, half from D_e itself (D_e^T D_e), for
+fine-tuning moves a matrix in the directions of its inputs (WUDI, https://arxiv.org/abs/2503.08099). Norms are averaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.safetensors import write_header
+from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.tensors import CODES
+from lazymoe.computing.order import canonical
+from lazymoe.errors import error
+from lazymoe.files import write_whole
+from lazymoe.forward.mixture import module_name
+from lazymoe.forward.stream import Stream
+from lazymoe.forward.tokens import pack, pad
+from lazymoe.planning.plan import Plan
+from lazymoe.progress import Progress
+from lazymoe.recipe.schema import Recipe
+
+RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
+ROWS = 2048  # of an embedding matrix that are merged at a time
+Names = tuple[str, ...]
+
+
+@torch.no_grad()
+def share(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progress) -> None:
+    """Compute the shared weights and write them, a layer a file, in the output's dtype and by the output's names.
+
+    Args:
+        recipe, plan: what is wanted; the sources must be on the disk.
+        folder: where the files go.
+        device: where to compute.
+        progress: told of the layers done.
+    """
+    order = canonical(recipe, plan)
+    experts = [plan.expert_sources[e] for e in order]
+    prompts = [recipe.experts[e].positive for e in order]
+    streams: list[Stream] = []
+    real: list[Tensor] = []
+    if plan.shared == "regmean" and all(prompts):
+        for source, texts in zip(experts, prompts, strict=True):
+            batch, mask = pad(pack(plan.sources[0], texts))
+            streams.append(Stream(source, [batch], device))
+            real.append(mask.to(device))
+    for layer in range(plan.layers):
+        inputs = [_watched_step(s, mask, module_name(plan)) for s, mask in zip(streams, real, strict=True)]
+        _save(plan, folder / f"shared-{layer:05}.safetensors", _layer(plan, layer, experts, inputs, device))
+        progress("share", layer + 1, plan.layers)
+    last = [stream.finish()[0][mask] for stream, mask in zip(streams, real, strict=True)]
+    _outer(plan, experts, last, device, folder / "shared-outer.safetensors")
+
+
+def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names, Tensor]:
+    """Run a layer; what its linear maps outside the feed-forward network read, ``[n, in]`` by the maps that read it."""
+    seen: dict[str, Tensor] = {}
+
+    def watch(layer: nn.Module) -> None:
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear) and not name.startswith(feed_forward + "."):
+                module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(f"{name}.weight", args[0]))
+
+    stream.step(watch)
+    readers: dict[int, list[str]] = {}
+    for name, x in seen.items():
+        readers.setdefault(x.data_ptr(), []).append(name)
+    return {tuple(names): seen[names[0]][real] for names in readers.values()}
+
+
+def _layer(
+    plan: Plan, layer: int, experts: Sequence[Source], inputs: Sequence[dict[Names, Tensor]], device: str
+) -> dict[str, Tensor]:
+    """The merged tensors of one layer, by their names in the output."""
+    base, prefix = plan.sources[0], LAYER.format(layer=layer)
+    shapes = plan.dense.layer_shapes(layer, plan.dense.complete(base.config))
+    matrices = [name for name, size in shapes.items() if len(size) == 2 and plan.shared == "regmean"]
+    merged = {name: _mean(base, experts, prefix + name) for name in shapes if name not in matrices}
+    for group in inputs[0] if inputs else [(name,) for name in matrices]:  # maps that read the same input
+        width = base.tensors[prefix + group[0]].shape[1]
+        total = torch.zeros(width, width, device=device)
+        weighted = {name: torch.zeros(base.tensors[prefix + name].shape, device=device) for name in group}
+        for e, expert in enumerate(experts):
+            # D_e of each map, and the moments G_e of what all of them read
+            deltas = {name: _delta(base, expert, prefix + name).to(device) for name in group}  # [out, in]
+            stacked = torch.cat(list(deltas.values()))
+            moments = _moments(stacked.T @ stacked, inputs[e][group] if inputs else None)
+            total += moments
+            for name, delta in deltas.items():
+                weighted[name] += delta @ moments
+        # W0 + (sum_e D_e G_e) (sum_e G_e)^-1, by one factorisation for the group
+        factor = torch.linalg.cholesky(total)
+        for name, right in weighted.items():
+            merged[name] = base.load(prefix + name).float() + torch.cholesky_solve(right.T, factor).T.cpu()
+    return {prefix + name: tensor for name, tensor in merged.items()}
+
+
+def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device: str, file: Path) -> None:
+    """Merge the tensors outside the layers, some rows at a time: a vocabulary can be larger than any layer."""
+    base, dtype = plan.sources[0], plan.config["dtype"]
+    names = [name for name in plan.dense.outer if name in base.tensors]
+    head = "lm_head.weight" if "lm_head.weight" in names else names[0]  # tied embeddings are merged as the head
+    temporary = file.with_name(file.name + ".tmp")
+    with open(temporary, "wb") as f:
+        f.write(write_header((name, CODES[dtype], base.tensors[name].shape) for name in names))
+        for name in names:
+            solve = _head(base, experts, name, last, device) if name == head and plan.shared == "regmean" else None
+            for start in range(0, base.tensors[name].shape[0], ROWS):
+                rows = solve(start) if solve else _mean(base, experts, name, start, start + ROWS)
+                rows = rows.to(getattr(torch, dtype))
+                _check_finite(name, rows)
+                f.write(memoryview(rows.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
+    os.replace(temporary, file)
+
+
+def _head(
+    base: Source, experts: Sequence[Source], name: str, last: Sequence[Tensor], device: str
+) -> Callable[[int], Tensor]:
+    """What merges rows of the head, ``[n, H]``, given the first of them."""
+    width = base.tensors[name].shape[1]
+    moments = []
+    for e, expert in enumerate(experts):
+        gram = torch.zeros(width, width, device=device)
+        for start in range(0, base.tensors[name].shape[0], ROWS):
+            delta = _delta(base, expert, name, start, start + ROWS).to(device)
+            gram += delta.T @ delta
+        moments.append(_moments(gram, last[e] if last else None))
+    factor = torch.linalg.cholesky(torch.stack(moments).sum(0))
+
+    def solve(start: int) -> Tensor:
+        deltas = (_delta(base, expert, name, start, start + ROWS).to(device) for expert in experts)
+        weighted = torch.stack([d @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
+        return _rows(base, name, start, start + ROWS) + torch.cholesky_solve(weighted.T, factor).T.cpu()
+
+    return solve
+
+
+def _moments(gram: Tensor, x: Tensor | None) -> Tensor:
+    """The estimate of an input's second moments ``[d, d]``: of mean eigenvalue 1 and a bit, never singular.
+
+    Args:
+        gram: D^T D, of what fine-tuning changed ``[d, d]``.
+        x: inputs ``[n, d]``, if there are any.
+    """
+    parts = [gram] if x is None else [gram, x.T @ x]
+    total = RIDGE * torch.eye(len(gram), device=gram.device)
+    for part in parts:
+        if trace := float(part.trace()):
+            total += part * (len(gram) / trace / len(parts))
+    return total
+
+
+def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """Rows of a tensor averaged over the experts, float32."""
+    mean = _rows(base, name, start, stop)
+    for expert in experts:
+        mean += _delta(base, expert, name, start, stop) / len(experts)
+    return mean
+
+
+def _delta(base: Source, expert: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """What an expert changed in rows of a tensor, float32. Tokens that only one of the two has count as unchanged."""
+    rows = _rows(base, name, start, stop)
+    theirs = _rows(expert, name, start, stop)[: len(rows)] if name in expert.tensors else rows
+    delta = torch.zeros_like(rows)
+    delta[: len(theirs)] = theirs - rows[: len(theirs)]
+    return delta
+
+
+def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """Rows of a tensor, float32, as many as there are; a vector's elements are its rows."""
+    tensor = source.tensors[name]
+    stop = min(stop or tensor.shape[0], tensor.shape[0])
+    width = tensor.elements // tensor.shape[0]
+    flat = tensor.read(start * width, max(start, stop) * width).float()
+    return flat.reshape(-1, *tensor.shape[1:])
+
+
+def _save(plan: Plan, file: Path, tensors: dict[str, Tensor]) -> None:
+    dtype = getattr(torch, plan.config["dtype"])
+    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in cast.items():
+        _check_finite(name, tensor)
+    write_whole(file, save(cast))
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        what = f"'{name}' came out NaN or infinite when it was merged"
+        raise error("source.broken", "shared_weights", what, "Use 'shared_weights: base', or look for a broken expert.")

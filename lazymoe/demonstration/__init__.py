@@ -1,0 +1,1 @@
+"""The demo: tiny models trained on the spot (`models`), and what it makes of them (`story`)."""

@@ -1,0 +1,100 @@
+"""The mixture in memory, to chat with: in 4 bit where there is a CUDA GPU, as it is otherwise.
+
+transformers 5 keeps the experts of a layer in one tensor and quantizes only what is `nn.Linear`: with its own
+``load_in_4bit`` the experts, nearly all of the weights, would stay in 16 bit, and a 2x7B wouldn't fit a T4. So here
+each layer is read, and quantized at once, before the next one is.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import __version__ as transformers_version
+
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.opening import open_folder
+from lazymoe.checkpoint.source import Source
+from lazymoe.forward.stream import own_buffers
+from lazymoe.output.folder import trusted
+
+EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for each expert
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """A finished mixture and its tokenizer. No code runs but LazyMoE's own modelling file, and that never for a
+    tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    trust = trusted(folder)
+    if not torch.cuda.is_available():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust), tokenizer
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    if int(transformers_version.split(".")[0]) >= 5 and not hasattr(config, "auto_map"):
+        return load_4bit(folder, "cuda", torch.float16), tokenizer
+    from transformers import BitsAndBytesConfig
+
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=four, device_map="cuda", trust_remote_code=trust
+    )
+    return model, tokenizer
+
+
+@torch.no_grad()
+def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
+    """A finished mixture of a class of transformers 5, the matrices of its layers in NF4 but for the routers', the rest
+    in dtype.
+
+    Takes memory for the result and two layers in dtype.
+    """
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    source, config = open_folder(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    for name, module in list(model.model.named_children()):
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            setattr(model.model, name, type(module)(config=config).to(device))
+
+    own_buffers(model, model.model.embed_tokens, device)
+    for i in range(config.num_hidden_layers):
+        layer = model.model.layers[i] = _read_layer(type(model), source, config, i, dtype).to(device)
+        for path, module in list(layer.named_modules()):
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = i
+            for leaf, parameter in list(module.named_parameters(recurse=False)):
+                matrix = isinstance(module, torch.nn.Linear) and parameter.dim() == 2
+                if (matrix and not path.startswith("router.")) or leaf in EXPERTS:
+                    replace_parameter_4bit(module, leaf, quant_type="nf4")
+
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta and name in source.tensors:
+            module_name, _, leaf = name.rpartition(".")
+            value = source.load(name).to(device, dtype)
+            setattr(model.get_submodule(module_name), leaf, torch.nn.Parameter(value, requires_grad=False))
+    model.tie_weights()
+    return model.eval()
+
+
+def _read_layer(kind: Any, source: Source, config: Any, i: int, dtype: torch.dtype) -> Any:
+    """One layer as transformers loads it, with what it does to names and shapes: that of a model of one layer."""
+    own = config.per_layer_config[i] if getattr(config, "is_heterogeneous", False) else config
+    alone = copy.deepcopy(own)
+    alone.num_hidden_layers, alone.vocab_size, alone.pad_token_id = 1, 1, None
+    if getattr(config, "layer_types", None):
+        alone.layer_types = [config.layer_types[i]]
+    prefix = LAYER.format(layer=i)
+    state = {
+        LAYER.format(layer=0) + name.removeprefix(prefix): source.load(name)
+        for name in source.tensors
+        if name.startswith(prefix)
+    }
+    for name, tensor in source.tensors.items():
+        if ".layers." not in name:  # these are read only once, at the end
+            state[name] = torch.zeros(1 if tensor.shape[0] == config.vocab_size else tensor.shape[0], *tensor.shape[1:])
+    model, info = kind.from_pretrained(None, config=alone, state_dict=state, dtype=dtype, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.model.layers[0]

@@ -1,0 +1,168 @@
+"""A layer's feed-forward network as a mixture: the experts' own weights, one expert in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.forward.stream import Stream, Weights
+from lazymoe.planning.plan import Constant, Piece, Plan
+
+Load = Callable[[int, nn.Module], None]  # gives a dense feed-forward module the weights of an expert, by its number
+
+
+def module_name(plan: Plan) -> str:
+    """What transformers calls a dense layer's feed-forward module."""
+    name, _ = next(iter(plan.dense.ffn.values()))
+    return name.split(".")[0]
+
+
+def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tuple[Tensor, Tensor]:
+    """The experts that each token goes to and their weights, ``[n, k]`` both; the weights of a token sum up to 1.
+
+    Args:
+        gates: one layer's router ``[E, H]``.
+        x: what it reads ``[n, H]``.
+        top_k: how many experts a token goes to.
+        scores: what makes weights of the logits, see `Host.scores`.
+    """
+    logits, chosen = (x @ gates.T).topk(top_k, dim=-1)
+    if scores == "softmax":
+        return chosen, logits.softmax(-1)
+    weights = logits.sigmoid()
+    return chosen, weights / weights.sum(-1, keepdim=True)
+
+
+def fill(plan: Plan, module: nn.Module, weights: Weights, layer: int, scale: float | None = None) -> None:
+    """Give a dense layer's feed-forward module the weights of a model, its output multiplied by ``scale``."""
+    outputs = [name for role, (name, _) in plan.dense.ffn.items() if role.startswith("down")]
+    for name, parameter in module.named_parameters():
+        name = f"{module_name(plan)}.{name}"
+        weight = weights.load(LAYER.format(layer=layer) + name)
+        parameter.copy_(weight * scale if scale is not None and name in outputs else weight)
+
+
+def mix(
+    load: Load,
+    module: nn.Module,
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    order: Sequence[int],
+) -> Tensor:
+    """What the chosen experts make of their tokens ``[n, H]``.
+
+    Args:
+        load: gives the module the weights of an expert.
+        module: the dense layer's feed-forward module.
+        x: its input ``[n, H]``.
+        chosen, weights: experts of each token and their weights ``[n, k]``.
+        order: the order in which experts are added up.
+    """
+    out = torch.zeros_like(x)
+    for expert in order:
+        token, place = (chosen == expert).nonzero(as_tuple=True)
+        if len(token):
+            load(expert, module)
+            out.index_add_(0, token, type(module).forward(module, x[token]) * weights[token, place, None])
+    return out
+
+
+def shared(plan: Plan, load: Load, module: nn.Module, x: Tensor, gate: Tensor) -> Tensor | float:
+    """What the shared expert adds for each token ``[n, H]``, nothing if there is none.
+
+    Args:
+        load, module, x: as in `mix`; the shared expert's number is the one after the others'.
+        gate: its gate ``[1, H]``, or of no rows where it has none.
+    """
+    if plan.shared_expert is None:
+        return 0.0
+    load(plan.experts, module)
+    out = type(module).forward(module, x)
+    return out * (x @ gate.T).sigmoid() if len(gate) else out
+
+
+class InMixture:
+    """One of a plan's sources as it lies in the finished mixture, by its own names: of the base model that is the body,
+    of an expert its feed-forward networks.
+    """
+
+    def __init__(self, plan: Plan, mixture: Source, source: int) -> None:
+        """Find its tensors.
+
+        Args:
+            plan: what the mixture was made by.
+            mixture: it, opened.
+            source: number of the source in the plan.
+        """
+        whole = plan.sources[source]
+        self.config, self.folder = whole.config, mixture.folder
+        self._parts: dict[str, dict[int, TensorInfo]] = {}  # by their place in the source's tensor
+        for output in plan.outputs:
+            at = 0
+            for part in output.parts:
+                if not isinstance(part, Constant) and part.source == source:
+                    name = part.tensor.name if isinstance(part, Piece) else part.name
+                    where = mixture.tensors[output.name].part(at, part.elements)
+                    self._parts.setdefault(name, {}).setdefault(part.start, where)  # copies come after it
+                at += part.elements
+        self.tensors = {name: whole.tensors[name] for name in self._parts if name in whole.tensors}
+
+    def load(self, name: str) -> Tensor:
+        """A whole tensor, in the mixture's dtype."""
+        parts = [where.read() for _, where in sorted(self._parts[name].items())]
+        return torch.cat(parts).reshape(self.tensors[name].shape)
+
+    def rows(self, name: str, indices: Iterable[int]) -> Tensor:
+        """Rows of a matrix [N, H] that lies in the mixture in one piece: ``[n, H]``."""
+        [where], width = self._parts[name].values(), self.tensors[name].shape[1]
+        return torch.stack([where.read(i * width, (i + 1) * width) for i in indices])
+
+
+def run(
+    plan: Plan,
+    mixture: Source,
+    batches: Sequence[Tensor],
+    device: str,
+    seen: Callable[[int, int, Tensor, Tensor], None],
+) -> Stream:
+    """Run all layers of a finished mixture, a layer and in it an expert at a time.
+
+    Args:
+        plan: what it was made by.
+        mixture: it, opened.
+        batches: token ids ``[B, T]`` each.
+        device: where to compute.
+        seen: told of each layer and batch, by number, the experts of its tokens and their weights ``[B * T, k]``.
+
+    Returns:
+        The pass, ready to `finish`.
+    """
+    experts = [InMixture(plan, mixture, number) for number in range(1, len(plan.sources))]
+    stream = Stream(InMixture(plan, mixture, 0), batches, device)
+    place = [0]  # the batch that comes next: each layer runs them in order
+
+    def load(expert: int, module: nn.Module) -> None:
+        fill(plan, module, experts[expert], stream.next)
+
+    def gate(name: str | None) -> Tensor:
+        assert name is not None  # asked for only where there is one
+        return mixture.load(LAYER.format(layer=stream.next) + name).float().to(device)
+
+    def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        chosen, weights = route(gate(plan.host.router), flat, plan.top_k, plan.host.scores)
+        seen(stream.next, place[0], chosen, weights)
+        place[0] = (place[0] + 1) % len(batches)
+        own = gate(plan.host.shared_gate) if plan.gates > plan.experts else flat[:0]
+        out = mix(load, module, flat, chosen, weights, range(plan.experts))
+        return (out + shared(plan, load, module, flat, own)).view_as(x)
+
+    for _ in range(plan.layers):
+        stream.step(feed_forward=(module_name(plan), feed_forward))
+    return stream

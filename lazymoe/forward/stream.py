@@ -1,0 +1,182 @@
+"""A forward pass through a dense model that holds one layer of weights at a time.
+
+The layers are transformers' own modules, in float32, fed by transformers' own preparation of masks and positions, so
+the states are those of the whole model, exactly. All texts go through a layer before the next one is read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.errors import error
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
+FeedForward = Callable[[nn.Module, Tensor], Tensor]  # the layer's own module, its input [B, T, H]: its output
+
+
+class Weights(Protocol):
+    """What a pass reads: a `Source`, or what gives tensors as one does."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def load(self, name: str) -> Tensor: ...
+
+    def rows(self, name: str, indices: Iterable[int]) -> Tensor: ...
+
+
+class _Enough(Exception):
+    """Thrown by the last layer's recorder: what comes after it isn't needed."""
+
+
+class Stream:
+    """Texts on their way through a model's layers.
+
+    Padding goes to the right: under causal attention no token sees what follows it, so no mask is needed, and the
+    states of real tokens are those of the text by itself.
+
+    Attributes:
+        states: the residual stream of each batch before layer ``next``, float32 ``[B, T, H]``; after all steps, what
+            the final norm reads.
+        next: number of the layer that the next step runs.
+    """
+
+    @torch.no_grad()
+    def __init__(self, source: Weights, batches: Sequence[Tensor], device: str) -> None:
+        """Embed the texts.
+
+        Args:
+            source: the model; its weights must be on the disk.
+            batches: token ids, int64, each ``[B, T]``.
+            device: where to compute.
+        """
+        self.source, self.device, self.next = source, device, 0
+        self._decoder = _skeleton(source, device)
+        self.states, self._calls = _record(self._decoder, source, batches, device)
+
+    @torch.no_grad()
+    def step(
+        self, watch: Callable[[nn.Module], object] | None = None, feed_forward: tuple[str, FeedForward] | None = None
+    ) -> None:
+        """Run one layer.
+
+        Args:
+            watch: called with the layer before it runs, to hook what it wants to see.
+            feed_forward: name of the layer's feed-forward module, whose weights are left unread, and what to do
+                in its place.
+
+        Raises:
+            LazyMoEError: if a state becomes NaN or infinite.
+        """
+        layer, prefix = self._decoder.layers[self.next], LAYER.format(layer=self.next)
+        layer.to_empty(device=self.device)
+        for name, tensor in layer.state_dict().items():  # buffers too, where they are kept on disk
+            if not feed_forward or not name.startswith(feed_forward[0] + "."):
+                tensor.copy_(self.source.load(prefix + name))
+        if feed_forward:
+            module = getattr(layer, feed_forward[0])
+            module.forward = partial(feed_forward[1], module)
+        if watch:
+            watch(layer)
+        calls = self._calls[self.next]
+        self.states = [layer(s, *args, **kwargs) for s, (args, kwargs) in zip(self.states, calls, strict=True)]
+        if feed_forward:
+            del module.forward  # it holds the module, which without this would hold itself
+        self._decoder.layers[self.next] = nn.Identity()  # lets the weights go
+        self.next += 1
+        if not all(torch.isfinite(s).all() for s in self.states):
+            what = f"the hidden states after layer {self.next - 1} are NaN or infinite"
+            remedy = "This model is broken: use another one, or download it again."
+            raise error("source.broken", self.source.folder, what, remedy)
+
+    @torch.no_grad()
+    def finish(self) -> list[Tensor]:
+        """What the head reads, after all steps: the states through the final norm, ``[B, T, H]`` for each batch."""
+        inner = ("embed_tokens", "layers")
+        [name] = {n.split(".")[0] for n, _ in self._decoder.named_parameters()} - set(inner)
+        norm = getattr(self._decoder, name)
+        norm.to_empty(device=self.device)
+        for part, parameter in norm.named_parameters():
+            parameter.copy_(self.source.load(f"model.{name}.{part}"))
+        return [norm(s) for s in self.states]
+
+
+def _skeleton(source: Weights, device: str) -> Any:
+    """The model's decoder without weights; only what it computes for itself (rotary tables) is real."""
+    config = CONFIG_MAPPING[source.config["model_type"]].from_dict(copy.deepcopy(source.config))
+    config.use_cache = False
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
+    decoder = model.base_model
+    for name, module in list(decoder.named_children()):
+        if name.startswith("rotary_emb"):
+            setattr(decoder, name, type(module)(config=config).to(device))
+    own_buffers(decoder, decoder.embed_tokens, device)
+    return decoder.eval()
+
+
+def own_buffers(model: Any, module: nn.Module, device: str) -> None:
+    """Make the buffers of a model's module real, such as the scale of Gemma's embeddings, if it has any."""
+    buffers = dict(module.named_buffers(recurse=False))
+    for name, buffer in buffers.items():
+        setattr(module, name, torch.empty_like(buffer, device=device))
+    if buffers:
+        model._init_weights(module)  # weights that aren't real stay so
+
+
+def _record(
+    decoder: Any, source: Weights, batches: Sequence[Tensor], device: str
+) -> tuple[list[Tensor], list[list[Call]]]:
+    """Run the model without its layers: the states before the first, and how each layer is called for each batch."""
+    ids, places = torch.unique(torch.cat([b.reshape(-1) for b in batches]), return_inverse=True)
+    name = "model.embed_tokens.weight"
+    if int(ids[-1]) >= source.tensors[name].shape[0]:
+        what = f"its tokenizer has a token {int(ids[-1])}, which its embeddings lack"
+        raise error("source.tokenizer", source.folder, what, "Use the tokenizer that belongs to this model.")
+    decoder.embed_tokens.padding_idx = None  # a number among all tokens, of which only some are here
+    decoder.embed_tokens.weight = nn.Parameter(source.rows(name, ids.tolist()).float().to(device), requires_grad=False)
+
+    states: list[Tensor] = []
+    calls: list[list[Call]] = [[] for _ in decoder.layers]
+
+    def recorder(i: int) -> Any:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            calls[i].append((args, kwargs))
+            if i == 0:
+                states.append(hidden)
+            if i + 1 == len(calls):
+                raise _Enough
+            return hidden
+
+        return forward
+
+    for i, layer in enumerate(decoder.layers):
+        layer.forward = recorder(i)
+    start = 0
+    for batch in batches:
+        local = places[start : start + batch.numel()].reshape(batch.shape).to(device)  # rows of the few embeddings read
+        start += batch.numel()
+        with suppress(_Enough):
+            decoder(input_ids=local, use_cache=False)
+    for layer in decoder.layers:
+        del layer.forward  # back to the class's own
+    return states, calls

@@ -1,0 +1,162 @@
+"""A request to the Hub: tried again where waiting may help, and explained where it does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from huggingface_hub import errors as hf
+
+from lazymoe.errors import LazyMoEError, error
+
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+TRIES = 5
+WAIT = 1.0  # seconds before the second try; doubled each time, unless the Hub says how long
+LONGEST_WAIT = 60.0
+NETWORK = ("httpx", "httpcore", "requests", "urllib3")  # what the client's versions stand on, httpx2 among them
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a request is about, for the messages.
+
+    Attributes:
+        where: how they name the place it was asked for.
+        kind: ``model``, ``data set``, or ``token``; ``repository`` where something is written.
+        name: of the repository.
+        revision: that was asked for.
+    """
+
+    where: str
+    kind: str
+    name: str = ""
+    revision: str | None = None
+
+
+def ask(about: About, call: Callable[[], T], tries: int = TRIES) -> T:
+    """The result of a request, tried again where waiting may help. All of them can be repeated without harm.
+
+    None of the client's words are kept in messages: they are not ours to vouch for, and a token might be among them.
+
+    Raises:
+        LazyMoEError: if it keeps failing, with what to do.
+    """
+    for again in range(1, tries + 1):
+        try:
+            return call()
+        except LazyMoEError:
+            raise
+        except Exception as e:
+            if again == tries or not _may_pass(e):
+                raise _explained(about, e) from None
+            wait = _retry_after(e)
+            time.sleep(min(WAIT * 2 ** (again - 1) if wait is None else wait, LONGEST_WAIT))
+    raise AssertionError("unreachable")
+
+
+def is_unreachable(e: BaseException) -> bool:
+    """Whether it was the connection that failed, or there is none by the user's own wish."""
+    if isinstance(e, hf.OfflineModeIsEnabled):
+        return True
+    return _status(e) is None and (isinstance(e, OSError) or type(e).__module__.startswith(NETWORK))
+
+
+def _may_pass(e: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    status = _status(e)
+    if status is None:
+        return is_unreachable(e) and not isinstance(e, (hf.OfflineModeIsEnabled, hf.HFValidationError))
+    return status == 429 or status >= 500
+
+
+def _status(e: BaseException) -> int | None:
+    """The status of the answer that an exception is about, None if there was no answer."""
+    status = getattr(getattr(e, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _retry_after(e: BaseException) -> float | None:
+    """Seconds that the Hub asks to wait for, if it says."""
+    headers = getattr(getattr(e, "response", None), "headers", {})
+    asked = str(headers.get("Retry-After", ""))
+    return float(asked) if asked.isdigit() else None
+
+
+def _explained(about: About, e: Exception) -> LazyMoEError:
+    """What an exception of the client means for a person."""
+    if isinstance(e, hf.HFValidationError):
+        return _invalid(about)
+    if isinstance(e, hf.GatedRepoError):
+        page = f"https://huggingface.co/{'datasets/' if about.kind == 'data set' else ''}{about.name}"
+        remedy = f"Open {page}, accept its conditions, and log in with 'hf auth login'."
+        return error("hub.gated", about.where, f"'{about.name}' is gated", remedy)
+    if isinstance(e, hf.RevisionNotFoundError):
+        what = f"'{about.name}' has no revision '{about.revision}'"
+        return error("hub.no-revision", about.where, what, "Check what follows the '@'.")
+    if about.kind in ("model", "data set"):
+        return _not_read(about, e)
+    return _not_written(about, e)
+
+
+def _invalid(about: About) -> LazyMoEError:
+    if about.kind == "repository":
+        what = f"'{about.name}' isn't a name the Hub takes"
+        remedy = "Use letters, digits, '-', '_' and '.', at most 96 of them."
+        return error("hub.bad-name", "repository", what, remedy)
+    return _not_found(about)
+
+
+def _not_found(about: About) -> LazyMoEError:
+    folder = "folder and no " if about.kind == "model" else ""
+    what = f"there is no {folder}{about.kind} on the Hub by the name '{about.name}'"
+    return error(
+        "hub.not-found", about.where, what, "Check the spelling; if it is private, log in with 'hf auth login'."
+    )
+
+
+def _not_read(about: About, e: Exception) -> LazyMoEError:
+    """Why a model or a data set can't be read."""
+    status = _status(e)
+    if isinstance(e, hf.RepositoryNotFoundError):
+        return _not_found(about)
+    if status == 401:
+        what = f"the Hub refuses your token for '{about.name}'"
+        return error("hub.token", about.where, what, "Log in again with 'hf auth login', or unset HF_TOKEN.")
+    if status is not None and (status == 429 or status >= 500):
+        what = f"the Hub keeps answering '{about.name}' with status {status}"
+        return error("hub.busy", about.where, what, "Try again in a few minutes: it goes on from here.")
+    if status is not None:
+        what = f"the Hub answered '{about.name}' with status {status}"
+        return error("hub.refused", about.where, what, "Look at its page on the Hub.")
+    what = f"'{about.name}' isn't in the cache and the Hub can't be reached ({type(e).__name__})"
+    return error("hub.unreachable", about.where, what, "Check the network, or name a folder.")
+
+
+def _not_written(about: About, e: Exception) -> LazyMoEError:
+    """Why an account can't be asked for, or a repository not written."""
+    status, where = _status(e), about.where
+    if status is None and not is_unreachable(e):
+        what = f"the upload failed ({type(e).__name__})"
+        return error("hub.failed", where, what, "Publish again: it goes on from here.")
+    if status is None:
+        remedy = "Check the network and publish again: it goes on from here."
+        return error("hub.unreachable", where, "the Hub can't be reached", remedy)
+    if status == 401:
+        remedy = f"Copy it again from {TOKENS_PAGE}, whole, or make a new one."
+        return error("hub.token", "token", "the Hub doesn't know it", remedy)
+    if status == 403:
+        remedy = f"Give the token write access to it at {TOKENS_PAGE}."
+        return error("hub.forbidden", where, "the Hub doesn't allow this", remedy)
+    if status == 404:
+        return error("hub.not-found", where, "the repository vanished", "Publish again to make it anew.")
+    if status in (409, 412):
+        what = "somebody else is changing this repository"
+        return error("hub.busy", where, what, "Publish again: it goes on from here.")
+    if status == 429:
+        what = "the Hub asks for a pause: too many requests"
+        return error("hub.busy", where, what, "Publish again in a few minutes.")
+    what = f"the Hub answered with status {status}"
+    return error("hub.busy", where, what, "Publish again in a minute: it goes on from here.")

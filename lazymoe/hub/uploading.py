@@ -1,0 +1,76 @@
+"""Putting files into a repository on the Hub: large ones first, where nobody sees them, then one commit that shows all.
+
+So an upload that breaks off leaves nothing half-made, and the next one sends only what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import errors as hf
+
+from lazymoe.errors import error
+from lazymoe.hub.client import About, ask
+
+
+class Upload:
+    """A repository that is written to.
+
+    Attributes:
+        url: the address of its page.
+        private: whether only its owner can see it.
+        remote: the files that it has, with the SHA-256 of large ones.
+    """
+
+    def __init__(self, repo: str, token: str, private: bool) -> None:
+        """Find the repository, or make it.
+
+        Args:
+            repo: its Hub id.
+            token: with the right to write.
+            private: whether a new one can be seen by its owner only.
+
+        Raises:
+            HubError: if the Hub refuses, can't be reached or keeps failing; or if it is public already, though it
+                should be private.
+        """
+        self._api, self._repo, self._about = HfApi(token=token), repo, About(repo, "repository", repo)
+        self._operations: list[Any] = []
+        found = ask(self._about, self._find)
+        if found is None:
+            ask(self._about, lambda: self._api.create_repo(repo, private=private, exist_ok=True))
+            found = ask(self._about, lambda: self._api.model_info(repo, files_metadata=True))
+        if private and found.private is False:
+            remedy = "Make it private on its settings page, or rename yours."
+            raise error("hub.public", repo, "this repository is public already", remedy)
+        self.remote = {s.rfilename: s.lfs.sha256 if s.lfs else None for s in found.siblings or []}
+        self.url = f"{self._api.endpoint}/{repo}"
+
+    def _find(self) -> Any:
+        """The repository with its files, None if there is none yet."""
+        try:
+            return self._api.model_info(self._repo, files_metadata=True)
+        except hf.RepositoryNotFoundError as e:
+            if e.response is not None and e.response.status_code == 404:
+                return None
+            raise
+
+    def send(self, name: str, path: Path) -> bool:
+        """Send a large file, unless the repository has it; whether it was sent."""
+        added = CommitOperationAdd(name, path)
+        if self.remote.get(name) == added.upload_info.sha256.hex():
+            return False
+        ask(self._about, partial(self._api.preupload_lfs_files, self._repo, [added]))
+        self._operations.append(added)
+        return True
+
+    def commit(self, small: Mapping[str, Path | bytes], gone: Iterable[str], message: str) -> None:
+        """Show what was sent, with small files by name, and without those that are gone."""
+        self._operations += [CommitOperationDelete(name) for name in gone]
+        self._operations += [CommitOperationAdd(name, content) for name, content in small.items()]
+        create = partial(self._api.create_commit, self._repo, self._operations, commit_message=message)
+        ask(self._about, create)

@@ -1,0 +1,66 @@
+"""Step 1: what this machine is, and what it can make and run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import ipywidgets as w
+import psutil
+
+from lazymoe.architectures.dense import LLAMA, MISTRAL
+from lazymoe.notebook import ui
+from lazymoe.planning.checking import RUNTIME
+from lazymoe.planning.plan import NF4_BITS
+from lazymoe.units import billions, gigabytes
+from lazymoe.version import __version__
+
+SHAPES = {  # dense models that people fine-tune most, by the sizes in their config.json
+    "1.1B": (LLAMA, {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+                     "num_attention_heads": 32, "num_key_value_heads": 4}),
+    "7B": (MISTRAL, {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                     "num_attention_heads": 32, "num_key_value_heads": 8}),
+}  # fmt: skip
+MIXTURES = ((2, "1.1B"), (4, "1.1B"), (2, "7B"), (4, "7B"), (8, "7B"))
+CONTEXT = 1.5e9  # bytes that running takes beside the weights
+
+
+def setup() -> w.Widget:
+    """Show the machine and what it is good for."""
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(".").free
+    name, video = _gpu()
+    rows = {
+        "LazyMoE": __version__,
+        "GPU": f"{name}, {gigabytes(video)} of memory" if video else "none: merging needs none, chatting will be slow",
+        "Memory": f"{gigabytes(memory)} free",
+        "Disk": f"{gigabytes(disk)} free",
+    }
+    return ui.panel("setup", w.HTML(ui.table(rows)), w.HTML(_sizes(disk, memory, video or memory)))
+
+
+def _gpu() -> tuple[str, int]:
+    """Name and free memory of the GPU, in bytes; 0 if there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "", 0
+    return torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
+
+
+def _sizes(disk: int, memory: int, run: int) -> str:
+    """A table of mixtures as HTML, and for each whether it can be made and run here."""
+    lines = []
+    for experts, size in MIXTURES:
+        dense, config = SHAPES[size]
+        body, ffn = (sum(map(math.prod, shapes.values())) for shapes in dense.all_shapes(dense.complete(config)))
+        parameters = body + experts * ffn
+        room = 2 * (experts * (body + ffn) + parameters)  # bytes: the downloads and the mixture, in 16 bit
+        layer = RUNTIME + 4 * (body + ffn) // config["num_hidden_layers"]
+        made = "no memory" if layer > memory else "yes" if room < disk else f"needs {gigabytes(room)} of disk"
+        four = parameters * NF4_BITS / 8 + CONTEXT
+        runs = "in 16 bit" if 2 * parameters + CONTEXT < run else "in 4 bit" if four < run else "too large"
+        lines.append((f"{experts} x {size}", billions(parameters), made, runs))
+    head = "".join(f"<th scope='col'>{h}</th>" for h in ("mixture", "parameters", "can be made here", "can run here"))
+    signs = {"yes": "✓ ", "in 16 bit": "✓ ", "in 4 bit": "✓ "}
+    rows = "".join("<tr>" + "".join(f"<td>{signs.get(c, '')}{c}</td>" for c in line) + "</tr>" for line in lines)
+    return f"<table><tr>{head}</tr>{rows}</table>"

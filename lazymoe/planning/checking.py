@@ -1,0 +1,152 @@
+"""Can this recipe work, and what will it take? Answered before anything large is downloaded.
+
+Errors mean that it can't work; warnings, that it may work badly. `merge` asks the same questions first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lazymoe.errors import Problem
+from lazymoe.files import absolute, existing
+from lazymoe.planning.plan import Plan
+from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
+from lazymoe.recipe.schema import STREAMED, Recipe
+from lazymoe.units import billions, gigabytes
+
+RUNTIME = 350_000_000  # bytes: Python with torch, and the buffers of a merge
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check` found; all sizes in bytes.
+
+    Attributes:
+        errors: why it can't work; empty if it can.
+        warnings: why it may work badly.
+        plan: the output; None where errors leave nothing to plan.
+        download: still to be downloaded.
+        disk_free: free where the output goes.
+        memory_free: free memory.
+        memory_merge: memory that the merge takes, about.
+    """
+
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    plan: Plan | None
+    download: int
+    disk_free: int
+    memory_free: int
+    memory_merge: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: figures in bytes or numbers of parameters."""
+        found = {
+            "ok": not self.errors,
+            "errors": [p.to_dict() for p in self.errors],
+            "warnings": [p.to_dict() for p in self.warnings],
+            "download_bytes": self.download,
+            "free_disk_bytes": self.disk_free,
+            "free_memory_bytes": self.memory_free,
+            "merge_memory_bytes": self.memory_merge,
+        }
+        return found | self.plan.to_dict() if self.plan else found
+
+    def figures(self) -> dict[str, str]:
+        """What will be made and what it takes, in words; empty where errors leave nothing to plan."""
+        if not (plan := self.plan):
+            return {}
+        total, active = billions(plan.parameters), billions(plan.active_parameters)
+        return {
+            "model": f"{plan.architecture}, {plan.layers} layers, hidden size {plan.hidden_size}",
+            "experts": f"{plan.experts}, {plan.top_k} for each token",
+            "parameters": f"{total} in total, {active} active per token",
+            "on disk": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
+            "to download": gigabytes(self.download) if self.download else "nothing",
+            "free disk": gigabytes(self.disk_free),
+            "memory to merge": f"{gigabytes(self.memory_merge)}, of {gigabytes(self.memory_free)} free here",
+            "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
+            "and 1 to 2 GB for the context",
+        }
+
+    def __str__(self) -> str:
+        """The table, then a line for each problem."""
+        lines = [f"{name:<17}{value}" for name, value in self.figures().items()]
+        lines += [f"warning: {p}" for p in self.warnings] + [f"error: {p}" for p in self.errors]
+        return "\n".join(lines if self.errors else [*lines, "This can be merged."])
+
+
+def check(
+    recipe: Recipe | str | os.PathLike[str],
+    folder: str | os.PathLike[str] = ".",
+    *,
+    shard_size: int = SHARD_SIZE,
+    allow_pickle: bool = False,
+) -> Check:
+    """Find out whether a recipe can be merged and what it takes, from configs and headers.
+
+    Args:
+        recipe: what is wanted: a recipe, its file, or the name of a ready-made one.
+        folder: where the output will go, to measure the free disk.
+        shard_size: the most bytes of tensors in one output file.
+        allow_pickle: also accept ``.bin`` weights.
+
+    Returns:
+        What was found. What is wrong with prompts, models and the machine is not raised; it is the ``errors``.
+
+    Raises:
+        RecipeError: if it isn't a recipe.
+    """
+    return judge(prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle), absolute(folder))
+
+
+def judge(prepared: Prepared, folder: Path) -> Check:
+    """What a prepared recipe takes, held against what this machine has.
+
+    Args:
+        prepared: the recipe.
+        folder: where the output will go, absolute.
+    """
+    plan, download = prepared.plan, sum(prepared.missing.values())
+    errors, warnings = list(prepared.errors), list(prepared.warnings)
+    memory_free, memory_merge = psutil.virtual_memory().available, RUNTIME
+    if plan:
+        errors += _disk(plan, folder, download)
+        memory_merge += _memory(prepared.recipe, plan)
+        if memory_merge > memory_free:
+            what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
+            remedy = "Close other programs, or use 'gate_mode: cheap_embed'."
+            warnings.append(Problem("output.memory", "memory", what, remedy))
+    disk_free = shutil.disk_usage(existing(folder)).free
+    return Check(tuple(errors), tuple(warnings), plan, download, disk_free, memory_free, memory_merge)
+
+
+def _memory(recipe: Recipe, plan: Plan) -> int:
+    """Bytes that computing takes beside Python itself."""
+    streamed = plan.dense_layer_bytes if recipe.gate_mode in STREAMED else 0  # one layer of one model, in float32
+    if plan.shared != "regmean":
+        return streamed
+    # the layer of another model, and for each expert a matrix of moments [H, H], with room for the solution
+    return streamed + plan.dense_layer_bytes + (plan.experts + 4) * 4 * plan.hidden_size**2
+
+
+def _disk(plan: Plan, folder: Path, download: int) -> Iterator[Problem]:
+    """Is there room for the output, and for the downloads where they go?"""
+    written = sum(p.stat().st_size for p in folder.glob("**/model-*.safetensors")) if folder.is_dir() else 0
+    needs = [(existing(folder), plan.nbytes - written + plan.computed_bytes)]
+    needs += [(existing(source.folder), download) for source in plan.sources if source.missing][:1]
+    by_disk: dict[int, int] = {}
+    for place, n in needs:
+        by_disk[place.stat().st_dev] = by_disk.get(place.stat().st_dev, 0) + n
+    for place, _ in needs:
+        n, free = by_disk.pop(place.stat().st_dev, 0), shutil.disk_usage(place).free
+        if n > free:
+            what = f"{gigabytes(n)} of disk are needed and {gigabytes(free)} are free"
+            yield Problem("output.no-room", str(place), what, "Free some space, or choose another disk.")

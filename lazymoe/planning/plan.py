@@ -1,0 +1,318 @@
+"""The plan: every tensor of the output, in order, with where it comes from and what is done to it.
+
+Made from headers alone, in moments for models of any size. How large, how many parameters, how much memory: all are
+questions to the plan. It checks nothing; that is `check`'s work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lazymoe.architectures.records import LAYER, Dense, Host, MoE, Place, shape
+from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.tensors import BITS, CODES, FLOATS, TensorInfo
+from lazymoe.recipe.schema import Recipe
+
+NF4_BITS = 4.5  # bitsandbytes: four bits a weight and a float32 for each block of 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements of a source's tensor: copied, or else ``(tensor + noise * N(0, 1)) * scale``, in float32, then cast.
+
+    Attributes:
+        source: number of the source in the plan.
+        tensor: the tensor, as it lies in the source.
+        start, elements: which of its elements.
+    """
+
+    source: int
+    tensor: TensorInfo
+    start: int
+    elements: int
+    noise: float = 0.0
+    scale: float = 1.0
+
+    def copied(self, dtype: str) -> bool:
+        """Whether its bytes can be taken as they lie, for an output of this dtype."""
+        return (self.tensor.dtype, self.noise, self.scale) == (dtype, 0, 1) and self.tensor.span() is not None
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Elements of one value, which the mixture's architecture wants and no source has."""
+
+    value: float
+    elements: int
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Elements of a tensor that is worked out before the writing: a router, or weights merged from several sources.
+
+    Attributes:
+        name: of the tensor; of merged weights the name that they have in the sources.
+        start, elements: which of its elements.
+        scale: what they are multiplied by when they are written.
+    """
+
+    source = 0  # merged weights stand for the base model's
+    name: str
+    start: int
+    elements: int
+    scale: float = 1.0
+
+
+Part = Piece | Constant | Computed
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the output, and the parts that lie in it, one after the other."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.parameters * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The output as a whole.
+
+    Attributes:
+        host, dense: the records it was made by.
+        sources: the base model, then one source for each expert, then that of the shared expert if there is one.
+        experts: how many there are, without the shared one.
+        top_k: how many of them each token passes through.
+        config: the output's config.json.
+        outputs: its tensors, in the order in which they are written.
+        shared: where the tensors that all experts share come from, see `Recipe.shared_weights`.
+        shard_size: the most bytes of tensors in one file.
+    """
+
+    host: Host
+    dense: Dense
+    sources: tuple[Source, ...]
+    experts: int
+    top_k: int
+    config: dict[str, Any]
+    outputs: tuple[Output, ...]
+    shared: str
+    shard_size: int
+
+    @property
+    def architecture(self) -> str:
+        """transformers' name of the output's class."""
+        return str(self.config["architectures"][0])
+
+    @property
+    def layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def expert_sources(self) -> tuple[Source, ...]:
+        return self.sources[1 : 1 + self.experts]
+
+    @property
+    def shared_expert(self) -> int | None:
+        """Number of the shared expert's source, if there is one."""
+        return 1 + self.experts if len(self.sources) > 1 + self.experts else None
+
+    @property
+    def gates(self) -> int:
+        """Rows that are computed for each layer: one for each expert, then that of the shared expert's gate if any."""
+        return self.experts + bool(self.shared_expert and self.host.shared_gate)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def parameters(self) -> int:
+        return sum(o.parameters for o in self.outputs)
+
+    def active(self, top_k: int) -> int:
+        """Parameters that a token meets when it is sent to so many experts."""
+        return self.parameters - self._expert_parameters * (self.experts - top_k) // self.experts
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token meets: all but the experts it isn't sent to."""
+        return self.active(self.top_k)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(o.nbytes for o in self.outputs)
+
+    @property
+    def computed_bytes(self) -> int:
+        """Disk that a merge takes for a while, for what is computed before it is written."""
+        computed = (BITS[o.dtype] // 8 * p.elements for o in self.outputs for p in o.parts if isinstance(p, Computed))
+        return sum(computed)
+
+    @property
+    def bytes_16bit(self) -> int:
+        """Memory for the weights in 16 bit."""
+        return self.parameters * 2
+
+    @property
+    def bytes_4bit(self) -> int:
+        """Memory for the weights with the layers' matrices, experts included, in bitsandbytes' 4 bit (NF4)."""
+        matrices = sum(o.parameters for o in self.outputs if len(o.shape) > 1 and ".layers." in o.name)
+        return int(matrices * NF4_BITS / 8) + (self.parameters - matrices) * 2
+
+    @property
+    def dense_layer_bytes(self) -> int:
+        """One layer of the base model in float32: what the layer-streamed pass holds."""
+        prefix = LAYER.format(layer=0)
+        return 4 * sum(t.elements for name, t in self.sources[0].tensors.items() if name.startswith(prefix))
+
+    @property
+    def _expert_parameters(self) -> int:
+        pieces = (part for o in self.outputs for part in o.parts if isinstance(part, Piece))
+        return sum(piece.elements for piece in pieces if 0 < piece.source <= self.experts)
+
+    @property
+    def shards(self) -> list[tuple[str, list[Output]]]:
+        """The files, each with its tensors; a tensor larger than the shard size has a file to itself."""
+        groups: list[list[Output]] = [[]]
+        size = 0
+        for output in self.outputs:
+            if groups[-1] and size + output.nbytes > self.shard_size:
+                groups.append([])
+                size = 0
+            groups[-1].append(output)
+            size += output.nbytes
+        return [(f"model-{i:05}-of-{len(groups):05}.safetensors", group) for i, group in enumerate(groups, 1)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: numbers of parameters, and sizes in bytes."""
+        return {
+            "architecture": self.architecture,
+            "layers": self.layers,
+            "experts": self.experts,
+            "experts_per_token": self.top_k,
+            "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
+            "dtype": self.config["dtype"],
+            "output_bytes": self.nbytes,
+            "run_memory_16bit_bytes": self.bytes_16bit,
+            "run_memory_4bit_bytes": self.bytes_4bit,
+        }
+
+    def fingerprint(self, **settings: Any) -> str:
+        """Tells two merges apart: by what goes in, how it is cut, and the settings given. No weight is read."""
+        pieces = [(o.name, o.dtype, repr(o.parts)) for o in self.outputs]
+        sources = [source.fingerprint for source in self.sources]
+        text = json.dumps([pieces, sources, self.config, self.shard_size, settings], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(
+    recipe: Recipe,
+    sources: Sequence[Source],
+    dense: Dense,
+    host: Host,
+    shared: str = "base",
+    shard_size: int = 4_000_000_000,
+) -> Plan:
+    """Lay out the output of a recipe.
+
+    Args:
+        recipe: what is wanted.
+        sources: the base model, then one for each expert and shared expert, as the recipe lists them. They must fit
+            each other.
+        dense, host: the records from `registry.find_host`.
+        shared: `base`, `average` or `regmean`.
+        shard_size: the most bytes of tensors in one file.
+    """
+    base, experts = sources[0], recipe.every_expert
+    routed, together = len(recipe.experts), len(recipe.shared_experts or [])
+    config = dense.complete(base.config) | {"experts": routed}
+    dtype = CODES[recipe.dtype] if recipe.dtype else base.dtype or base.tensors[next(iter(dense.outer))].dtype
+    top_k = min(recipe.experts_per_token, routed)
+    roles = dense.roles(config)
+
+    # attention, norms, embeddings, head: one output for each, the base model's or merged before the writing
+    def body(name: str, prefix: str, place: Place, scale: float = 1.0) -> Iterator[Output]:
+        tensor = base.tensors.get(prefix + place.name)  # a tied lm_head has no tensor of its own
+        if tensor:
+            n = math.prod(place.shape)
+            whole: Part = Piece(0, tensor, place.start, n, scale=scale)
+            if shared != "base":
+                whole = Computed(tensor.name, place.start, n, scale)
+            yield Output(prefix + name, dtype, place.shape, (whole,))
+
+    # one role (gate, up, down ...) of an expert's feed-forward network, by the expert's number
+    def taken(number: int, prefix: str, role: str) -> Piece:
+        expert, place = experts[number], roles[role]
+        tensor = sources[number + 1].tensors[prefix + place.name]
+        scale = expert.residual_scale if role.startswith("down") and expert.residual_scale is not None else 1.0
+        return Piece(number + 1, tensor, place.start, math.prod(place.shape), expert.noise_scale or 0.0, scale)
+
+    # the shape of roles that lie one below the other in one tensor
+    def stacked(words: str) -> tuple[int, ...]:
+        shapes = [roles[role].shape for role in words.split()]
+        return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+
+    # what a layer has instead of its dense feed-forward network
+    def feed_forward(prefix: str, places: dict[str, Place]) -> Iterator[Output]:
+        def computed(name: str, rows: int) -> Output:
+            size = (rows, config["hidden_size"])
+            return Output(prefix + name, dtype, size, (Computed(prefix + name, 0, math.prod(size)),))
+
+        # what the host wants and the dense model doesn't have
+        for name, (words, value) in host.constants(config).items():
+            if not (together and name in (*host.shared, host.shared_gate)):
+                size = shape(words, config)
+                yield Output(prefix + name, dtype, size, (Constant(value, math.prod(size)),))
+        for name, (own, factor) in host.copies.items():
+            yield from body(name, prefix, places[own], factor(config))
+        yield computed(host.router, routed)
+
+        # experts with tensors of their own, expert by expert; then tensors that hold all of them
+        for expert in range(routed):
+            for name, words in host.experts.items():
+                if "{expert}" in name:
+                    parts = tuple(taken(expert, prefix, role) for role in words.split())
+                    yield Output(prefix + name.format(expert=expert), dtype, stacked(words), parts)
+        for name, words in host.experts.items():
+            if "{expert}" not in name:
+                parts = tuple(taken(expert, prefix, role) for expert in range(routed) for role in words.split())
+                yield Output(prefix + name, dtype, (routed, *stacked(words)), parts)
+
+        if together:
+            for name, role in host.shared.items():
+                yield Output(prefix + name, dtype, roles[role].shape, (taken(routed, prefix, role),))
+            if host.shared_gate:
+                yield computed(host.shared_gate, 1)
+
+    # in the order of a forward pass: embeddings, layer after layer, final norm and head
+    first, *last = (Place(name, 0, size) for name, size in dense.outer_shapes(config).items())
+    outputs = list(body(first.name, "", first))
+    for layer in range(config["num_hidden_layers"]):
+        prefix = LAYER.format(layer=layer)
+        places = dense.body(layer, config)
+        for name, place in places.items():
+            outputs += body(name, prefix, place)
+        outputs += feed_forward(prefix, places)
+    for place in last:
+        outputs += body(place.name, "", place)
+
+    written = host.config(MoE(config, routed, top_k, together))
+    written |= {"dtype": FLOATS[dtype], "torch_dtype": FLOATS[dtype]}
+    return Plan(host, dense, tuple(sources), routed, top_k, written, tuple(outputs), shared, shard_size)

@@ -1,0 +1,139 @@
+"""A recipe made ready: its prompts read, its models opened, its output planned. Made once; all else is handed it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from lazymoe.architectures.registry import find_host
+from lazymoe.checkpoint.opening import fetch, open_source
+from lazymoe.checkpoint.source import Source
+from lazymoe.errors import LazyMoEError, Problem, failure
+from lazymoe.planning.compatibility import adapters, differences, misfits, same_tokens, unusable
+from lazymoe.planning.plan import Plan, make_plan
+from lazymoe.recipe.reference import Reference
+from lazymoe.recipe.review import doubtful, unsupported
+from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.texts import read_prompts
+
+SHARD_SIZE = 4_000_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe made ready.
+
+    Attributes:
+        recipe: what is wanted, with its data sets of prompts at their commits.
+        prompts: the same, with the texts themselves in place of files and data sets.
+        sources: the recipe's models in its order, the base model first; empty if one of them can't be used.
+        plan: the output; None where errors leave nothing to plan.
+        errors: why it can't be made; empty if it can.
+        warnings: why it may turn out badly.
+        allow_pickle: whether ``.bin`` weights were accepted.
+    """
+
+    recipe: Recipe
+    prompts: Recipe
+    sources: tuple[Source, ...]
+    plan: Plan | None
+    errors: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    allow_pickle: bool
+
+    @property
+    def sound_plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            LazyMoEError: if there is none, with the reasons.
+        """
+        if self.plan is None or self.errors:
+            raise failure(self.errors)
+        return self.plan
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """The files that are still to be downloaded, each once, with their sizes in bytes."""
+        return {str(s.folder / file): size for s in self.sources for file, size in s.missing.items()}
+
+    def fetch(self) -> None:
+        """Download the weights that aren't here yet.
+
+        Raises:
+            HubError: if the Hub can't be reached, or refuses.
+        """
+        for model, source in zip(self.recipe.models, self.sources, strict=True):
+            fetch(source, model.where)
+
+
+def prepare(
+    given: Recipe | str | os.PathLike[str], *, shard_size: int = SHARD_SIZE, allow_pickle: bool = False
+) -> Prepared:
+    """Make a recipe ready.
+
+    Args:
+        given: the recipe, its file, or the name of a ready-made one.
+        shard_size: the most bytes of tensors in one output file.
+        allow_pickle: also accept ``.bin`` weights.
+
+    Raises:
+        RecipeError: if it isn't a recipe. What is wrong with its prompts and models is not raised; it is among the
+            ``errors``.
+    """
+    recipe = prompts = Recipe.read(given)
+    errors: list[Problem] = []
+    try:
+        recipe, prompts = read_prompts(recipe)
+    except LazyMoEError as e:
+        errors += e.problems
+    errors += unsupported(prompts)
+    warnings = list(doubtful(prompts))
+    sources = _open_all(recipe, allow_pickle, errors)
+    plan = _plan(recipe, sources, shard_size, errors, warnings) if sources else None
+    return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), allow_pickle)
+
+
+def _open_all(recipe: Recipe, allow_pickle: bool, errors: list[Problem]) -> tuple[Source, ...]:
+    """The base model and each expert, every model opened once; nothing if one of them is unusable."""
+    opened: dict[Reference, Source] = {}
+    before = len(errors)
+    tried = set[Reference]()
+    for where, reference in recipe.models:
+        if reference in tried:
+            continue
+        tried.add(reference)
+        try:
+            opened[reference] = open_source(reference, where, allow_pickle)
+        except LazyMoEError as e:
+            errors += e.problems
+        else:
+            errors += filter(None, [unusable(where, opened[reference])])
+    return tuple(opened[model.reference] for model in recipe.models) if len(errors) == before else ()
+
+
+def _plan(
+    recipe: Recipe, sources: tuple[Source, ...], shard_size: int, errors: list[Problem], warnings: list[Problem]
+) -> Plan | None:
+    """The plan, if the models fit together; what is wrong or doubtful is added to the lists."""
+    try:
+        dense, host = find_host(sources[0].config, recipe)
+    except LazyMoEError as e:
+        errors += e.problems
+        return None
+    if problems := list(misfits(recipe, sources, dense, host)):
+        errors += problems
+        return None
+    warnings += differences(recipe, sources, dense)
+
+    # weights can be merged over the experts only where a token's number means the same token to all
+    shared = recipe.shared_weights or ("regmean" if recipe.gate_mode == "fit" else "base")
+    experts = sources[1 : 1 + len(recipe.experts)]
+    strangers = [i for i, s in enumerate(experts) if shared != "base" and not same_tokens(sources[0], s)]
+    if strangers:
+        where, what = recipe.place(strangers[0], "source_model"), "its tokens aren't the base model's"
+        remedy = "So attention, norms and embeddings are taken from the base model alone."
+        warnings.append(Problem("source.tokens", where, what, remedy))
+        shared = "base"
+    warnings += adapters(recipe, sources, dense, shared)
+    return make_plan(recipe, sources, dense, host, shared, shard_size)

@@ -1,0 +1,143 @@
+"""Prompts that a recipe doesn't write out but names: the texts of a file, or of a data set on the Hub.
+
+Only as much is read as the recipe asks for: the beginning of a file, the first rows of a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from lazymoe.errors import LazyMoEError, Problem, error, failure
+from lazymoe.recipe.reference import Reference
+from lazymoe.recipe.schema import SIDES, Recipe, Texts
+
+KINDS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+csv.field_size_limit(1 << 24)  # a column of whole documents
+
+
+def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """Read every file and data set of prompts that a recipe names, once.
+
+    Returns:
+        The recipe with its data sets at their commits, so that it names the same texts for ever; and the recipe with
+        the texts themselves in place of their names.
+
+    Raises:
+        LazyMoEError: with every one that can't be read.
+    """
+    problems: list[Problem] = []
+    pinned, written = [], []
+    for i, expert in enumerate(recipe.every_expert):
+        names: dict[str, list[str | Texts]] = {}
+        texts: dict[str, list[str]] = {}
+        for side in SIDES:
+            prompts: list[str | Texts] | None = getattr(expert, side)
+            if prompts is None:
+                continue
+            names[side], texts[side] = [], []
+            for prompt in prompts:
+                try:
+                    name, found = _read(prompt, recipe.place(i, side))
+                except LazyMoEError as e:
+                    problems += e.problems
+                else:
+                    names[side].append(name)
+                    texts[side] += found
+        pinned.append(expert.model_copy(update=names))
+        written.append(expert.model_copy(update=texts))
+    if problems:
+        raise failure(problems)
+    return recipe.with_experts(pinned), recipe.with_experts(written)
+
+
+def _read(prompt: str | Texts, where: str) -> tuple[str | Texts, list[str]]:
+    """A prompt as it is kept, and its texts."""
+    if isinstance(prompt, str):
+        return prompt, [prompt]
+    place = f"{where}, {prompt.dataset or prompt.file}"
+    try:
+        prompt, name, opened = _open(prompt, place)
+        texts = list(itertools.islice(filter(str.strip, _texts(name, opened, prompt, place)), prompt.limit))
+    except (OSError, ValueError, csv.Error) as e:
+        what = f"it can't be read ({getattr(e, 'strerror', None) or str(e) or type(e).__name__})"
+        remedy = "Check the path, and that the file is what its name says."
+        raise error("recipe.texts-unreadable", place, what, remedy) from None
+    if not texts:
+        raise error("recipe.texts-empty", place, "there is no text in it", "Name another file or field.")
+    return prompt, texts
+
+
+def _open(prompt: Texts, where: str) -> tuple[Texts, str, IO[bytes]]:
+    """The prompt at its commit, the name of its file, and the file."""
+    if not prompt.dataset:
+        path = Path(os.path.expanduser(prompt.file or ""))
+        return prompt, path.name, open(path, "rb")
+    from lazymoe.hub.reading import open_dataset, open_dataset_file
+
+    reference = Reference.parse(prompt.dataset)
+    commit, files = open_dataset(reference.model, reference.revision, where)
+    tables = sorted((f for f in files if f.endswith(KINDS)), key=lambda f: ("train" not in f, f))
+    if not tables or prompt.file not in (None, *files):
+        what, known = f"it has no file {prompt.file or 'of texts'}", ", ".join(files[:8])
+        raise error("recipe.texts-unreadable", where, what, f"It has: {known}.")
+    name = prompt.file or tables[0]
+    pinned = prompt.model_copy(update={"dataset": str(Reference(reference.model, commit))})
+    return pinned, name, open_dataset_file(reference.model, commit, name, where)
+
+
+def _texts(name: str, opened: IO[bytes], prompt: Texts, where: str) -> Iterator[str]:
+    """All texts of a file, one after the other."""
+    with opened as binary:
+        if not name.endswith(KINDS):
+            what = f"'{name}' is none of {', '.join(KINDS)}"
+            raise error("recipe.texts-unreadable", where, what, "Convert it to one of these.")
+        if name.endswith(".parquet"):
+            yield from _parquet(binary, prompt, where)
+            return
+        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        if name.endswith(".txt"):
+            for filled, lines in itertools.groupby(text, key=lambda line: bool(line.strip())):
+                if filled:
+                    yield "".join(lines).strip()
+        elif name.endswith(".csv"):
+            yield from (_field(row, prompt, where) for row in csv.DictReader(text))
+        elif name.endswith(".jsonl"):
+            yield from (_field(json.loads(line), prompt, where) for line in text if line.strip())
+        else:
+            rows = json.load(text)
+            yield from (_field(row, prompt, where) for row in (rows if isinstance(rows, list) else [rows]))
+
+
+def _parquet(binary: IO[bytes], prompt: Texts, where: str) -> Iterator[str]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        what = "parquet files need the package pyarrow"
+        raise error("recipe.texts-unreadable", where, what, "Run: pip install pyarrow") from None
+    table = ParquetFile(binary)
+    if prompt.field not in table.schema_arrow.names:
+        raise _no_field(prompt, table.schema_arrow.names, where)
+    for rows in table.iter_batches(batch_size=prompt.limit, columns=[prompt.field]):
+        yield from (str(value) for value in rows.column(0).to_pylist() if value is not None)
+
+
+def _field(row: Any, prompt: Texts, where: str) -> str:
+    """The text of a row, which is an object with fields or itself a string."""
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, dict) or not isinstance(row.get(prompt.field), str):
+        raise _no_field(prompt, row if isinstance(row, dict) else [], where)
+    return str(row[prompt.field])
+
+
+def _no_field(prompt: Texts, fields: Iterable[str], where: str) -> LazyMoEError:
+    known = ", ".join(map(str, fields)) or "none"
+    what = f"it has no text in a field '{prompt.field}'"
+    return error("recipe.texts-field", where, what, f"Set 'field' to one of its fields: {known}.")

@@ -1,0 +1,1 @@
+"""What is measured of a finished mixture (`measuring`), what that means (`report`), and how it looks (`picture`)."""

@@ -1,0 +1,30 @@
+"""Quantities as people say them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def billions(parameters: int) -> str:
+    """A number of parameters: ``24.2B``."""
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
+
+
+def gigabytes(n: int) -> str:
+    """A number of bytes: ``48.4 GB``."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
+
+
+def spell_layers(layers: Sequence[int], of: int) -> str:
+    """Some layers of so many: ``layers 0-3 and 7``."""
+    if len(layers) == of:
+        return "all layers"
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    words = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    listed = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+    return f"layer{'s' * (len(layers) > 1)} {listed}"

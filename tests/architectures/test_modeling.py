@@ -1,0 +1,92 @@
+"""The modelling code in templates/ does what transformers' own classes do, in transformers 5 and, with
+``--transformers4 PYTHON``, in that one's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_models import Make, recipe
+
+from lazymoe import merge
+from lazymoe.architectures.registry import HOSTS
+from lazymoe.data import folder as assets
+
+CASES = [
+    (f.name, f.takes[0].model_type, shared) for f in HOSTS if f.code for shared in (False, True)[: 1 + bool(f.shared)]
+]
+USE = """
+import copy, sys, torch
+from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
+folder, scratch = sys.argv[1:]
+own = {"trust_remote_code": True, "dtype": torch.float32}
+model = AutoModelForCausalLM.from_pretrained(folder, **own).eval()
+ids = torch.arange(2, 22)[None]
+with torch.no_grad():
+    logits = model(ids).logits
+
+# generation, with the cache and without
+answers = [model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=cached) for cached in (True, False)]
+assert torch.equal(*answers) and answers[0].shape == (1, 28)
+padded = torch.cat([torch.zeros(1, 4, dtype=int), ids], 1)
+mask = (torch.arange(24) >= 4).long()[None]
+with torch.no_grad():
+    assert (model(padded, attention_mask=mask).logits[:, 4:] - logits).abs().max() < 1e-4
+
+# spread over devices, one of them the disk
+parts = {f"model.{name}": "cpu" for name, _ in model.model.named_children() if name != "layers"}
+spread = AutoModelForCausalLM.from_pretrained(folder, offload_folder=scratch + "/offload", **own, device_map={
+    **parts, "lm_head": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"})
+with torch.no_grad():
+    assert (spread(ids).logits - logits).abs().max() < 1e-5
+del spread
+
+# gradients, with checkpoints and without
+gradients = []
+for checkpoints in (False, True):
+    trained = copy.deepcopy(model).train()
+    if checkpoints:
+        trained.gradient_checkpointing_enable()
+    trained(ids, labels=ids).loss.backward()
+    gradients.append({name: p.grad for name, p in trained.named_parameters() if p.grad is not None})
+assert gradients[0].keys() == gradients[1].keys()
+assert all((gradients[0][name] - g).abs().max() < 1e-5 for name, g in gradients[1].items())
+assert any("mlp.gate" in name for name in gradients[0]) and any("experts" in name for name in gradients[0])
+
+# 4 bit: experts too, routers not
+four = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32, device_map="cpu",
+    quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"))
+kinds = {name: type(m).__name__ for name, m in four.named_modules() if hasattr(m, "weight") and ".mlp." in name}
+assert {kind for name, kind in kinds.items() if "expert" in name and "act" not in name} == {"Linear4bit"}, kinds
+with torch.no_grad():
+    assert torch.cosine_similarity(four(ids).logits.flatten(), logits.flatten(), dim=0) > 0.9
+
+# saved and loaded again, and without its head
+model.save_pretrained(scratch + "/saved")
+again, info = AutoModelForCausalLM.from_pretrained(scratch + "/saved", output_loading_info=True, **own)
+assert not any(info.values()), info
+with torch.no_grad():
+    assert torch.equal(again(ids).logits, logits)
+    assert AutoModel.from_pretrained(folder, **own)(ids).last_hidden_state.shape == (1, 20, model.config.hidden_size)
+"""
+
+
+@pytest.mark.parametrize("where", ["this Python", "--transformers4"])
+@pytest.mark.parametrize(("family", "kind", "shared"), CASES)
+def test_the_code_does_what_transformers_own_does(
+    family: str, kind: str, shared: bool, where: str, make: Make, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    python = sys.executable if where == "this Python" else request.config.getoption("transformers4")
+    if not python:
+        pytest.skip("no --transformers4")
+    models = [make(f"model-{i}", seed=i, kind=kind, dtype="float32", hidden_size=64) for i in range(4)]
+    fields = {"shared_experts": [{"source_model": str(models[3])}]} if shared else {}
+    merge(recipe(*models, architecture=family, **fields), tmp_path / "moe")
+    done = subprocess.run([python, "-c", USE, tmp_path / "moe", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_file_of_code_belongs_to_a_family() -> None:
+    assert {path.name for path in assets("templates").glob("*.py")} == {f.code for f in HOSTS if f.code}

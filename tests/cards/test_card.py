@@ -1,0 +1,243 @@
+"""The model card: what it says, that nothing from outside can break it, and that its code runs."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+import yaml
+from hub_server import Hub
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from small_models import KINDS, SHAPE
+from transformers import AutoModelForCausalLM
+
+from lazymoe import LazyMoEError, Recipe, merge
+from lazymoe.cards.card import card as render
+from lazymoe.cards.card import find_license
+from lazymoe.data import ready_made
+from lazymoe.demonstration.models import domains
+from lazymoe.demonstration.story import demo_recipe
+from lazymoe.output.folder import open_finished
+from lazymoe.recipe.reference import Reference
+from lazymoe.reporting.report import Report
+
+CARDS = Path(__file__).parent / "cards"
+MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
+HOSTILE = [
+    "---\nlicense: mit\n---",
+    "\n---\n",
+    "```\n# out\n```",
+    "````python\nimport os\n````",
+    "~~~\nout\n~~~",
+    "`code`",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</td></tr></table><h1>out</h1>",
+    "<!-- out",
+    "--> out",
+    "a | b | c",
+    "\\| out",
+    "[click](http://evil.example)",
+    "![image](http://evil.example/x.png)",
+    "[text][reference]\n\n[reference]: http://evil.example",
+    "<http://evil.example>",
+    "**bold** _slanted_ ~~struck~~",
+    "# heading\n## another",
+    "1. list\n2. list",
+    "> quoted",
+    "| a | b |\n|---|---|\n| c | d |",
+    "{{ 7 * 7 }}",
+    "{% for x in y %}{% endfor %}",
+    "{# note #}",
+    "&lt;b&gt; &amp; &#60;",
+    "'\"'''\"\"\"",
+    "\\",
+    "a\tb\r\nc",
+    "key: value\n- item: *alias &anchor !tag",
+    "\u202eright to left\u2066",
+    "$$x^2$$ @someone www.evil.example",
+]
+REPORT = Report(
+    names=[kind.name for kind in domains()],
+    held_out=True,
+    losses={
+        "base": [3.0, 3.0, 3.0, 3.0],
+        **{kind.name: [2.0 if i == j else 3.5 for j in range(4)] for i, kind in enumerate(domains())},
+        "average": [2.8, 2.8, 2.8, 2.8],
+        "mixture": [2.25, 2.5, 2.0, 2.75],
+    },
+    shares=[[[0.4 if d == e else 0.2 for e in range(4)] for d in range(4)] for _ in range(2)],
+    accuracy=[[0.75, 0.5, 1.0, 0.75]] * 2,
+    entropy=[0.5, 0.5],
+    active=[10, 20, 30, 40],
+    top_k=2,
+)
+
+
+@pytest.fixture(scope="module")
+def mixture(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's mixture, with a report of given figures."""
+    out = tmp_path_factory.mktemp("card") / "my-moe"
+    merge(demo_recipe(demo_models, domains(), "fit"), out)
+    REPORT.save(out)
+    return out
+
+
+KINDS_OF = {"phi-2": "phi", "Qwen2.5": "qwen2", "Qwen3": "qwen3"}  # what stands in for a model of such a name
+
+
+@pytest.fixture(scope="module")
+def published_models(hub: Hub, demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every model that the ready-made recipes name, on the Hub with a licence: the demo's base model, or one of
+    another kind with its sizes and tokenizer. Adapters change the MLP."""
+    licenses = {"beowolx": "mit", "SanjiWatsuki": "cc-by-nc-4.0"}
+    base = AutoModelForCausalLM.from_pretrained(demo_models / "base")
+    sizes = {key: getattr(base.config, key) for key in (*SHAPE, "initializer_range") if hasattr(base.config, key)}
+
+    def stand_in(name: str, adapter: bool) -> Path:
+        folder = tmp_path_factory.mktemp("published")
+        kind = next((kind for part, kind in KINDS_OF.items() if part in name), None)
+        if adapter:
+            lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
+            peft.get_peft_model(copy.deepcopy(base), lora).save_pretrained(folder)
+            return folder
+        shutil.copytree(demo_models / "base", folder, dirs_exist_ok=True)
+        if kind:
+            config = getattr(transformers, f"{KINDS[kind][0]}Config")(**sizes, **KINDS[kind][1])
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                getattr(transformers, f"{KINDS[kind][0]}ForCausalLM")(config).save_pretrained(folder)
+        return folder
+
+    recipes = [Recipe.from_file(path) for path in ready_made().values()]
+    references = [Reference.parse(name) for given in recipes for _, name in given.models]
+    adapters = {reference.adapter for reference in references if reference.adapter}
+    for name in {reference.model: None for reference in references} | dict.fromkeys(sorted(adapters)):
+        folder = stand_in(name, adapter=name in adapters)
+        license = licenses.get(name.split("/")[0], "apache-2.0")
+        (folder / "README.md").write_text(f"---\nlicense: {license}\nlanguage: [en, de]\n---\n# {name}\n")
+        hub.add(name, folder)
+
+
+def settled(card: str) -> str:
+    """A card without what differs from machine to machine."""
+    card = re.sub(r"@[0-9a-f]{40}", "@COMMIT", card)
+    card = re.sub(r"(?m)^(Made with LazyMoE) .*", r"\1 VERSION, torch VERSION, transformers VERSION.", card)
+    return re.sub(r"/\S*/demo-[0-9a-f]+/", "/cache/demo/", card)
+
+
+def compare(card: str, name: str) -> None:
+    """With the card that is kept; delete that one to keep this one in its place."""
+    file = CARDS / f"{name}.md"
+    if not file.exists():
+        file.write_text(settled(card), encoding="utf-8")
+        pytest.fail(f"{file} is new: read it, and run the test again")
+    assert settled(card) == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ready_made())
+def test_cards_of_the_ready_made_recipes(name: str, published_models: None, tmp_path: Path) -> None:
+    merge(Recipe.from_file(ready_made()[name]), tmp_path / name)
+    compare(render(tmp_path / name, f"you/{name}"), name)
+
+
+def test_card_of_the_demo(mixture: Path) -> None:
+    compare(render(mixture, "you/my-moe"), "demo")
+
+
+def test_the_front_matter_is_valid_and_says_what_was_given(published_models: None, hub: Hub, tmp_path: Path) -> None:
+    recipe = Recipe.from_file(ready_made()["beyonder-4x7b-v3"])
+    merge(recipe, tmp_path / "moe")
+    (tmp_path / "README.md").write_text(render(tmp_path / "moe", "you/moe"), encoding="utf-8")
+    card = ModelCard.load(tmp_path / "README.md")
+    card.validate()
+    models = list(dict.fromkeys(name for _, name in recipe.models))
+    assert card.data.to_dict() == {
+        "language": ["de", "en"],
+        "license": "cc-by-nc-4.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["moe", "frankenmoe", "merge", "mixtral", "lazymoe"],
+        "base_model": models,
+        "base_model_relation": "merge",
+    }
+
+
+def test_a_free_licence_gets_a_name_that_the_hub_takes(mixture: Path) -> None:
+    card = ModelCard(render(mixture, license="My own: terms (2026)"))
+    assert card.data.license == "other" and card.data.to_dict()["license_name"] == "my-own-terms-2026"
+    assert "My own: terms \\(2026\\)" in card.text
+    assert [str(p) for p in find_license(mixture).problems]  # the demo's models state none
+
+
+def shape(card: str) -> tuple[list[str], list[str], dict[str, Any]]:
+    """What a card is made of: the kinds of its Markdown pieces, the contents of its code blocks, its front matter."""
+    _, front, body = card.split("---\n", 2)
+    tokens = MARKDOWN.parse(body)
+    inline = [child for token in tokens for child in token.children or []]
+    kinds = [t.type for t in tokens] + [t.type for t in inline if t.type not in ("text", "softbreak")]
+    assert all(t.content == "<br>" for t in inline if t.type == "html_inline")
+    return kinds, [t.content for t in tokens if t.type == "fence"], yaml.safe_load(front)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_nothing_from_outside_breaks_the_card(mixture: Path, tmp_path: Path, hostile: str) -> None:
+    """A hostile name, prompt and licence: the same pieces as with a harmless one, and the words are all there."""
+
+    def card(word: str) -> tuple[str, Recipe]:
+        out = shutil.copytree(mixture, tmp_path / str(len(list(tmp_path.iterdir()))))
+        recipe = Recipe.from_file(out / "recipe.yaml")
+        experts = [recipe.experts[0].model_copy(update={"source_model": word, "positive_prompts": [word]})]
+        recipe = recipe.model_copy(update={"experts": [*experts, *recipe.experts[1:]]})
+        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        names = [" ".join(word.split()), *REPORT.names[1:]]
+        losses = {names[0] if name == REPORT.names[0] else name: row for name, row in REPORT.losses.items()}
+        replace(REPORT, names=names, losses=losses).save(out)
+        return render(out, "you/my-moe", license=word), recipe
+
+    shown, recipe = card(hostile)
+    kinds, blocks, front = shape(shown)
+    harmless_kinds, _, harmless_front = shape(card("harmless")[0])
+    assert kinds == harmless_kinds
+    assert any(Recipe.from_yaml(block) == recipe for block in blocks if block.startswith("base_model"))
+    assert front.keys() == harmless_front.keys()
+    assert re.fullmatch(r"[a-z0-9.-]+", front["license_name"]) and front["license"] == "other"
+    cells = [t.content for t in MARKDOWN.parse(shown.split("---\n", 2)[2]) if t.type == "inline"]
+    texts = {"".join(c.content for c in MARKDOWN.parseInline(cell)[0].children or []) for cell in cells}
+    assert " ".join(hostile.split()) in texts
+
+
+def test_the_code_in_the_card_runs(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every Python block, as it is written."""
+    blocks = re.findall(r"```python\n(.*?)```", render(mixture), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "card", "exec"), {})
+    assert "What is a mixture of experts?" in capsys.readouterr().out
+
+
+def test_a_template_of_ones_own(mixture: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("# {{ title | text }} by me\n{% include 'usage.md.jinja' %}")
+    card = render(mixture, "you/my-moe", template=tmp_path / "mine.jinja")
+    assert card.startswith("# my-moe by me\n") and "from_pretrained(name" in card
+    (tmp_path / "wrong.jinja").write_text("{{ nothing_like_this }}")
+    with pytest.raises(LazyMoEError, match="can't be rendered"):
+        render(mixture, template=tmp_path / "wrong.jinja")
+
+
+def test_only_a_finished_mixture_has_a_card(tmp_path: Path, mixture: Path) -> None:
+    with pytest.raises(LazyMoEError, match="isn't a finished mixture"):
+        open_finished(tmp_path)
+    broken = shutil.copytree(mixture, tmp_path / "broken")
+    (broken / "lazymoe.json").write_text("{")
+    with pytest.raises(LazyMoEError, match="can't be read"):
+        render(broken)

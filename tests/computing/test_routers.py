@@ -1,0 +1,168 @@
+"""Routers: the layer-streamed pass is transformers' own, the vectors are mergekit's, and bad ones are named."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_models import KINDS, Make, contents, recipe, tensors_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lazymoe import Recipe, check, merge
+from lazymoe.architectures.dense import LLAMA
+from lazymoe.architectures.hosts.mixtral import MIXTRAL
+from lazymoe.checkpoint.opening import open_folder
+from lazymoe.computing.compute import ROUTERS, _gates, degenerate
+from lazymoe.errors import Problem
+from lazymoe.forward.stream import Stream
+from lazymoe.planning.plan import Plan
+from lazymoe.progress import silent
+
+PROMPTS = {
+    "python": (["def add(a, b):\n    return a + b", "import os"], ["A sentence in English."]),
+    "english": (["The name is looked up when the function is called.", "Note that"], None),
+    "unicode": (["05D0 Lo HEBREW LETTER ALEF", "1F41F So FISH\n2603 So SNOWMAN"], ["import this"]),
+}
+
+
+def prompted(demo_models: Path, gate_mode: str) -> Recipe:
+    experts = [
+        {"source_model": str(demo_models / name), "positive_prompts": positive, "negative_prompts": negative}
+        for name, (positive, negative) in PROMPTS.items()
+    ]
+    return Recipe.model_validate({"base_model": str(demo_models / "base"), "gate_mode": gate_mode, "experts": experts})
+
+
+def gates_of(given: Recipe) -> torch.Tensor:
+    """The routers ``[L, E, H]`` of a recipe, before they are cast."""
+    plan = check(given).plan
+    assert plan is not None
+    return torch.from_numpy(_gates(given, plan, plan.sources[0], 0, "cpu", silent))
+
+
+def degenerate_in(folder: Path, gates: torch.Tensor) -> list[Problem]:
+    names = {f"model.layers.{i}.{MIXTRAL.router}": rows.contiguous() for i, rows in enumerate(gates)}
+    save_file(names, folder / ROUTERS)
+    plan = Plan(MIXTRAL, LLAMA, (), gates.shape[1], 2, {"num_hidden_layers": len(gates)}, (), "base", 1)
+    return list(degenerate(plan, folder))
+
+
+@pytest.mark.parametrize("config", [{}, {"sliding_window": 5}, {"tie_word_embeddings": True, "pad_token_id": 63}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_states_are_those_of_the_whole_model(kind: str, config: dict, make: Make) -> None:
+    if kind != "mistral" and "sliding_window" in config:
+        pytest.skip("it has none, or always")
+    folder = make("model", kind=kind, num_hidden_layers=3, **config)
+    lengths = (3, 12, 7)
+    texts = [torch.randint(0, 64, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    padded = torch.nn.utils.rnn.pad_sequence(texts[:2], batch_first=True)
+    stream = Stream(open_folder(folder), [padded, texts[2][None]], "cpu")
+    streamed = [stream.states]
+    for _ in range(3):
+        stream.step()
+        streamed.append(stream.states)
+    streamed[-1] = stream.finish()
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for text, batch, row in zip(texts, (0, 0, 1), (0, 1, 0), strict=True):
+        with torch.no_grad():
+            expected = model(text[None], output_hidden_states=True).hidden_states
+        assert len(streamed) == len(expected) == 4
+        for layer, states in zip(streamed, expected, strict=True):
+            assert (layer[batch][row, : len(text)] - states[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("gate_mode", ["hidden", "hidden_last", "hidden_avg", "cheap_embed"])
+def test_vectors_are_what_mergekit_means(gate_mode: str, demo_models: Path) -> None:
+    """Each prompt by itself through the whole model; the modes as mergekit's source has them."""
+    given = prompted(demo_models, gate_mode)
+    tokenizer = AutoTokenizer.from_pretrained(demo_models / "base")
+    model = AutoModelForCausalLM.from_pretrained(demo_models / "base", dtype=torch.float32).eval()
+
+    def vector(prompts: list[str]) -> torch.Tensor:  # [L, H]
+        found = []
+        for prompt in prompts:
+            ids = tokenizer(tokenizer.bos_token + prompt, add_special_tokens=False, return_tensors="pt").input_ids
+            with torch.no_grad():
+                states = torch.stack(model(ids, output_hidden_states=True).hidden_states[:-1])[:, 0]  # [L, T, H]
+            if gate_mode == "cheap_embed":
+                found.append(model.model.embed_tokens(ids)[0].sum(0).expand(len(states), -1))
+            else:
+                found.append(states.mean(1) if gate_mode == "hidden_avg" else states[:, -1])
+        if gate_mode == "cheap_embed":
+            return torch.nn.functional.normalize(torch.stack(found).sum(0), dim=-1)
+        return torch.stack(found).mean(0)
+
+    rows = [vector(pos) - (vector(neg) if neg else 0) for pos, neg in PROMPTS.values()]
+    expected = torch.nn.functional.normalize(torch.stack(rows, 1), dim=-1)
+    gates = gates_of(given)
+    assert gates.shape == expected.shape
+    assert (gates - expected).abs().max() < 1e-4
+
+
+def test_random_modes_have_their_distributions_and_a_seed(make: Make, tmp_path: Path) -> None:
+    base = make("base", hidden_size=256, head_dim=64)
+    normal = gates_of(recipe(base, *[base] * 8))
+    assert normal.std() == pytest.approx(1, abs=0.05)
+    uniform = gates_of(recipe(base, *[base] * 8, gate_mode="uniform_random"))
+    assert uniform.abs().max() <= 1 / 16
+    assert uniform.std() == pytest.approx(1 / 16 / 3**0.5, rel=0.05)
+    merge(recipe(base, base, base), tmp_path / "a", seed=1)
+    merge(recipe(base, base, base), tmp_path / "b", seed=2)
+    assert contents(tmp_path / "a") != contents(tmp_path / "b")
+
+
+def test_gates_are_written_as_computed(demo_models: Path, tmp_path: Path) -> None:
+    given = prompted(demo_models, "hidden")
+    merge(given, tmp_path / "moe", device="cpu")
+    found = tensors_of(tmp_path / "moe")
+    for i, rows in enumerate(gates_of(given)):
+        written = found[f"model.layers.{i}.block_sparse_moe.gate.weight"]
+        assert torch.equal(written, rows.to(written.dtype))
+
+
+def test_permuted_experts_give_permuted_routers(demo_models: Path) -> None:
+    given = prompted(demo_models, "hidden")
+    permuted = given.model_copy(update={"experts": given.experts[::-1]})
+    assert torch.allclose(gates_of(permuted), gates_of(given).flip(1), atol=1e-5)
+
+
+def test_permuted_experts_give_an_exactly_permuted_mixture(demo_models: Path, tmp_path: Path) -> None:
+    given = prompted(demo_models, "fit")
+    merge(given, tmp_path / "one", device="cpu")
+    merge(given.model_copy(update={"experts": given.experts[::-1]}), tmp_path / "two", device="cpu")
+    one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
+    for name, tensor in one.items():
+        if name.endswith("gate.weight"):
+            assert torch.equal(two[name], tensor.flip(0))
+        elif "experts" not in name:
+            assert torch.equal(two[name], tensor)
+
+
+def test_degenerate_routers_are_named(tmp_path: Path) -> None:
+    gates = torch.randn(6, 3, 64, generator=torch.Generator().manual_seed(0))
+    assert degenerate_in(tmp_path, gates) == []
+    gates[[0, 1, 2, 5], 2] = 3 * gates[[0, 1, 2, 5], 0] + 0.01
+    (problem,) = degenerate_in(tmp_path, gates)
+    assert str(problem).startswith("experts 1 and 3: in layers 0-2 and 5 the router can hardly tell them apart")
+    gates[:, 2] = gates[:, 0]
+    assert "in all layers" in str(degenerate_in(tmp_path, gates)[0])
+
+
+def test_a_layer_is_let_go_at_once(make: Make) -> None:
+    """Without the garbage collector, which would come too late: memory may not grow with the number of layers."""
+    stream = Stream(open_folder(make("model")), [torch.tensor([[1, 2, 3]])], "cpu")
+    seen: list[weakref.ref[torch.nn.Module]] = []
+    gc.disable()
+    try:
+        stream.step(
+            watch=lambda layer: seen.extend(weakref.ref(module) for module in layer.modules()),
+            feed_forward=("mlp", lambda module, x: x),
+        )
+        assert seen and not [ref() for ref in seen if ref() is not None]
+    finally:
+        gc.enable()

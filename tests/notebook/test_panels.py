@@ -1,0 +1,147 @@
+"""The notebook's panels without a front end: a recipe, a mistake, an interrupt, a restarted kernel."""
+
+from __future__ import annotations
+
+import base64
+import html
+import signal
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lazymoe import Recipe
+from lazymoe.demonstration.models import domains
+from lazymoe.demonstration.story import demo_recipe
+from lazymoe.merging import merge as merge_recipe
+from lazymoe.notebook import merge as merge_panel
+from lazymoe.notebook.recipe_panel import Form
+from lazymoe.notebook.session import SESSION, Session
+from lazymoe.notebook.ui import Messages
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """The notebook's state, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    SESSION.__init__()  # type: ignore[misc]
+    return SESSION
+
+
+def demo_yaml(models: Path, gate_mode: str = "fit") -> str:
+    return demo_recipe(models, domains(), gate_mode).to_yaml()
+
+
+def button_of(panel: Any, name: str) -> Any:
+    """The widget below a panel that has this class of ours."""
+    found = [panel] if f"lazymoe-{name}" in panel._dom_classes else []
+    for child in getattr(panel, "children", ()):
+        found += [button_of(child, name)]
+    return next((widget for widget in found if widget is not None), None)
+
+
+def test_form_and_yaml_follow_each_other(session: Session, demo_models: Path) -> None:
+    form = Form()
+    form.text.value = demo_yaml(demo_models)
+    assert session.recipe == demo_recipe(demo_models, domains(), "fit")
+    assert [row.model.value for row in form.rows] == [e.source_model for e in session.recipe.experts]
+    form.top_k.value = 3
+    form.gate.value = "hidden"
+    form.dtype.value = "float16"
+    form.rows[0].residual.value = "0.5"
+    form.rows[1].negative.value = "no\nnever"
+    form.name.value = "other"
+    expected = yaml.safe_load(form.text.value)
+    assert expected["experts_per_token"] == 3 and expected["gate_mode"] == "hidden" and expected["dtype"] == "float16"
+    assert expected["experts"][0]["residual_scale"] == 0.5
+    assert expected["experts"][1]["negative_prompts"] == ["no", "never"]
+    assert Recipe.from_yaml(form.text.value) == session.recipe
+    assert session.name == "other"
+
+
+def test_form_keeps_what_it_does_not_show(session: Session) -> None:
+    text = (
+        "base_model: a/b\nshared_weights: average\nexperts:\n"
+        "- {source_model: a/c, positive_prompts: [one, {file: x.txt, limit: 3}]}\n"
+    )
+    form = Form()
+    form.text.value = text
+    form.top_k.value = 1
+    kept = yaml.safe_load(form.text.value)
+    assert kept["shared_weights"] == "average"
+    assert kept["experts"][0]["positive_prompts"] == ["one", {"file": "x.txt", "limit": 3}]
+
+
+def test_a_recipe_can_be_uploaded_and_downloaded(session: Session) -> None:
+    text = "base_model: a/b\nexperts: [{source_model: a/c, positive_prompts: [äöü]}]\n"
+    form = Form()
+    form.upload.value = ({"name": "r.yaml", "type": "", "size": 1, "content": memoryview(text.encode()),
+                          "last_modified": datetime.now()},)  # fmt: skip
+    assert form.base.value == "a/b" and form.rows[0].positive.value == "äöü"
+    link = form.link.value
+    assert base64.b64decode(link.partition("base64,")[2].partition('"')[0]).decode() == form.text.value == text
+
+
+def test_form_moves_experts(session: Session) -> None:
+    form = Form()
+    form.text.value = "base_model: a/b\nexperts: [{source_model: a/1}, {source_model: a/2}, {source_model: a/3}]"
+    for act, row, order in (("down", 0, "213"), ("up", 2, "231"), ("remove", 1, "21"), ("up", 0, "21")):
+        button_of(form.rows[row].box, act).click()
+        assert "".join(e["source_model"][-1] for e in yaml.safe_load(form.text.value)["experts"]) == order
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("base_model: ''\nexperts: [{source_model: a/b}]", "base_model", "this is empty"),
+        ("base_model: no/such/folder\nexperts: [{source_model: a/b}]", "base_model", "there is no folder"),
+        ("base_model: a/b\nexperts: []", "experts", "no expert"),
+        ("base_model: a/b\nexperts: [{source_model: a/b, noise_scale: -1}]", (0, "noise_scale"), "greater"),
+        ("base_model: a/b\nexperts: [{source_model: ''}]", (0, "source_model"), "this is empty"),
+        ("base_model: a/b\nexperts: [{source_model: a/b}]\nwhat: 1", None, "no field 'what'"),
+        ("base_model: [", None, "valid YAML"),
+    ],
+)
+def test_mistakes_are_marked_beside_their_field(session: Session, text: str, place: Any, words: str) -> None:
+    form = Form()
+    form.text.value = text
+    shown = {key: message.value for key, message in form.messages.items()}
+    shown |= {(i, key): message.value for i, row in enumerate(form.rows) for key, message in row.messages.items()}
+    shown[None] = form.told.value
+    assert words in html.unescape(shown.pop(place))
+    assert "lazymoe-error" not in "".join(v for k, v in shown.items() if k != (0, "positive_prompts"))
+
+
+def test_a_restarted_kernel_finds_everything_again(session: Session, demo_models: Path) -> None:
+    form = Form()
+    form.text.value = demo_yaml(demo_models, "random")
+    form.name.value = "found-again"
+    merge_recipe(session.recipe, session.out)
+    again = Session()
+    assert (again.yaml, again.name, again.merged) == (session.yaml, "found-again", session.out)
+
+
+def test_an_interrupted_merge_goes_on(session: Session, demo_models: Path, tmp_path: Path) -> None:
+    """The kernel's interrupt stops the merge cleanly; the same button goes on, and the bytes are the same."""
+    session.change(yaml=demo_yaml(demo_models), name="stopped")
+    panel = merge_panel()
+
+    def interrupt() -> None:
+        while not (tmp_path / "stopped" / ".lazymoe").exists():
+            time.sleep(0.001)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    button_of(panel, "merge-button").click()
+    told = "".join(child.value for child in panel.children if isinstance(child, Messages))
+    assert "Stopped. Press Merge to go on from here." in told
+    assert session.merged is None
+    button_of(panel, "merge-button").click()
+    assert session.merged
+    merge_recipe(session.recipe, tmp_path / "whole")
+    weights = "model-00001-of-00001.safetensors"
+    assert (tmp_path / "stopped" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()

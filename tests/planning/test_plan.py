@@ -1,0 +1,101 @@
+"""Plans: made from headers alone, at once, with the numbers that are published."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from small_models import Make, recipe, sparse
+
+from lazymoe import Recipe, check
+from lazymoe.architectures.dense import LLAMA
+from lazymoe.architectures.hosts.mixtral import MIXTRAL
+from lazymoe.checkpoint.opening import open_folder
+from lazymoe.data import ready_made
+from lazymoe.planning.plan import make_plan
+
+MISTRAL_7B = {
+    "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+PHI_2 = {
+    "model_type": "phi", "vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "partial_rotary_factor": 0.4, "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA_70B = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "total", "active"),
+    [
+        ("beyonder-4x7b-v3", MISTRAL_7B, "24.2", "12.9"),
+        ("clown-car-4x7b", MISTRAL_7B, "24.2", "12.9"),
+        ("mini-mixtral-v0.2", MISTRAL_7B, "12.9", "12.9"),
+        ("phixtral-4x2_8", PHI_2, "7.81", "4.46"),
+        ("phixtral-2x2_8", PHI_2, "4.46", "4.46"),
+    ],
+)
+def test_published_parameter_counts(
+    tmp_path: Path, name: str, config: dict[str, object], total: str, active: str
+) -> None:
+    """Those of the ready-made recipes, with checkpoints of the published sizes in place of the Hub's."""
+    model, given = str(sparse(tmp_path / "model", config)), Recipe.from_file(ready_made()[name])
+    every = [expert.model_copy(update={"source_model": model}) for expert in given.every_expert]
+    plan = check(given.model_copy(update={"base_model": model}).with_experts(every)).plan
+    assert plan is not None
+    digits = len(total.split(".")[1])
+    assert [f"{n / 1e9:.{digits}f}" for n in (plan.parameters, plan.active_parameters)] == [total, active]
+    assert plan.nbytes == 2 * plan.parameters
+
+
+def test_mixtral_8x7b_has_its_published_parameters(tmp_path: Path) -> None:
+    model = sparse(tmp_path / "mistral", MISTRAL_7B)
+    plan = check(recipe(model, *[model] * 8)).plan
+    assert plan is not None
+    assert (round(plan.parameters / 1e9, 1), round(plan.active_parameters / 1e9, 1)) == (46.7, 12.9)
+    assert plan.nbytes == 2 * plan.parameters
+
+
+def test_eight_experts_of_70b_are_checked_from_headers_alone(tmp_path: Path) -> None:
+    models = [sparse(tmp_path / f"llama-{i}", LLAMA_70B, shards=30) for i in range(8)]
+    start = time.process_time()
+    found = check(recipe(models[0], *models), tmp_path / "out")
+    print(f"{time.process_time() - start:.1f} s of processor time")
+    assert found.plan is not None
+    ffn = 80 * 3 * 8192 * 28672
+    dense = 70_553_706_496  # Llama 3 70B
+    assert found.plan.parameters == dense + 7 * ffn + 80 * 8 * 8192
+    assert found.plan.active_parameters == dense + ffn + 80 * 8 * 8192
+    assert [str(e.remedy) for e in found.errors] == ["Free some space, or choose another disk."]
+
+
+def test_shards_are_cut_by_size_in_order(make: Make) -> None:
+    base = make("base")
+    sources = [open_folder(base)] * 3
+    plan = make_plan(recipe(base, base, base), sources, LLAMA, MIXTRAL, shard_size=10_000)
+    files = plan.shards
+    assert [o for _, outputs in files for o in outputs] == list(plan.outputs)
+    assert all(sum(o.nbytes for o in outputs) <= 10_000 for _, outputs in files)
+    assert [name for name, _ in files] == [
+        f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)
+    ]
+
+
+def test_four_bit_size_is_that_of_bitsandbytes(tmp_path: Path) -> None:
+    model = sparse(tmp_path / "mistral", MISTRAL_7B)
+    plan = check(recipe(model, *[model] * 4)).plan
+    assert plan is not None
+    outside = 2 * 32000 * 4096 + 65 * 4096  # embeddings, head and norms stay in 16 bit
+    assert plan.bytes_4bit == int((plan.parameters - outside) * (4 + 32 / 64) / 8) + 2 * outside
+
+
+def test_tied_heads_stay_tied(make: Make) -> None:
+    base = make("base", tie_word_embeddings=True)
+    plan = check(recipe(base, base, base)).plan
+    assert plan is not None
+    assert "lm_head.weight" not in {o.name for o in plan.outputs}
+    assert plan.config["tie_word_embeddings"] is True
