@@ -100,9 +100,9 @@ def dense_rows(plan: Plan, names: Sequence[str], batches: Batches) -> Iterator[R
 
 
 def mixture_row(name: str, plan: Plan, mixture: Source, batches: Batches) -> Row:
-    losses, shares, accuracy, _ = mixture_losses(plan, mixture, batches, "cpu")
-    right = torch.tensor(accuracy).mean().item()
-    return Row(name, losses, right, torch.tensor(shares).mean(1).max().item())
+    losses, routing = mixture_losses(plan, mixture, batches, "cpu")
+    right = torch.tensor(routing.accuracy).mean().item()
+    return Row(name, losses, right, torch.tensor(routing.shares).mean(1).max().item())
 
 
 def perfect_row(name: str, plan: Plan, mixture: Source, batches: Batches) -> Row:

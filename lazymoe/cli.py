@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from lazymoe.data import ready_made
-from lazymoe.errors import LazyMoEError, Problem, error, failure
+from lazymoe.errors import LazyMoEError, Problem, error, failure, nearest
 from lazymoe.files import absolute, shown
 from lazymoe.progress import bars
 from lazymoe.version import __version__
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
+COMMANDS = ("check", "merge", "report", "card", "publish", "demo")
 Options = argparse.Namespace
 
 
@@ -36,34 +37,59 @@ class Told(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; see this file's first lines for its exit code."""
+    """Run a command.
+
+    Args:
+        arguments: the words after ``lazymoe``; those of this process if absent.
+
+    Returns:
+        The exit code, see this file's first lines.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = Options(json="--json" in arguments, stopped="stopped")
     try:
-        parser = _parser()
-        if not arguments:
-            parser.print_help()
-            return 0
-        parser.parse_args(arguments, options)
-        told: Told = options.run(options)
-        text = json.dumps(told.fields, indent=2) if options.json else told.few if options.quiet else told.words
-        if text:
-            print(text)
+        try:
+            code = _run(arguments, options)
+        except LazyMoEError as e:
+            code = _code(e.problems)
+            if options.json:
+                print(json.dumps({"ok": False, "errors": [p.to_dict() for p in e.problems]}, indent=2))
+            else:
+                for problem in e.problems:
+                    print(f"error: {problem}", file=sys.stderr)
         sys.stdout.flush()
-        return told.code
-    except LazyMoEError as e:
-        if options.json:
-            print(json.dumps({"ok": False, "errors": [p.to_dict() for p in e.problems]}, indent=2))
-        else:
-            for problem in e.problems:
-                print(f"error: {problem}", file=sys.stderr)
-        return 1 if all(p.failed for p in e.problems) else 2
+        return code
     except KeyboardInterrupt:
         print(f"\n{options.stopped}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our words has heard enough; a last flush must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _run(arguments: Sequence[str], options: Options) -> int:
+    """Parse, call and print.
+
+    Raises:
+        LazyMoEError: for whatever a user can mend.
+    """
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        what = f"there is no command '{arguments[0]}'"
+        raise error("input.usage", "lazymoe", what, nearest(arguments[0], COMMANDS))
+    _, unknown = parser.parse_known_args(arguments, options)
+    if unknown:  # its value isn't repeated: it may be a token
+        option = unknown[0].partition("=")[0]
+        what = f"there is no option '{option}'" if option.startswith("-") else "there is a word too many"
+        raise error("input.usage", f"lazymoe {arguments[0]}", what, f"See 'lazymoe {arguments[0]} --help'.")
+    told: Told = options.run(options)
+    text = json.dumps(told.fields, indent=2) if options.json else told.few if options.quiet else told.words
+    if text:
+        print(text)
+    return told.code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -143,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, about, example, "nothing was saved, and the mixture is as it was")
     sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
     sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
-    sub.add_argument("--routing", action="store_true", help="measure the routing alone, without running the experts")
+    sub.add_argument(
+        "--routing", action="store_true", help="measure the routing alone, without the losses of all models"
+    )
     sub.add_argument("--layers", action="store_true", help="also print what each expert gets in each layer")
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
     common(sub)
@@ -171,6 +199,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _code(problems: Sequence[Problem]) -> int:
+    """Give the exit code for what went wrong."""
+    return 0 if not problems else 1 if all(p.failed for p in problems) else 2
+
+
 def _size(text: str) -> int:
     match = SIZE.fullmatch(text.strip())
     size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
@@ -192,7 +225,7 @@ def _check(options: Options) -> Told:
         options.recipe, options.folder, shard_size=options.shard_size, allow_pickle=options.allow_pickle
     )  # fmt: skip
     few = "\n".join(f"error: {p}" for p in found.errors)
-    return Told(str(found), few, found.to_dict(), 2 if found.errors else 0)
+    return Told(str(found), few, found.to_dict(), _code(found.errors))
 
 
 def _merge(options: Options) -> Told:

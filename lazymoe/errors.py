@@ -18,6 +18,9 @@ from dataclasses import dataclass
 FAILED = {"hub.unreachable", "hub.busy", "hub.failed", "output.full", "output.failed"}  # right, and still it failed
 
 
+LONGEST = 800  # letters of a part of a message
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong, in one line.
@@ -40,11 +43,17 @@ class Problem:
         return self.code in FAILED
 
     def to_dict(self) -> dict[str, str]:
-        """For programs."""
+        """Give its fields by name, for programs."""
         return {"code": self.code, "where": self.where, "what": self.what, "remedy": self.remedy}
 
     def __str__(self) -> str:
-        return " ".join(f"{self.where}: {self.what}. {self.remedy}".split())
+        return f"{_line(self.where)}: {_line(self.what)}. {_line(self.remedy)}".strip()
+
+
+def _line(text: str) -> str:
+    """Put a text that may come from a stranger's file on one line, without what a terminal would obey, not too long."""
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
 class LazyMoEError(Exception):
@@ -75,18 +84,34 @@ _KINDS = {"recipe": RecipeError, "source": SourceError, "hub": HubError, "output
 
 
 def failure(problems: Sequence[Problem]) -> LazyMoEError:
-    """The exception for these problems: that of their kind, if they are of one."""
+    """Make the exception for these problems: that of their kind, if they are of one.
+
+    Args:
+        problems: what is wrong, at least one thing.
+    """
     kinds = {problem.code.partition(".")[0] for problem in problems}
     return _KINDS.get(kinds.pop() if len(kinds) == 1 else "", LazyMoEError)(problems)
 
 
 def error(code: str, where: object, what: str, remedy: str) -> LazyMoEError:
-    """The exception for a single problem."""
+    """Make the exception for a single problem.
+
+    Args:
+        code: what kind of thing it is, see `Problem`; its first word chooses the class.
+        where: the place in the recipe or on the disk.
+        what: what is wrong there.
+        remedy: what to do about it.
+    """
     return failure([Problem(code, str(where), what, remedy)])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The remedy for a word that isn't known: the one that was probably meant, or all that there are."""
+    """Name the remedy for a word that isn't known: the one that was probably meant, or all that there are.
+
+    Args:
+        word: as it was given.
+        known: the words that are known.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(word, known, 1)
     return f"Did you mean '{close[0]}'?" if close else f"Known are: {', '.join(known)}."

@@ -11,18 +11,30 @@ from lazymoe.errors import error
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """A path as a user gives it, from the root on: the folder that a program works in is no part of it any more."""
+    """Make a path as a user gives it absolute: the folder that a program works in is no part of it any more.
+
+    Args:
+        path: as it was given, ``~`` included.
+    """
     return Path(os.path.expanduser(path)).absolute()
 
 
 def shown(path: Path) -> Path:
-    """An absolute path as a person reads it: from the folder that they work in, if it lies there."""
+    """Spell an absolute path as a person reads it: from the folder that they work in, if it lies there.
+
+    Args:
+        path: the path, absolute.
+    """
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder, at or above a path, that exists."""
+    """Find the nearest folder, at or above a path, that exists.
+
+    Args:
+        path: of a file or folder that need not exist.
+    """
     path = path.resolve()
     while not path.is_dir():
         path = path.parent
@@ -30,7 +42,7 @@ def existing(path: Path) -> Path:
 
 
 def cache() -> Path:
-    """LazyMoE's folder among the user's caches."""
+    """Find LazyMoE's folder among the user's caches; it need not exist yet."""
     caches = Path.home() / ".cache"
     if sys.platform == "win32":
         caches = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
@@ -39,11 +51,25 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or caches) / "lazymoe"
 
 
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Give what changes when a file does: its size, its time of change and its place on the disk.
+
+    Args:
+        path: of the file.
+    """
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def read_into(f: FileIO, view: memoryview) -> None:
     """Fill a buffer from an open file, unbuffered. Not mapped: mapped pages would count as this program's memory.
 
+    Args:
+        f: the file, at the first byte to read.
+        view: the buffer, of as many bytes as are wanted.
+
     Raises:
-        LazyMoEError: if the file ends before the buffer is full.
+        SourceError: if the file ends before the buffer is full.
     """
     while view:
         n = f.readinto(view)
@@ -54,10 +80,15 @@ def read_into(f: FileIO, view: memoryview) -> None:
 
 
 def read_bytes(path: Path, offset: int, length: int) -> bytearray:
-    """So many bytes of a file, from one of them on.
+    """Read so many bytes of a file, from one of them on.
+
+    Args:
+        path: of the file.
+        offset: the first byte, from the start of the file.
+        length: how many bytes.
 
     Raises:
-        LazyMoEError: if the file ends before.
+        SourceError: if the file ends before.
     """
     data = bytearray(length)
     with open(path, "rb", buffering=0) as f:
@@ -67,7 +98,12 @@ def read_bytes(path: Path, offset: int, length: int) -> bytearray:
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file whole or not at all, with the folders above it.
+
+    Args:
+        path: of the file.
+        data: its bytes, or its text, which is written as UTF-8.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)

@@ -29,10 +29,12 @@ from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
 from lazymoe.progress import Progress, silent
-from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.schema import PROMPTED, Recipe
 from lazymoe.units import billions
 from lazymoe.version import __version__
 
+EXTRA_4, EXTRA_5 = "additional_special_tokens", "extra_special_tokens"  # what both versions read, and what 5 writes
+BEGINNERS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says of a full disk
 
 
@@ -51,7 +53,7 @@ class Merged:
     warnings: tuple[Problem, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: figures in bytes or numbers of parameters."""
+        """Give its fields by name, for programs: figures in bytes or numbers of parameters."""
         warnings = [problem.to_dict() for problem in self.warnings]
         return {"folder": str(self.folder), **self.plan.to_dict(), "warnings": warnings}
 
@@ -83,12 +85,16 @@ def merge(
         seed: of random routers and of the experts' noise.
         shard_size: the most bytes of tensors in one file.
         allow_pickle: also take ``.bin`` weights.
-        device: where routers are computed; a CUDA device if there is one by default.
+        device: where routers and shared weights are computed, as torch names it; a CUDA device if there is one by
+            default.
         progress: called with (stage, done, total); stages are ``share`` and ``route`` (layers) and ``write`` (bytes).
 
+    Returns:
+        What was made, where, and what a user should know about it.
+
     Raises:
-        LazyMoEError: with everything that is wrong; nothing was written then. If the disk fills up or the merge is
-            interrupted, complete files stay for a rerun to go on from.
+        LazyMoEError: with everything that is wrong, as the subclass of its kind if it is of one; nothing was written
+            then. If the disk fills up or the merge is interrupted, complete files stay for a rerun to go on from.
 
     Example:
         >>> merge("recipe.yaml", "my-moe").plan.parameters  # doctest: +SKIP
@@ -100,7 +106,16 @@ def merge(
 def carry_out(
     prepared: Prepared, folder: Path, *, seed: int = 0, device: str | None = None, progress: Progress = silent
 ) -> Merged:
-    """Make the mixture of a prepared recipe. Arguments and errors are those of `merge`; the folder is absolute."""
+    """Make the mixture of a prepared recipe.
+
+    Args:
+        prepared: the recipe.
+        folder: as `merge` has it, absolute.
+        seed, device, progress: as in `merge`.
+
+    Raises:
+        LazyMoEError: as `merge`.
+    """
     if device:
         pick_device(device)  # before the downloads, if it isn't there
     found = judge(prepared, folder)
@@ -114,6 +129,11 @@ def carry_out(
     prepared.fetch()
     work = _claim(folder, fingerprint, plan)
     try:
+        doubts: list[Problem] = []
+        if prepared.recipe.gate_mode in PROMPTED or plan.shared == "regmean":
+            from lazymoe.forward.tokens import doubtful_prompts
+
+            doubts += doubtful_prompts(prepared, plan)
         computed = compute(prepared, plan, work, seed, device, progress)
         write_shards(plan, computed, folder, work, seed, progress)
         _finish(prepared, plan, folder, fingerprint, seed)
@@ -127,13 +147,13 @@ def carry_out(
             raise error("output.full", folder, f"writing failed: {e.strerror}", f"Make room and {again}") from None
         what = f"the merge stopped: {e.strerror or e}"
         raise error("output.failed", e.filename or folder, what, f"Mend that and {again}") from None
-    warnings = (*found.warnings, *degenerate(plan, work))
+    warnings = (*found.warnings, *doubts, *degenerate(plan, work))
     shutil.rmtree(work)
     return Merged(folder, plan, warnings)
 
 
 def _is_done(folder: Path, fingerprint: str) -> bool:
-    """Has this very merge been finished here?
+    """Tell whether this very merge has been finished here.
 
     Raises:
         OutputError: if the folder holds anything but this merge, finished or not.
@@ -157,10 +177,11 @@ def _is_done(folder: Path, fingerprint: str) -> bool:
 
 
 def _claim(folder: Path, fingerprint: str, plan: Plan) -> Path:
-    """Mark the folder as this merge's; the folder for what is half-made.
+    """Mark the folder as this merge's, and give the folder for what is half-made.
 
     Raises:
-        LazyMoEError: if a source was changed since the merge began here, or nothing can be written.
+        SourceError: if a source was changed since the merge began here.
+        OutputError: if nothing can be written.
     """
     work = folder / WORK
     stamps = {str(s.folder / f): (s.folder / f).stat().st_mtime_ns for s in plan.sources for f in s.weights}
@@ -180,12 +201,12 @@ def _claim(folder: Path, fingerprint: str, plan: Plan) -> Path:
 
 
 def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int) -> None:
-    """The small files, config.json and the index last: only they make the folder a model."""
+    """Write the small files, config.json and the index last: only they make the folder a model."""
     base, recipe = plan.sources[0], prepared.recipe
     for name in base.files(TOKENIZER_FILES):
         content = (base.folder / name).read_bytes()
         if name == "tokenizer_config.json":
-            content = _for_transformers_4(_without_code(content, bool(plan.host.code)))
+            content = _for_transformers_4(_without_code(content, bool(plan.host.code)), base.json("tokenizer.json"))
         write_whole(folder / name, content)
     generation = base.folder / GENERATION
     ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
@@ -205,7 +226,7 @@ def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed
 
 
 def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
-    """What a finished mixture says of itself, for its card, for a report and for a rerun."""
+    """Gather what a finished mixture says of itself, for its card, for a report and for a rerun."""
     return {
         "fingerprint": fingerprint,
         "versions": {"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
@@ -224,7 +245,7 @@ def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int) -> dict
 
 
 def _without_code(tokenizer_config: bytes, named: bool) -> bytes:
-    """A tokenizer_config.json that leads to no code but transformers' own; comes back as it is if it did so already.
+    """Make a tokenizer_config.json lead to no code but transformers' own; give it as it is if it did so already.
 
     Args:
         tokenizer_config: the base model's.
@@ -241,17 +262,62 @@ def _without_code(tokenizer_config: bytes, named: bool) -> bytes:
     return _dump(({"tokenizer_class": "PreTrainedTokenizerFast"} if named else {}) | fields).encode()
 
 
-def _for_transformers_4(tokenizer_config: bytes) -> bytes:
-    """A tokenizer_config.json of transformers 5 in words that transformers 4 knows as well: its general class, which
-    by default makes token_type_ids, and these no decoder takes. Any other is returned as it is."""
+def _for_transformers_4(tokenizer_config: bytes, tokenizer: dict[str, Any]) -> bytes:
+    """Put a tokenizer_config.json of transformers 5 into words that transformers 4 knows as well: its general class,
+    which by default makes token_type_ids, and these no decoder takes; and a list of further special tokens. Any other
+    is returned as it is.
+
+    Args:
+        tokenizer_config: the base model's.
+        tokenizer: its tokenizer.json; empty if it has none.
+    """
     known = rb'\1"PreTrainedTokenizerFast"'
     if b'"model_input_names"' not in tokenizer_config:
         known += b',\n  "model_input_names": ["input_ids", "attention_mask"]'
-    return re.sub(rb'("tokenizer_class":\s*)"TokenizersBackend"', known, tokenizer_config)
+    if _begins_otherwise(tokenizer_config, tokenizer):
+        tokenizer_config = re.sub(rb'("tokenizer_class":\s*)"\w+"', rb'\1"TokenizersBackend"', tokenizer_config)
+    tokenizer_config = re.sub(rb'("tokenizer_class":\s*)"TokenizersBackend"', known, tokenizer_config)
+    fields = _fields(tokenizer_config)
+    if not isinstance(extra := fields.get(EXTRA_5), list):
+        return tokenizer_config
+    before = fields.get(EXTRA_4)
+    every = extra + [token for token in (before if isinstance(before, list) else []) if token not in extra]
+    return _dump(
+        {key: value for key, value in fields.items() if key not in (EXTRA_4, EXTRA_5)} | {EXTRA_4: every}
+    ).encode()
+
+
+def _begins_otherwise(tokenizer_config: bytes, tokenizer: dict[str, Any]) -> bool:
+    """Tell whether transformers 4 would put other tokens around a text than the tokenizer.json of transformers 5 says.
+
+    Some of its classes add a begin-of-text token, unless a field says otherwise that transformers 5 doesn't write.
+    """
+    fields = _fields(tokenizer_config)
+    kind = str(fields.get("tokenizer_class")).removesuffix("Fast")
+    if not tokenizer or "backend" not in fields or "add_bos_token" in fields or kind not in BEGINNERS:
+        return False
+    whole = tokenizer.get("post_processor")
+    parts = whole.get("processors", [whole]) if isinstance(whole, dict) else []
+    templates = [p["single"] for p in parts if isinstance(p, dict) and "single" in p] if isinstance(parts, list) else []
+    pieces = [piece for template in templates if isinstance(template, list) for piece in template]
+    return [list(piece) for piece in pieces if isinstance(piece, dict)] != [["SpecialToken"], ["Sequence"]]
+
+
+def _fields(content: bytes) -> dict[str, Any]:
+    """Read a JSON object; empty if it is anything else."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _verify(plan: Plan, folder: Path) -> None:
-    """Read the output back, as anyone's checkpoint, and hold it against the plan."""
+    """Read the output back, as anyone's checkpoint, and hold it against the plan.
+
+    Raises:
+        OutputError: if they differ.
+    """
     found = {t.name: (t.dtype, t.shape) for t in open_folder(folder).tensors.values()}
     if found != {o.name: (o.dtype, o.shape) for o in plan.outputs}:
         what = "what was written isn't what was planned"

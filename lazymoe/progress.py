@@ -25,12 +25,16 @@ SELDOM = 10.0  # seconds between two lines in a pipe
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """For callers that show no progress."""
+    """Show no progress."""
 
 
 @contextmanager
 def bars(quiet: bool = False) -> Iterator[Progress]:
-    """On a terminal a bar for each stage, with rate and time left; in a pipe now and then a plain line."""
+    """Show progress: on a terminal a bar for each stage, with rate and time left; in a pipe now and then a plain line.
+
+    Args:
+        quiet: show nothing.
+    """
     if quiet:
         yield silent
     elif sys.stderr.isatty():

@@ -30,7 +30,7 @@ class Published:
     sent: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Give its fields by name, for programs."""
         return {"url": self.url, "sent_bytes": self.sent}
 
     def __str__(self) -> str:
@@ -55,11 +55,17 @@ def publish(
         private: whether a new repository can be seen by its owner only.
         license, template: of the card, see `lazymoe.card`.
         token: with the right to write; by default the one that `lazymoe.hub.accounts.find_token` finds.
-        progress: told of the bytes of weights sent, stage ``upload``.
+        progress: told of the bytes of weights that are there, stage ``upload``.
+
+    Returns:
+        Where it is, and how many bytes of weights were sent.
 
     Raises:
-        LazyMoEError: if the folder isn't a finished mixture, the token may not write there, the name is taken by
-            something else, or the Hub can't be reached or keeps failing.
+        OutputError: if the folder isn't a finished mixture.
+        RecipeError: if the recipe in it can't be read.
+        HubError: if the token may not write there, the name is taken by something else, or the Hub can't be reached or
+            keeps failing.
+        LazyMoEError: if the template can't be rendered.
     """
     done = open_finished(absolute(folder))
     text = card(folder, repo, license=license, template=template)

@@ -6,17 +6,30 @@ from collections.abc import Sequence
 
 
 def billions(parameters: int) -> str:
-    """A number of parameters: ``24.2B``."""
+    """Spell a number of parameters: ``24.2B``, or ``375.0M`` where there are fewer than a billion.
+
+    Args:
+        parameters: how many.
+    """
     return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
 
 
 def gigabytes(n: int) -> str:
-    """A number of bytes: ``48.4 GB``."""
+    """Spell a number of bytes: ``48.4 GB``, or ``12.3 MB`` where there are fewer than a hundred million.
+
+    Args:
+        n: how many bytes.
+    """
     return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
 def spell_layers(layers: Sequence[int], of: int) -> str:
-    """Some layers of so many: ``layers 0-3 and 7``."""
+    """Spell some layers of so many: ``layers 0-3 and 7``.
+
+    Args:
+        layers: their numbers, ascending, at least one.
+        of: how many layers there are.
+    """
     if len(layers) == of:
         return "all layers"
     runs: list[list[int]] = []

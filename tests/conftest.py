@@ -14,6 +14,7 @@ from hub_server import Hub
 # The client reads these once, when it is imported; with them no test can reach any other Hub.
 HUB = Hub()
 HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time; their models are too small for more threads
 os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": HOME.name, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 os.environ.pop("HF_TOKEN", None)
 
@@ -50,3 +51,10 @@ def demo_models() -> Path:
 def make(tmp_path: Path) -> Make:
     """`make_model` in the test's own folder."""
     return functools.partial(make_model, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def transformers_4(request: pytest.FixtureRequest) -> str | None:
+    """The Python with transformers 4.57, if one was named."""
+    python: str | None = request.config.getoption("--transformers4")
+    return python

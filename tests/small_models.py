@@ -1,16 +1,18 @@
-"""Small models of every dense kind that LazyMoE takes, and what tests do to them."""
+"""Small models of every dense kind that LazyMoE takes, and what tests do to them and to what they become."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors.torch import load, load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from lazymoe import Recipe
 from lazymoe.architectures.registry import dense_of
@@ -57,21 +59,23 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
         },
     ),
 }
+IDS = torch.arange(2, 62).reshape(2, 30)  # two texts for any of them
 
 Make = Callable[..., Path]
 
 
 def make_model(
-    folder: Path, name: str, seed: int = 0, kind: str = "llama", dtype: str = "bfloat16", **config: object
-) -> Path:
-    """A random small model: ``folder / name``."""
+    folder: Path, name: str, seed: int = 0, kind: str = "llama", dtype: str = "bfloat16", std: float = 0.2,
+    **config: object,
+) -> Path:  # fmt: skip
+    """A random small model, its weights of this standard deviation: ``folder / name``."""
     name_of, needed = KINDS[kind]
     given = getattr(transformers, f"{name_of}Config")(**copy.deepcopy({**SHAPE, **needed, **config}))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(given)
+        model = AutoModelForCausalLM.from_config(given)
         for parameter in model.parameters():
-            parameter.data = (torch.randn(parameter.shape) * 0.2).to(getattr(torch, dtype))
+            parameter.data = (torch.randn(parameter.shape) * std).to(getattr(torch, dtype))
         for part, buffer in model.named_buffers():
             if part.endswith("layer_scalar"):
                 buffer.fill_(0.5 + torch.rand(1).item())
@@ -137,3 +141,44 @@ def contents(folder: Path) -> dict[str, bytes]:
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, read by the safetensors package."""
     return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+
+def load_model(folder: Path) -> torch.nn.Module:
+    """Load strictly: nothing missing, unexpected or of another shape."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True
+    )
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """What a model makes of `IDS`."""
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+APART = """
+import sys, torch, transformers
+transformers.logging.set_verbosity_error()
+found = [transformers.AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32, trust_remote_code=True).eval()(
+    torch.arange(3, 57)[None], use_cache=False).logits for f in sys.argv[1:]]
+print((found[0] - found[1]).abs().max().item())
+"""
+
+
+def apart(one: Path, other: Path, python: str | None = None) -> float:
+    """How far the logits of two models are apart on a text of 54 tokens, in this Python's transformers or another's."""
+    if python:
+        done = subprocess.run([python, "-c", APART, one, other], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+    ids = torch.arange(3, 57)[None]
+    with torch.no_grad():
+        found = [
+            AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32, trust_remote_code=True)
+            .eval()(ids, use_cache=False)
+            .logits
+            for f in (one, other)
+        ]
+    return float((found[0] - found[1]).abs().max())

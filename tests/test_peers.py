@@ -100,7 +100,7 @@ def test_every_tensor_is_mergekits(
     given = given.model_copy(update={"architecture": output.partition(",")[0]})
     file = write_recipe(tmp_path / "recipe.yaml", given)
     subprocess.run([mergekit, file, tmp_path / "theirs"], check=True, capture_output=True)
-    family = merge(given, tmp_path / "ours", device="cpu").plan.family
+    family = merge(given, tmp_path / "ours", device="cpu").plan.host
     names = {role: name for name, role in family.experts.items()}
 
     ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")

@@ -16,7 +16,7 @@ import pytest
 from hub_server import Hub
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
     r"(?P<before>[^\n]*)\n\n```(?P<language>sh|python|yaml)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )

@@ -11,33 +11,60 @@ CARRIED = (  # config keys that mean the same in a mixture as in the dense model
     "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
     "pad_token_id", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "use_cache", "vocab_size",
 )  # fmt: skip
+STRETCHED = ("llama3", "yarn", "longrope")  # kinds of rotary settings for longer texts than it was first trained on
 
 
 def carry(dense: Config, *more: str) -> dict[str, Any]:
-    """What a mixture's config.json has in common with the dense model's, with more keys where that has them."""
-    return {key: dense[key] for key in (*CARRIED, *more) if key in dense} | rope_spellings(dense)
+    """Give what a mixture's config.json has in common with the dense model's, rotary settings in both spellings.
+
+    Args:
+        dense: the dense model's, complete.
+        more: further keys to take where it has them.
+    """
+    carried = {key: dense[key] for key in (*CARRIED, *more) if key in dense}
+    return carried | ({"sliding_window": window(dense)} if "sliding_window" in dense else {}) | rope_spellings(dense)
 
 
-def windowed(dense: Config) -> bool:
-    """Whether attention sees a window only, for a complete config."""
-    return dense.get("sliding_window") is not None and bool(dense.get("use_sliding_window", True))
+def window(dense: Config) -> int | None:
+    """Say how far attention looks back in the layers that have a window, in tokens; None if none has.
+
+    Args:
+        dense: a complete config.
+    """
+    return next((size for size in dense["windows"] if size is not None), None)
 
 
-def window_misfit(dense: Config) -> str | None:
-    """Why a model doesn't fit a family without a sliding window, if it doesn't."""
-    return "it has no sliding window, this model one" if windowed(dense) else None
+def window_misfit(dense: Config, one: bool = False) -> str | None:
+    """Say why a model doesn't fit a host without a window, or with one for all layers; None if it does.
+
+    Args:
+        dense: a complete config.
+        one: whether the host can have one for all layers.
+    """
+    if window(dense) is None or (one and None not in dense["windows"]):
+        return None
+    if one:
+        return "it has one attention window for all layers, this model one in some of them"
+    return "it has no sliding window, this model one"
 
 
 def head_misfit(dense: Config) -> str | None:
-    """Why a model doesn't fit a family whose heads share out the hidden size, if it doesn't."""
+    """Say why a model doesn't fit a family whose heads share out the hidden size; None if it does.
+
+    Args:
+        dense: its complete config.
+    """
     own = dense["head_dim"] * dense["num_attention_heads"] != dense["hidden_size"]
     return "it can't have a head_dim of its own" if own else None
 
 
 def rope_spellings(config: Config) -> dict[str, Any]:
-    """Rotary position settings in the spellings of both transformers 4 and 5, from a config in either.
+    """Spell rotary position settings as both transformers 4 and 5 do, from a complete config in either spelling.
 
     With only one of them the other version falls back to its defaults without a word.
+
+    Args:
+        config: a complete config.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, dict) for value in settings.values()):  # one for each type of layer: transformers 5 alone
@@ -45,10 +72,18 @@ def rope_spellings(config: Config) -> dict[str, Any]:
     theta = settings.pop("rope_theta", config["rope_theta"])
     part = settings.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))  # of a head that is turned
     kind = settings["rope_type"] = settings.get("rope_type") or settings.get("type") or "default"
+    if "type" in settings:
+        settings["type"] = kind
     partial = {} if part == 1 else {"partial_rotary_factor": part}
+    trained = {}  # the context before it was stretched: transformers 4 looks for longrope's beside the settings
+    if kind in STRETCHED and config.get("original_max_position_embeddings"):
+        settings["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    if kind == "longrope" and "original_max_position_embeddings" in settings:
+        trained = {"original_max_position_embeddings": settings["original_max_position_embeddings"]}
     return {
         "rope_theta": theta,
         "rope_scaling": None if kind == "default" else settings,
         "rope_parameters": {**settings, "rope_theta": theta, **partial},
         **partial,
+        **trained,
     }

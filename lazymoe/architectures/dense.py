@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.records import Dense
+from lazymoe.architectures.records import Config, Dense
 
 _OUTER = {"model.embed_tokens.weight": "vocab hidden", "model.norm.weight": "hidden", "lm_head.weight": "vocab hidden"}
 _LAYER = {
@@ -50,17 +50,82 @@ _QWEN = {
 }
 
 
+def _windowless(config: dict[str, Any]) -> None:
+    """Forget a window: transformers' class has none, whatever a config says."""
+    config["sliding_window"] = None
+    config.pop("layer_types", None)
+
+
+def _mistral(config: dict[str, Any]) -> None:
+    """Settle the window: one for all layers, or for those of a type (Ministral); none where it is as long as a text."""
+    window, types = config["sliding_window"], config.get("layer_types") or []
+    if window is not None and window >= config["max_position_embeddings"]:
+        window = None
+    if window is None or (types and "sliding_attention" not in types):
+        window = None
+    config["sliding_window"] = window
+    if window is None or "full_attention" not in types:
+        config.pop("layer_types", None)
+
+
+def _mistral_windows(config: Config) -> list[int | None]:
+    window = config["sliding_window"]
+    types = config.get("layer_types") or ["sliding_attention"] * config["num_hidden_layers"]
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def _phi3(config: dict[str, Any]) -> None:
+    """Settle the window, one for all layers or none, and old names of stretched rotary positions."""
+    config.pop("layer_types", None)
+    _mistral(config)
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = config.get(key)
+        if settings:
+            old = {name for name in ("type", "rope_type") if settings.get(name) in ("su", "yarn")}
+            config[key] = settings | dict.fromkeys(old, "longrope")
+
+
+def _qwen(config: dict[str, Any]) -> None:
+    """Settle the window where it is on, from one layer on or by type of layer; none where it is as long as a text."""
+    window = config["sliding_window"] if config["use_sliding_window"] else None
+    if window is not None and window >= config["max_position_embeddings"]:
+        window = None
+    first = config["max_window_layers"]
+    layers = range(config["num_hidden_layers"])
+    guessed = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in layers]
+    types = config.get("layer_types") or guessed
+    if window is None or "sliding_attention" not in types:
+        window, types = None, ["full_attention"] * len(layers)
+    config["sliding_window"], config["layer_types"] = window, types
+    config["use_sliding_window"] = window is not None
+
+
+def _typed_windows(config: Config) -> list[int | None]:
+    """List the windows where `layer_types` has them."""
+    types = config["layer_types"]
+    return [config["sliding_window"] if kind == "sliding_attention" else None for kind in types]
+
+
 def _without(items: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in items.items() if name not in names}
 
 
-LLAMA = Dense("llama", outer=_OUTER, layer=_LAYER, ffn=_FFN, defaults={**_DEFAULTS, "sliding_window": None})
+LLAMA = Dense(
+    "llama",
+    outer=_OUTER,
+    layer=_LAYER,
+    ffn=_FFN,
+    defaults={**_DEFAULTS, "sliding_window": None},
+    settle=_windowless,
+)
 MISTRAL = Dense(
     "mistral",
     outer=_OUTER,
     layer=_LAYER,
     ffn=_FFN,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    settle=_mistral,
+    windows=_mistral_windows,
 )
 PHI3 = Dense(
     "phi3",
@@ -75,19 +140,32 @@ PHI3 = Dense(
         **_DEFAULTS,
         "eos_token_id": 32000,
         "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
         "pad_token_id": 32000,
         "partial_rotary_factor": 1.0,
         "rms_norm_eps": 1e-5,
         "sliding_window": None,
     },
+    settle=_phi3,
+    windows=_mistral_windows,
 )
-QWEN2 = Dense("qwen2", outer=_OUTER, layer={**_LAYER, **_BIASES}, ffn=_FFN, defaults=_QWEN)
+QWEN2 = Dense(
+    "qwen2",
+    outer=_OUTER,
+    layer={**_LAYER, **_BIASES},
+    ffn=_FFN,
+    defaults=_QWEN,
+    settle=_qwen,
+    windows=_typed_windows,
+)
 QWEN3 = Dense(
     "qwen3",
     outer=_OUTER,
     layer={**_LAYER, "self_attn.q_norm.weight": "head", "self_attn.k_norm.weight": "head"},
     ffn=_FFN,
     defaults={**_QWEN, "attention_bias": False, "head_dim": 128},
+    settle=_qwen,
+    windows=_typed_windows,
 )
 OLMO2 = Dense(
     "olmo2",
@@ -164,11 +242,12 @@ COHERE2 = Dense(
         "tie_word_embeddings": True,
     },
     settle=_cohere2,
+    windows=_typed_windows,
 )
 
 
 def _lfm2(config: dict[str, Any]) -> None:
-    """Which layers are which, and the width that its feed-forward networks have in truth."""
+    """Work out which layers are which, and the width that its feed-forward networks have in truth."""
     layers = range(config["num_hidden_layers"])
     attention = config.get("full_attn_idxs") or layers
     kinds = ["full_attention" if i in attention else "conv" for i in layers]
@@ -225,7 +304,7 @@ LFM2 = Dense(
 
 
 def _gemma4(config: dict[str, Any]) -> None:
-    """Which layers are which, and the heads of those with full attention, which configs spell in two ways."""
+    """Work out which layers are which, and the heads of those with full attention, which configs spell in two ways."""
     layers = range(config["num_hidden_layers"])
     kinds = config.get("layer_types") or ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in layers]
     config["layer_types"] = [*kinds[:-1], "full_attention"]  # the last one is, whatever a config says
@@ -290,6 +369,7 @@ GEMMA4 = Dense(
         "use_bidirectional_attention": None,
     },
     settle=_gemma4,
+    windows=_typed_windows,
 )
 PHI = Dense(
     "phi",

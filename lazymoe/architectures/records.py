@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lazymoe.architectures.values import NULLABLE, unusable
+
 SMALL = 256  # width of a shared expert that has nothing to do
 # one expert's tensors as most mixtures name them, and the role they come from
 MLP_EXPERTS = {f"mlp.experts.{{expert}}.{role}_proj.weight": role for role in ("gate", "up", "down")}
@@ -42,6 +44,7 @@ class Dense:
         stacked: tensors that lie one below the other in a larger one, in the order given: name to the larger one's.
         renamed: what older versions call a config key, to its name.
         settle: works out what a config only implies, in place.
+        windows: how far attention looks back in each layer, in tokens; None where it sees everything.
     """
 
     model_type: str
@@ -53,44 +56,91 @@ class Dense:
     stacked: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     settle: Callable[[dict[str, Any]], None] | None = None
+    windows: Callable[[Config], list[int | None]] = lambda config: [None] * int(config["num_hidden_layers"])
 
     def fill(self, config: Config) -> dict[str, Any]:
-        """A config.json with the keys that it may leave out or call otherwise; nothing is computed."""
-        return {**self.defaults, **{self.renamed.get(key, key): value for key, value in config.items()}}
+        """Fill in the keys of a config.json that it may leave out or call otherwise; nothing is computed.
+
+        Args:
+            config: as the checkpoint has it.
+        """
+        named = {self.renamed.get(key, key): value for key, value in config.items()}
+        return {**self.defaults, **{k: v for k, v in named.items() if v is not None or k in NULLABLE}}
 
     def complete(self, config: Config) -> dict[str, Any]:
-        """A config.json with every key that a merge looks at."""
+        """Complete a config.json: every key that a merge looks at, by today's name, and the key ``windows``.
+
+        A complete config comes back as it is.
+
+        Args:
+            config: as the checkpoint has it.
+
+        Raises:
+            ValueError: if a value can't be meant; the message names it.
+        """
         full = self.fill(config)
+        if reason := unusable(full, self.defaults):
+            raise ValueError(reason)
         full["num_key_value_heads"] = full.get("num_key_value_heads") or full["num_attention_heads"]
         full["head_dim"] = full.get("head_dim") or full["hidden_size"] // full["num_attention_heads"]
         if self.settle:
-            self.settle(full)
+            try:
+                self.settle(full)
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
+                raise ValueError(f"settings of its layers ({e})") from None
+        full["windows"] = self.windows(full)
         return full
 
     def body(self, layer: int, config: Config) -> dict[str, Place]:
-        """The tensors of a layer but for its feed-forward network, by the names that a mixture gives them."""
+        """List the tensors of a layer but for its feed-forward network, by the names that a mixture gives them.
+
+        Args:
+            layer: its number, from 0.
+            config: a complete config.
+        """
         kind = (config.get("layer_types") or {layer: ""})[layer]
         return self._places({**self.layer, **self.kinds.get(kind, {})}, config)
 
     def roles(self, config: Config) -> dict[str, Place]:
-        """The tensors of a layer's feed-forward network, by role."""
+        """List the tensors of a layer's feed-forward network, by role.
+
+        Args:
+            config: a complete config.
+        """
         places = self._places(dict(self.ffn.values()), config)
         return {role: places[name] for role, (name, _) in self.ffn.items()}
 
     def outer_shapes(self, config: Config) -> Shapes:
-        """The tensors outside the layers, name to shape, for a complete config."""
+        """List the tensors outside the layers, name to shape.
+
+        Args:
+            config: a complete config.
+        """
         return {name: shape(words, config) for name, words in self.outer.items()}
 
     def layer_shapes(self, layer: int, config: Config) -> Shapes:
-        """The tensors of a layer but for its feed-forward network, as they lie on disk."""
+        """List the tensors of a layer but for its feed-forward network, as they lie on disk, by name.
+
+        Args:
+            layer: its number, from 0.
+            config: a complete config.
+        """
         return _whole(self.body(layer, config))
 
     def ffn_shapes(self, config: Config) -> Shapes:
-        """The tensors of a layer's feed-forward network, as they lie on disk."""
+        """List the tensors of a layer's feed-forward network, as they lie on disk, by name.
+
+        Args:
+            config: a complete config.
+        """
         return _whole(self.roles(config))
 
     def all_shapes(self, config: Config) -> tuple[Shapes, Shapes]:
-        """All tensors of a model, full names to shape: those of its body, those of its feed-forward networks."""
+        """List all tensors of a model, full names to shape: those of its body, those of its feed-forward networks.
+
+        Args:
+            config: a complete config.
+        """
         body, ffn = self.outer_shapes(config), Shapes()
         for layer in range(config["num_hidden_layers"]):
             prefix = LAYER.format(layer=layer)
@@ -110,7 +160,7 @@ class Dense:
 
 
 def _whole(places: Mapping[str, Place]) -> Shapes:
-    """What lies on disk, from where the parts of it lie: they are stacked by their rows."""
+    """Work out what lies on disk, from where the parts of it lie: they are stacked by their rows."""
     shapes: Shapes = {}
     for place in places.values():
         above = shapes.get(place.name, (0,))[0]
@@ -119,7 +169,12 @@ def _whole(places: Mapping[str, Place]) -> Shapes:
 
 
 def shape(words: str, config: Config) -> tuple[int, ...]:
-    """A shape in words, such as ``"ffn hidden"``, in numbers, for a complete config."""
+    """Put a shape in words, such as ``"ffn hidden"``, into numbers.
+
+    Args:
+        words: the size of each dimension.
+        config: a complete config, with the number of ``experts`` where that is one of the words.
+    """
     sizes = {
         "vocab": config["vocab_size"],
         "hidden": config["hidden_size"],
@@ -179,6 +234,7 @@ class Host:
         shared_gate: name of the weight [1, hidden] that tells how much of the shared expert a token gets.
         scores: what makes the chosen experts' weights of the router's logits, before they are scaled to sum 1.
         unfit: why a dense model of a family that it takes doesn't fit after all; None if it does.
+        doubt: what a user should know of such a mixture, though it is exact; None if nothing.
         code: file in templates/ with its model, where transformers has none.
         since: the first transformers that has it (or can run its code), of those that LazyMoE's results are tested in.
     """
@@ -194,6 +250,7 @@ class Host:
     shared_gate: str | None = None
     scores: Literal["softmax", "sigmoid"] = "softmax"
     unfit: Callable[[MoE], str | None] = lambda _: None
+    doubt: Callable[[MoE], str | None] = lambda _: None
     code: str | None = None
     since: Literal["4.57", "5"] = "4.57"
     aliases: tuple[str, ...] = ()

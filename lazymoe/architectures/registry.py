@@ -38,24 +38,33 @@ INEXACT = {  # dense architectures that look as if they had a home, and why they
 
 
 def dense_of(model_type: object) -> Dense | None:
-    """The record of a dense architecture, if there is one."""
+    """Find the record of a dense architecture; None if there is none.
+
+    Args:
+        model_type: as config.json has it.
+    """
     return next((d for host in HOSTS for d in host.takes if d.model_type == model_type), None)
 
 
 def host_of(model_type: object) -> Host | None:
-    """The record of a mixture's architecture, by its config's model_type, if there is one."""
+    """Find the record of a mixture's architecture; None if there is none.
+
+    Args:
+        model_type: as the mixture's config.json has it.
+    """
     return next((host for host in HOSTS if host.name == model_type), None)
 
 
 def find_host(config: Config, recipe: Recipe) -> tuple[Dense, Host]:
-    """What a base model can become: its record, and the first host that takes it and all that the recipe wants.
+    """Find what a base model can become: its record, and the first host that takes it and all that the recipe wants.
 
     Args:
         config: the base model's config.json.
-        recipe: what is wanted: `architecture`, and whether there is a shared expert, with prompts or without.
+        recipe: what is wanted: `architecture`, top-k, and whether there is a shared expert, with prompts or without.
 
     Raises:
-        LazyMoEError: if there is no such host, or none that fits; it says of each why.
+        RecipeError: if the recipe names an architecture that isn't known.
+        SourceError: if no host fits; it says of each why.
     """
     named = [h for h in HOSTS if recipe.architecture is None or _key(recipe.architecture) in map(_key, _names(h))]
     if not named:
@@ -65,7 +74,8 @@ def find_host(config: Config, recipe: Recipe) -> tuple[Dense, Host]:
     dense = dense_of(config.get("model_type"))
     if dense is None:
         what = f"no mixture of experts can be made of the architecture '{config.get('model_type')}'"
-        sparse = any(key in config for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+        counts = [config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")]
+        sparse = any(isinstance(n, int) and n > 1 for n in counts)
         why = "it is one already" if sparse else INEXACT.get(str(config.get("model_type")))
         fits = "; ".join(f"{h.name} takes {_taken(h)}" for h in named)
         raise error("source.architecture", "base_model", f"{what}: {why}" if why else what, f"What fits: {fits}.")
@@ -78,15 +88,16 @@ def find_host(config: Config, recipe: Recipe) -> tuple[Dense, Host]:
             reasons.append(f"{host.name}: {reason}")
         elif recipe.architecture:
             reasons.append(f"{host.name} takes {_taken(host)}")
-    others = [h.name for h in HOSTS if dense in h.takes and h not in named]
+    others = [h for h in HOSTS if dense in h.takes and h not in named]
+    fitting = [h.name for h in others if not _misfit(h, dense, config, recipe)]
     what = f"a {dense.model_type} model doesn't fit ({'; '.join(reasons)})"
-    remedy = f"This model can become {' or '.join(others)}." if others else "Change the recipe, or the base model."
+    remedy = f"This model can become {' or '.join(fitting)}." if fitting else "Change the recipe, or the base model."
     where = "architecture" if recipe.architecture else "shared_experts" if recipe.shared_experts else "base_model"
     raise error("source.architecture", where, what, remedy)
 
 
 def _misfit(host: Host, dense: Dense, config: Config, recipe: Recipe) -> str | None:
-    """Why a host that takes this kind of model can't be made of this one by this recipe."""
+    """Say why a host that takes this kind of model can't be made of this one by this recipe; None if it can."""
     shared = recipe.shared_experts or []
     if shared:
         if len(shared) > 1:
@@ -99,7 +110,7 @@ def _misfit(host: Host, dense: Dense, config: Config, recipe: Recipe) -> str | N
         if host.shared_gate and not prompted and not random:
             return "its shared expert has a gate, so it needs prompts"
     experts = len(recipe.experts)
-    return host.unfit(MoE(dense.complete(config), experts, min(recipe.experts_per_token, experts), len(shared)))
+    return host.unfit(MoE(config, experts, min(recipe.experts_per_token, experts), len(shared)))
 
 
 def _taken(host: Host) -> str:
@@ -111,5 +122,5 @@ def _names(host: Host) -> tuple[str, ...]:
 
 
 def _key(name: str) -> str:
-    """A host's name as people write it (``Qwen MoE``, ``deepseek``), in the letters that count."""
+    """Spell a host's name as people write it (``Qwen MoE``, ``deepseek``) in the letters that count."""
     return re.sub(r"[^a-z0-9]", "", name.lower()).removesuffix("moe")

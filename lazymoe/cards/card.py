@@ -27,10 +27,14 @@ SHOWN = 5  # prompts of an expert that are shown
 
 
 def find_license(folder: str | os.PathLike[str]) -> License:
-    """The licence that follows from the sources of a finished mixture, and what is doubtful about it.
+    """Find the licence that follows from the sources of a finished mixture, and what is doubtful about it.
+
+    Args:
+        folder: the mixture's.
 
     Raises:
-        LazyMoEError: if the folder isn't a finished mixture.
+        OutputError: if the folder isn't a finished mixture.
+        RecipeError: if the recipe in it can't be read.
     """
     return _license(open_finished(absolute(folder)))
 
@@ -47,7 +51,7 @@ def card(
     license: str | None = None,
     template: str | os.PathLike[str] | None = None,
 ) -> str:
-    """The model card of a finished mixture, as Markdown with front matter.
+    """Write the model card of a finished mixture.
 
     Args:
         folder: the mixture's.
@@ -55,15 +59,21 @@ def card(
         license: any text; by default what `find_license` finds.
         template: a Jinja file to use instead of LazyMoE's; it is given the same names.
 
+    Returns:
+        The card, as Markdown with front matter.
+
     Raises:
-        LazyMoEError: if the folder isn't a finished mixture, or the template can't be rendered.
+        OutputError: if the folder isn't a finished mixture.
+        RecipeError: if the recipe in it can't be read.
+        LazyMoEError: if the template can't be rendered.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     done = open_finished(absolute(folder))
     chosen = (license or "").strip() or _license(done).name
     path = absolute(template) if template else data("templates") / TEMPLATE
-    environment = Environment(
+    environment = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader([path.parent, data("templates")]),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -77,14 +87,15 @@ def card(
     }
     try:
         return environment.get_template(path.name).render(known)
-    except (TemplateError, OSError, UnicodeDecodeError) as e:
-        what = f"the template can't be rendered ({e})"
+    except Exception as e:  # a template is code: it can raise anything
+        what = f"the template can't be rendered ({e or type(e).__name__})"
         raise error("input.template", path, what, "Correct it, or leave it out.") from None
 
 
 def _known(done: Finished, license: str) -> dict[str, Any]:
-    """What a template is given, but for the mixture's name."""
+    """Gather what a template is given, but for the mixture's name."""
     record, experts, routed = done.record, _experts(done), len(done.recipe.experts)
+    pickled = record.get("allow_pickle")
     return {
         "front_matter": _front_matter(done, license),
         "license": license,
@@ -102,7 +113,8 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "size": gigabytes(record["bytes"]),
         "memory_16bit": gigabytes(record["bytes_16bit"]),
         "memory_4bit": gigabytes(record["bytes_4bit"]),
-        "seed": record["seed"],
+        "command": f"lazymoe merge recipe.yaml my-moe --seed {record['seed']}{' --allow-pickle' * bool(pickled)}",
+        "complete": _complete(done),
         "versions": record["versions"],
         "report": done.report,
         "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
@@ -110,8 +122,16 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
     }
 
 
+def _complete(done: Finished) -> bool:
+    """Tell whether the recipe names nothing that lies on one machine only."""
+    prompts = [p for e in done.recipe.every_expert for p in (e.positive_prompts or []) + (e.negative_prompts or [])]
+    written = all(isinstance(p, str) or p.dataset for p in prompts)
+    adapters = [Reference.parse(m.reference.adapter) for m in done.recipe.models if m.reference.adapter]
+    return written and all(r.revision for r in (*(m.reference for m in done.recipe.models), *adapters))
+
+
 def _front_matter(done: Finished, license: str) -> str:
-    """What the Hub reads of a card, as YAML."""
+    """Write what the Hub reads of a card, as YAML."""
     from huggingface_hub import ModelCardData
 
     names = [part for model in done.recipe.models for part in _spell(model.reference).split(" + ")]
@@ -132,7 +152,7 @@ def _front_matter(done: Finished, license: str) -> str:
 
 
 def _experts(done: Finished) -> list[dict[str, Any]]:
-    """What a card says of each expert; the shared ones, which every token passes, come last."""
+    """Gather what a card says of each expert; the shared ones, which every token passes, come last."""
     shares = [0.0] * len(done.recipe.experts)
     if done.report:  # mean_shares is [D][E]
         shares = [sum(column) / len(column) for column in zip(*done.report["mean_shares"], strict=True)]
@@ -155,13 +175,13 @@ def _experts(done: Finished) -> list[dict[str, Any]]:
 
 
 def _spell(reference: Reference) -> str:
-    """A model for people: a folder by its name only, for where it lay concerns nobody."""
-    name = reference.model if on_hub(reference.model) else Path(reference.model).name
+    """Spell a model for people: a folder by its name only, for where it lay concerns nobody."""
+    name = reference.model if reference.revision else Path(reference.model).name
     return f"{name} + {_spell(Reference.parse(reference.adapter))}" if reference.adapter else name
 
 
 def _prompts(prompts: list[Any]) -> list[str]:
-    """The first prompts of an expert, shortened; for files and data sets, their names."""
+    """List the first prompts of an expert, shortened; for files and data sets, their names."""
     shown = [p if isinstance(p, str) else f"texts of {p.dataset or Path(p.file or '').name}" for p in prompts]
     shown = [p if len(p) <= LONGEST else p[: LONGEST - 1] + "…" for p in shown]
     return shown[:SHOWN] + ["…"] * (len(shown) > SHOWN)

@@ -11,14 +11,22 @@ ASCII_MARKUP = re.compile(r"([\\`*_{}\[\]()#~|$])")
 
 
 def text(value: object) -> str:
-    """Any text as Markdown that shows it and nothing else, on one line."""
+    """Escape any text into Markdown that shows it and nothing else, on one line.
+
+    Args:
+        value: what to show; taken as ``str`` gives it.
+    """
     line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = ASCII_MARKUP.sub(r"\\\1", line)
     return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
 def link(model: str) -> str:
-    """A model's name, as a link to its page if it is on the Hub; with an adapter, both."""
+    """Spell a model's name in Markdown, as a link to its page if it is on the Hub; with an adapter, both.
+
+    Args:
+        model: the name; ``model + adapter`` where there is an adapter.
+    """
     linked = []
     for part in model.split(" + "):
         linked.append(f"[{text(part)}](https://huggingface.co/{part})" if on_hub(part) else text(part))
@@ -26,17 +34,30 @@ def link(model: str) -> str:
 
 
 def fence(code: str, language: str = "") -> str:
-    """A code block that nothing in the code can close."""
+    """Write a code block in Markdown that nothing in the code can close.
+
+    Args:
+        code: what is in it.
+        language: the language of the code.
+    """
     longest = max((len(run) for run in re.findall(r"`+", code)), default=0)
     ticks = "`" * max(3, longest + 1)
     return f"{ticks}{language}\n{code.rstrip()}\n{ticks}"
 
 
 def python(value: str) -> str:
-    """A text as Python code."""
+    """Spell a text as Python code.
+
+    Args:
+        value: the text.
+    """
     return json.dumps(value, ensure_ascii=False)
 
 
 def on_hub(name: str) -> bool:
-    """Whether a name can be that of a model on the Hub."""
+    """Tell whether a name can be that of a model on the Hub.
+
+    Args:
+        name: the name, such as ``org/name``.
+    """
     return bool(HUB_ID.fullmatch(name)) and "/" in name

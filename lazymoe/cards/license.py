@@ -40,10 +40,13 @@ class License:
 
 
 def strictest(sources: Sequence[tuple[str, str | None]]) -> License:
-    """The licence of a mixture.
+    """Find the licence of a mixture: the most restrictive of its sources'.
 
     Args:
         sources: each model with its licence, None if it states none.
+
+    Returns:
+        The licence: ``unknown`` where a source states none, ``other`` where two may not go together.
     """
     problems = []
     unknown = [model for model, name in sources if name is None or name in ("unknown", "other")]
@@ -73,7 +76,7 @@ def strictest(sources: Sequence[tuple[str, str | None]]) -> License:
 
 
 def _kind(name: str) -> str:
-    """The kind of a licence; terms of its own for a name that the Hub doesn't know."""
+    """Find the kind of a licence; terms of its own for a name that the Hub doesn't know."""
     return next((kind for kind, names in KINDS.items() if name in names), "terms")
 
 

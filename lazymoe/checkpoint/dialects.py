@@ -35,7 +35,12 @@ NAMES = {  # in this order
 
 
 def translate(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """A checkpoint's config and tensors in today's spelling; as they are if they have it."""
+    """Put a checkpoint's config and tensors into today's spelling; they stay as they are if they have it.
+
+    Args:
+        config: its config.json.
+        tensors: all its tensors, by name.
+    """
     if config.get("model_type") != "phi-msft":
         return config, tensors
     today = {CONFIG.get(key, key): value for key, value in config.items() if key != "auto_map"}

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import cache
+from lazymoe.files import cache, stamp
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +54,14 @@ class Dequantized:
     width: int | None
 
     def span(self, start: int, stop: int) -> None:
-        """Its bytes mean something else."""
+        """Give nothing: its bytes mean something else."""
+
+    def stamp(self) -> tuple[object, ...]:
+        """Give what changes when the file does."""
+        return stamp(self.file)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
+        """Read elements start to stop, flat: ``[stop - start]``."""
         if self.width is None:
             return _values(self, None).reshape(-1)[start:stop]
         first, last = start // self.width, -(-stop // self.width)
@@ -82,6 +88,7 @@ def open_gguf(file: Path, where: str) -> Opened:
     Raises:
         SourceError: if it can't be read, or transformers doesn't know its architecture.
     """
+    refuse_pointer(file, where)
     if SPLIT.search(file.name):
         what = f"'{file.name}' is one part of several"
         raise error("source.gguf", where, what, "Join them: llama-gguf-split --merge FIRST JOINED.")
@@ -99,7 +106,7 @@ def open_gguf(file: Path, where: str) -> Opened:
 
 
 def _settled(file: Path) -> Path:
-    """The folder with the file's config and tokenizer as transformers reads them; made if it isn't there."""
+    """Find the folder with the file's config and tokenizer as transformers reads them; make it if it isn't there."""
     from transformers import AutoConfig, AutoTokenizer
 
     stat = file.stat()
@@ -122,12 +129,12 @@ def _settled(file: Path) -> Path:
 
 
 def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
-    """What the file holds, by transformers' names, and the names of what transformers doesn't read."""
+    """List what the file holds, by transformers' names, and the names of what transformers doesn't read."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-    reader, processor = _reader(file, folder, file.stat().st_mtime_ns)
+    reader, processor = _reader(file, folder, stamp(file))
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -143,29 +150,33 @@ def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str
 
 
 @functools.lru_cache(maxsize=16)
-def _reader(file: Path, folder: Path, stamp: int) -> tuple[Any, Any]:
-    """The file, mapped, and what transformers does to its tensors; its time of change tells a new file from an old."""
+def _reader(file: Path, folder: Path, stamped: tuple[object, ...]) -> tuple[Any, Any]:
+    """Map the file, and find what transformers does to its tensors; its time of change tells a new file from an old."""
     from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
     reader = GGUFReader(file)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     architecture = reader.fields["general.architecture"].contents()
-    return reader, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config)
+    kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    return reader, kind(config=config)
 
 
 def _values(tensor: Dequantized, rows: tuple[int, int] | None) -> torch.Tensor:
-    """A tensor, or some rows of it, as the file's model has it."""
-    return _kept(tensor, rows, tensor.file.stat().st_mtime_ns)
+    """Read a tensor, or some rows of it, as the file's model has it."""
+    return _kept(tensor, rows, stamp(tensor.file))
 
 
 @functools.lru_cache(maxsize=1)
-def _kept(tensor: Dequantized, rows: tuple[int, int] | None, stamp: int) -> torch.Tensor:
-    """The file's time of change keeps a tensor that was written anew from being taken for the old."""
+def _kept(tensor: Dequantized, rows: tuple[int, int] | None, stamped: tuple[object, ...]) -> torch.Tensor:
+    """Dequantize a tensor, or some rows of it, and keep the last one.
+
+    The file's time of change keeps a tensor that was written anew from being taken for the old.
+    """
     import torch
     from gguf import dequantize
 
-    reader, processor = _reader(tensor.file, tensor.folder, stamp)
+    reader, processor = _reader(tensor.file, tensor.folder, stamped)
     stored = next(t for t in reader.tensors if t.name == tensor.name)
     data = stored.data if rows is None else stored.data[rows[0] : rows[1]]
     values = dequantize(data, stored.tensor_type)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.safetensors import open_file
-from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
 from lazymoe.errors import error, failure
 from lazymoe.recipe.reference import Reference
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(.+?)\.(?:lora_(?:embedding_)?([AB]))(?:\.weight)?")
 WHOLE = re.compile(r"base_model\.model\.(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
+LONGEST, REPEATS = 200, 2  # letters of a pattern that is run, and how often it may repeat something
 _MERGE_IT = "Merge it first with PEFT's merge_and_unload() and name the result."
 
 
@@ -52,9 +54,15 @@ class Adapted:
     pair: Pair
 
     def span(self, start: int, stop: int) -> None:
-        """It lies nowhere: it is worked out."""
+        """Give nothing: it lies nowhere, it is worked out."""
+
+    def stamp(self) -> tuple[object, ...]:
+        """Give what changes when one of the files does."""
+        parts = (self.below, self.pair.a, self.pair.b)
+        return tuple(part.reader.stamp() for part in parts)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
+        """Read elements start to stop, flat: ``[stop - start]``, with the change, in float32 or wider."""
         import torch
 
         base, width = self.below.read(start, stop), self.below.shape[1]
@@ -81,14 +89,16 @@ class Adapter:
 
 
 def _load(tensor: TensorInfo) -> torch.Tensor:
-    """A factor in float32."""
-    lies = tensor.span()
-    return _kept(tensor, lies.path.stat().st_mtime_ns if lies else 0)
+    """Read a factor in float32."""
+    return _kept(tensor, tensor.reader.stamp())
 
 
 @functools.lru_cache(maxsize=64)
-def _kept(tensor: TensorInfo, stamp: int) -> torch.Tensor:
-    """The file's time of change keeps a factor that was trained anew from being taken for the old."""
+def _kept(tensor: TensorInfo, stamp: tuple[object, ...]) -> torch.Tensor:
+    """Read a factor in float32, and keep it.
+
+    The file's time of change keeps a factor that was trained anew from being taken for the old.
+    """
     return tensor.load().float()
 
 
@@ -101,13 +111,16 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo]) -> Ad
         tensors: the base model's, by name.
 
     Raises:
-        LazyMoEError: if it can't be found or read, is of a kind that isn't LoRA's plain product, or belongs to another
+        SourceError: if it can't be found or read, is of a kind that isn't LoRA's plain product, or belongs to another
             model.
+        HubError: if the Hub has no such adapter, refuses or can't be reached.
     """
     reference, folder = _find(text, where)
     if not (folder / WEIGHTS).is_file():
         what = f"the adapter {reference} has no {WEIGHTS}"
         raise error("source.adapter", where, what, "Name a PEFT adapter saved as safetensors.")
+    for file in (CONFIG, WEIGHTS):
+        refuse_pointer(folder / file, where)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         held = open_file(folder / WEIGHTS)
@@ -126,7 +139,11 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo]) -> Ad
         else:
             what = f"the adapter {reference} holds '{key}', which isn't plain LoRA"
             raise error("source.adapter", where, what, _MERGE_IT)
-    pairs = {f"{module}.weight": _pair(parts, module, config) for module, parts in halves.items()}
+    try:
+        pairs = {f"{module}.weight": _pair(parts, module, config) for module, parts in halves.items()}
+    except ValueError as e:
+        what = f"the adapter {reference} isn't sound: {e}"
+        raise error("source.adapter", where, what, "Download it again, or save it again with PEFT.") from None
     known = {**tensors, **whole}
     for name, pair in pairs.items():
         rows, columns = (pair.a.shape[1], pair.b.shape[0]) if pair.embedding else (pair.b.shape[0], pair.a.shape[1])
@@ -134,6 +151,12 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo]) -> Ad
             made_for = config.get("base_model_name_or_path") or "another model"
             what = f"the adapter {reference} changes '{name}' [{rows}, {columns}], which this model doesn't have"
             raise error("source.adapter", where, what, f"It was made for {made_for}: name that before the '+'.")
+    for name, tensor in whole.items():
+        if tensor.dtype not in FLOATS or (name in tensors and tensors[name].shape != tensor.shape):
+            what = (
+                f"the adapter {reference} holds '{name}' as {list(tensor.shape)} of {tensor.dtype}, which doesn't fit"
+            )
+            raise error("source.adapter", where, what, "Name the model that it was made for before the '+'.")
     changed = {name: replace(tensor, name=name) for name, tensor in whole.items()}
     for name, pair in pairs.items():
         below = changed.get(name) or tensors[name]
@@ -142,7 +165,7 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo]) -> Ad
 
 
 def _find(text: str, where: str) -> tuple[Reference, Path]:
-    """The adapter's reference, pinned, and the folder of its files."""
+    """Find the adapter: its reference, pinned, and the folder of its files."""
     reference = Reference.parse(text)
     if reference.path.is_dir():
         return reference, reference.path.resolve()
@@ -155,7 +178,11 @@ def _find(text: str, where: str) -> tuple[Reference, Path]:
 
 
 def _check_kind(config: Any, reference: Reference, where: str) -> None:
-    """Whether it is LoRA as it was first described, whose product can just be added."""
+    """Check that it is LoRA as it was first described, whose product can just be added.
+
+    Raises:
+        SourceError: if it isn't.
+    """
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         what = f"{reference} is an adapter of the kind {kind}, not LoRA"
@@ -167,12 +194,54 @@ def _check_kind(config: Any, reference: Reference, where: str) -> None:
 
 
 def _pair(parts: Mapping[str, TensorInfo], module: str, config: Mapping[str, Any]) -> Pair:
-    """The change of one module; its rank is that of its factors."""
-    embedding = "Ae" in parts
-    a, b = (parts["Ae"], parts["Be"]) if embedding else (parts["A"], parts["B"])
+    """Pair the factors of one module's change; its rank is that of its factors.
+
+    Raises:
+        ValueError: if they don't make a product, or the config's numbers aren't any; the message says how.
+    """
+    embedding = "Ae" in parts or "Be" in parts
+    names = ("Ae", "Be") if embedding else ("A", "B")
+    if parts.keys() != set(names):
+        raise ValueError(f"'{module}' has one factor of two")
+    a, b = (parts[name] for name in names)
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+        raise ValueError(f"the factors of '{module}' are {list(a.shape)} and {list(b.shape)}")
+    if a.dtype not in FLOATS or b.dtype not in FLOATS:
+        raise ValueError(f"the factors of '{module}' are {a.dtype} and {b.dtype}")
     rank = a.shape[0]
-    alpha = next(
-        (value for key, value in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", module)),
-        config.get("lora_alpha", rank),
-    )
+    alpha = _alpha(config, module, rank)
     return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), embedding)
+
+
+def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Find what a module's change is multiplied by before it is divided by the rank.
+
+    Raises:
+        ValueError: if that isn't a number, or takes a pattern that might never be done with.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError("its alpha_pattern isn't a list of patterns and numbers")
+    found = [value for pattern, value in patterns.items() if _matches(pattern, module)]
+    stated = config.get("lora_alpha")
+    alpha = found[0] if found else rank if stated is None else stated
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise ValueError(f"its lora_alpha is {str(alpha)[:40]!r}")
+    return float(alpha)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Tell whether PEFT's pattern means a module.
+
+    It is a regular expression of somebody else's, and some of these take for ever. Those that can't are literal names,
+    or repeat single characters twice at most.
+    """
+    literal = pattern.replace("\\.", ".")
+    if re.fullmatch(r"[\w.]+", literal):  # dots are meant as dots
+        return module == literal or module.endswith(f".{literal}")
+    if len(pattern) > LONGEST or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > REPEATS:
+        raise ValueError(f"the pattern '{pattern[:40]}' of its alpha_pattern is too intricate to be run")
+    try:
+        return bool(re.match(rf"(.*\.)?({pattern})$", module))
+    except re.error as e:
+        raise ValueError(f"the pattern '{pattern[:40]}' of its alpha_pattern is none ({e})") from None

@@ -6,23 +6,26 @@ It takes a few kilobytes, also where the weights are still on the Hub; `fetch` b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from lazymoe.architectures.registry import dense_of
 from lazymoe.checkpoint import gguf
+from lazymoe.checkpoint.choosing import choose, only_gguf
 from lazymoe.checkpoint.dialects import translate
+from lazymoe.checkpoint.leftovers import LEFTOVER, without_leftovers
 from lazymoe.checkpoint.legacy import open_pickle
+from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.lora import open_adapter
 from lazymoe.checkpoint.quantized import unpacked
 from lazymoe.checkpoint.safetensors import open_file, read_header
-from lazymoe.checkpoint.source import CARD, SMALL_FILES, Source, read_json
-from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.checkpoint.source import CARD, EMBEDDINGS, HEAD, SMALL_FILES, Source, read_json
+from lazymoe.checkpoint.tensors import CODES, FLOATS, Remote, TensorInfo, same_bytes
+from lazymoe.checkpoint.wrappers import unwrapped
 from lazymoe.errors import error, failure
 from lazymoe.recipe.reference import Reference
-
-Remote = Callable[[str, int, int], bytes]  # file, offset, length
 
 
 def open_source(reference: Reference, where: str, allow_pickle: bool = False) -> Source:
@@ -35,24 +38,17 @@ def open_source(reference: Reference, where: str, allow_pickle: bool = False) ->
             downloaded before their tensors are known.
 
     Raises:
-        LazyMoEError: if it can't be found, reached or read, or isn't whole.
+        SourceError: if it can't be found or read, or isn't whole.
+        HubError: if the Hub has no such model, refuses or can't be reached.
     """
     if reference.adapter:
-        below = open_source(replace(reference, adapter=None), where, allow_pickle)
-        adapter = open_adapter(reference.adapter, where, below.tensors)
-        return replace(
-            below,
-            reference=reference,
-            tensors=below.tensors | adapter.tensors,
-            weights=below.weights | {str(adapter.file): adapter.file.stat().st_size},
-            adapter=adapter,
-        )
+        return _with_adapter(reference, open_source(replace(reference, adapter=None), where, allow_pickle), where)
     path = reference.path
     if path.suffix == ".gguf" and path.is_file():
         return _open_gguf(reference, path, None, where)
     if path.is_dir():
         sizes = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
-        if file := _only_gguf(sizes, reference, where):
+        if file := only_gguf(sizes, where, reference.model):
             return _open_gguf(reference, path / file, None, where)
         return _open(reference, where, path.resolve(), None, sizes, allow_pickle, None)
     if path.exists():
@@ -63,8 +59,31 @@ def open_source(reference: Reference, where: str, allow_pickle: bool = False) ->
     return _open_remote(reference, where, allow_pickle)
 
 
+def _with_adapter(reference: Reference, below: Source, where: str) -> Source:
+    """Put a reference's adapter on its model.
+
+    Raises:
+        LazyMoEError: as `lora.open_adapter`.
+    """
+    adapter = open_adapter(str(reference.adapter), where, below.tensors)
+    config = below.config
+    if HEAD in adapter.tensors and HEAD not in below.tensors:  # a head was trained apart from the embeddings
+        config = config | {"tie_word_embeddings": False}
+    return replace(
+        below,
+        reference=reference,
+        config=config,
+        tensors=below.tensors | adapter.tensors,
+        weights=below.weights | {str(adapter.file): adapter.file.stat().st_size},
+        adapter=adapter,
+    )
+
+
 def open_folder(folder: Path) -> Source:
     """Open a checkpoint that lies in a folder.
+
+    Args:
+        folder: where it is, absolute.
 
     Raises:
         SourceError: if it isn't one, or isn't whole.
@@ -74,6 +93,10 @@ def open_folder(folder: Path) -> Source:
 
 def fetch(source: Source, where: str) -> None:
     """Download the weights that aren't here yet, and nothing else.
+
+    Args:
+        source: the checkpoint.
+        where: how messages name the place it was asked for.
 
     Raises:
         HubError: if the Hub can't be reached, or refuses.
@@ -89,14 +112,11 @@ def _open_remote(reference: Reference, where: str, allow_pickle: bool) -> Source
 
     name = reference.model
     found = find_model(name, reference.revision, where, (*SMALL_FILES, CARD))
-    if file := reference.file or _only_gguf(found.sizes, reference, where):
+    if file := reference.file or only_gguf(found.sizes, where, name):
         if file not in found.sizes:
             raise error("source.not-found", where, f"{name} has no file {file}", "Look its files up on the Hub.")
         download(name, found.commit, [file], where)
         return _open_gguf(reference, found.folder / file, found.commit, where)
-    files, _ = _weights(found.sizes, found.folder, allow_pickle, where, name)
-    if files[0].endswith(".bin"):
-        download(name, found.commit, files, where)
     return _open(reference, where, found.folder, found.commit, found.sizes, allow_pickle, found.read)
 
 
@@ -111,37 +131,76 @@ def _open(
 ) -> Source:
     name, config = reference.model, read_json(folder / "config.json", where)
     tensors: dict[str, TensorInfo] = {}
-    files, named = _weights(sizes, folder, allow_pickle, where, name)
-    for file in files:
-        if file not in sizes:
-            what = f"{name} lacks the file {file}, which its index names"
-            raise error("source.incomplete", where, what, "Download it again, whole.")
+    chosen = choose(sizes, folder, config, allow_pickle, where, name)
+    if remote and (unread := [file for file in chosen.pickles if not (folder / file).exists()]):
+        from lazymoe.hub.reading import download
+
+        download(name, commit, unread, where)
+    for file in chosen.files:
+        refuse_pointer(folder / file, where)
         try:
             tensors |= _open_weights(folder, file, sizes[file], remote)
         except ValueError as e:
             remedy = "Download or save this file again."
             raise error("source.broken", where, f"{name}, {file}: {e}", remedy) from None
-    if lost := sorted(named - set(tensors)):
+    if lost := sorted(name for name in chosen.tensors - set(tensors) if not LEFTOVER.fullmatch(name)):
         what = f"{name}: its index names '{lost[0]}', which no file has"
         raise error("source.incomplete", where, what, "Download it again, whole.")
 
-    config, tensors = translate(config, tensors)
-    if config.get("tie_word_embeddings"):
-        tensors.pop("lm_head.weight", None)  # some have it all the same, and nothing reads it
-    dtype, tensors = unpacked(config, tensors)
-    if dtype:
-        config = {key: value for key, value in config.items() if key != "quantization_config"}
-    return Source(reference, folder, commit, config, tensors, {file: sizes[file] for file in files}, dtype)
+    config, tensors = translate(*unwrapped(config, tensors, where, name))
+    tensors, ignored = without_leftovers(config, tensors)
+    weights = {file: sizes[file] for file in chosen.files}
+    return _settle(Source(reference, folder, commit, config, tensors, weights, ignored=ignored), where, remote)
+
+
+def _settle(source: Source, where: str, remote: Remote | None) -> Source:
+    """Work out what the config only implies, and hold it against the tensors: these decide.
+
+    Raises:
+        SourceError: if a value of the config can't be meant.
+    """
+    dense, config = dense_of(source.config.get("model_type")), source.config
+    if dense is None:
+        return source  # `find_host` says what can be made of which
+    try:
+        config = dense.complete(config)
+    except ValueError as e:
+        what = f"the config.json of {source.reference} has no usable {e}"
+        raise error("source.config", where, what, "Mend it, or download it again.") from None
+    remarks = list(source.remarks)
+    quantized, tensors = unpacked(config, source.tensors)
+    plain = all(tensor.dtype in FLOATS for tensor in tensors.values())
+    if plain and config.pop("quantization_config", None) and not quantized:
+        remarks.append("its config.json says that it is quantized, but no weight is: that is ignored")
+    if config["tie_word_embeddings"] and (head := tensors.get(HEAD)):
+        embeddings = tensors.get(EMBEDDINGS)
+        if embeddings is None or same_bytes(embeddings, head, remote):
+            del tensors[HEAD]  # some store it all the same, and nothing reads it
+        else:  # transformers 5 doesn't tie these
+            config["tie_word_embeddings"] = False
+            remarks.append("its output head differs from its embeddings, though its config.json ties them: it is kept")
+    stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    dtype = source.dtype or quantized or CODES.get(stated) or _most(tensors)
+    return replace(source, config=config, tensors=tensors, dtype=dtype, remarks=tuple(remarks))
+
+
+def _most(tensors: Mapping[str, TensorInfo]) -> str:
+    """Find the dtype of most weights among those that a mixture can have."""
+    elements = Counter[str]()
+    for tensor in tensors.values():
+        if tensor.dtype in FLOATS:
+            elements[tensor.dtype] += tensor.elements
+    return elements.most_common(1)[0][0] if elements else "BF16"
 
 
 def _open_weights(folder: Path, file: str, size: int, remote: Remote | None) -> dict[str, TensorInfo]:
-    """The tensors of one file, which lies in the folder or can be read from the Hub.
+    """List the tensors of one file, which lies in the folder or can be read from the Hub.
 
     Raises:
         ValueError: if it isn't what its name says; the message says how.
     """
     path = folder / file
-    if file.endswith(".bin"):
+    if not file.endswith(".safetensors"):
         return open_pickle(path)
     if path.exists() or remote is None:
         return open_file(path)
@@ -152,41 +211,5 @@ def _open_gguf(reference: Reference, file: Path, commit: str | None, where: str)
     file = file.absolute()
     opened = gguf.open_gguf(file, where)
     weights = {str(file): file.stat().st_size}
-    return Source(
-        reference, opened.folder, commit, opened.config, opened.tensors, weights, gguf.DTYPE, opened.unread
-    )  # fmt: skip
-
-
-def _only_gguf(sizes: dict[str, int], reference: Reference, where: str) -> str | None:
-    """The GGUF file of a model that has nothing else."""
-    files = sorted(name for name in sizes if name.endswith(".gguf"))
-    if not files or any(name.endswith((".safetensors", ".bin")) for name in sizes):
-        return None
-    if len(files) > 1:
-        what = f"{reference.model} has {len(files)} GGUF files"
-        remedy = f"Name one of them, the largest you can: {reference.model}/{files[-1]}"
-        raise error("source.ambiguous", where, what, remedy)
-    return files[0]
-
-
-def _weights(
-    sizes: dict[str, int], folder: Path, allow_pickle: bool, where: str, model: str
-) -> tuple[list[str], set[str]]:
-    """Which files hold the weights (safetensors before pickles, an index before a single file) and what it names."""
-    for single, allowed in (("model.safetensors", True), ("pytorch_model.bin", allow_pickle)):
-        index = f"{single}.index.json"
-        if allowed and index in sizes:
-            weight_map = read_json(folder / index, where).get("weight_map")
-            files: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else []
-            if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
-                what = f"{model}: {index} has no usable weight_map"
-                raise error("source.incomplete", where, what, "Download it again.")
-            return sorted(set(files)), set(weight_map or ())
-        if allowed and single in sizes:
-            return [single], set()
-    if any(name.endswith(".bin") for name in sizes) and not allow_pickle:
-        what = f"{model} has only .bin weights, and a pickle can run code when it is loaded"
-        remedy = "If you trust its author, allow them: with --allow-pickle, or by the box below the recipe's form."
-        raise error("source.pickle", where, what, remedy)
-    what = f"{model} has no model.safetensors and no model.safetensors.index.json"
-    raise error("source.incomplete", where, what, "Name a model whose weights are safetensors, unquantized.")
+    source = Source(reference, opened.folder, commit, opened.config, opened.tensors, weights, gguf.DTYPE, opened.unread)
+    return _settle(source, where, None)

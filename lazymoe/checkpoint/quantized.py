@@ -47,35 +47,38 @@ class Quantized:
     block: tuple[int, int]
 
     def span(self, start: int, stop: int) -> None:
-        """Its bytes mean something else."""
+        """Give nothing: its bytes mean something else."""
+
+    def stamp(self) -> tuple[object, ...]:
+        """Give what changes when one of the files does."""
+        return tuple(tensor.reader.stamp() for tensor in (self.weight, *(part for _, part in self.beside)))
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Elements start to stop.
+        """Read elements start to stop, flat: ``[stop - start]``.
 
         Raises:
-            LazyMoEError: if the packed weight and what lies beside it don't fit each other.
+            SourceError: if the packed weight and what lies beside it don't fit each other.
         """
-        lies = self.weight.span()
-        stamp = lies.path.stat().st_mtime_ns if lies else 0
         try:
-            whole = _unpack(self, stamp)
+            whole = _unpack(self, self.stamp())
         except (RuntimeError, ValueError, KeyError, AssertionError, StopIteration) as e:
             why = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
-            what = f"'{self.weight.name}' can't be unpacked ({why})"
+            what, lies = f"'{self.weight.name}' can't be unpacked ({why})", self.weight.span()
             remedy = "Download it again, or name the unquantized model."
             raise error("source.broken", lies.path if lies else "model", what, remedy) from None
         return whole.reshape(-1)[start:stop]
 
 
 def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[str | None, dict[str, TensorInfo]]:
-    """All tensors of a checkpoint as they read.
+    """List all tensors of a checkpoint as they read: quantized ones as what they stand for.
 
     Args:
         config: its config.json.
         tensors: what its files hold, by name.
 
     Returns:
-        The format's name of the dtype that packed tensors had before, None if none is packed; and the tensors by name.
+        The format's name of the dtype that quantized tensors had before, None if none is quantized or the architecture
+        isn't known; and the tensors by name.
     """
     beside: dict[str, dict[str, TensorInfo]] = {}
     for key, tensor in tensors.items():
@@ -86,10 +89,7 @@ def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tu
         return None, dict(tensors)
     stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     dtype = CODES.get(stated, "BF16")
-    try:
-        body, ffn = dense.all_shapes(dense.complete(config))
-    except (LookupError, TypeError, AttributeError, ZeroDivisionError):  # no use as a config: `unusable` says so
-        return None, dict(tensors)
+    body, ffn = dense.all_shapes(config)
     shapes = body | ffn
     settings = config.get("quantization_config")
     rows, columns = (settings.get("weight_block_size") if isinstance(settings, dict) else None) or BLOCK
@@ -103,11 +103,15 @@ def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tu
 
 
 @functools.lru_cache(maxsize=1)
-def _unpack(tensor: Quantized, stamp: int) -> torch.Tensor:
-    """A whole tensor; the file's time of change keeps one that was made anew from being taken for the old."""
+def _unpack(tensor: Quantized, stamp: tuple[object, ...]) -> torch.Tensor:
+    """Unpack a whole tensor, and keep the last one.
+
+    The file's time of change keeps one that was made anew from being taken for the old.
+    """
     import torch
 
     packed, parts = tensor.weight.load(), {key: part.load() for key, part in tensor.beside}
+    values: torch.Tensor
     if "absmax" in parts:
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
@@ -127,7 +131,11 @@ def _unpack(tensor: Quantized, stamp: int) -> torch.Tensor:
 
 
 def _check_scales(state: Any, tensor: Quantized, packed: torch.Tensor) -> None:
-    """Whether bitsandbytes will find a scale for each block: it doesn't look, and would read what lies behind them."""
+    """Check that bitsandbytes will find a scale for each block: it doesn't look, and would read what lies behind them.
+
+    Raises:
+        ValueError: if it won't.
+    """
     scales, nested, elements = state.absmax.numel(), state.state2, math.prod(tensor.shape)
     fits = tuple(state.shape) == tensor.shape and packed.numel() * 2 >= elements and state.code.numel() == 16
     fits = fits and scales * state.blocksize >= elements

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lazymoe.checkpoint.tensors import BITS, Span, TensorInfo
-from lazymoe.files import read_bytes
+from lazymoe.files import read_bytes, stamp
 
 if TYPE_CHECKING:
     import torch
@@ -46,17 +46,30 @@ class Stored:
     dtype: str
 
     def span(self, start: int, stop: int) -> Span:
+        """Find where the bytes of elements start to stop lie."""
         bits = BITS[self.dtype]
         return Span(self.folder / self.file, self.offset + start * bits // 8, (stop - start) * bits // 8)
 
+    def stamp(self) -> tuple[object, ...]:
+        """Give what changes when the file does."""
+        return stamp(self.folder / self.file)
+
     def read(self, start: int, stop: int) -> torch.Tensor:
+        """Read elements start to stop, flat: ``[stop - start]``.
+
+        Raises:
+            SourceError: if the file ends before them.
+        """
         import torch
 
         return torch.frombuffer(read_bytes(*self.span(start, stop)), dtype=getattr(torch, STORED[self.dtype]))
 
 
 def open_file(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file on the disk, by name.
+    """List the tensors of a safetensors file on the disk, by name, in the order of their bytes.
+
+    Args:
+        path: of the file.
 
     Raises:
         ValueError: as `read_header`.
@@ -67,7 +80,7 @@ def open_file(path: Path) -> dict[str, TensorInfo]:
 def read_header(
     folder: Path, file: str, size: int, read: Callable[[int, int], bytes | bytearray]
 ) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, by name, in the order of their bytes.
+    """List the tensors of a safetensors file, by name, in the order of their bytes.
 
     Args:
         folder: where it is, or will be.
@@ -78,6 +91,8 @@ def read_header(
     Raises:
         ValueError: if the header and the file don't fit each other; the message says how.
     """
+    if size == 0:
+        raise ValueError("the file is empty")
     if size < 8:
         raise ValueError(f"the file is cut short: it has {size} bytes")
     length = int.from_bytes(read(0, 8), "little")
@@ -126,7 +141,11 @@ def _entry(item: tuple[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
 
 
 def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
-    """The bytes before the data of a file that holds these (name, dtype, shape), in this order, without holes."""
+    """Write the bytes that come before the data in a safetensors file.
+
+    Args:
+        tensors: the (name, dtype, shape) of each that the file holds, in this order, without holes.
+    """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in tensors:

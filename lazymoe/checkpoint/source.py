@@ -7,12 +7,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lazymoe.checkpoint.lfs import START, refusal
 from lazymoe.checkpoint.lora import Adapter
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json", "*.index.json")
 CARD = "README.md"
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,11 @@ class Source:
         config: its config.json.
         tensors: every tensor by name.
         weights: the files that hold the tensors, with their sizes in bytes.
-        dtype: the format's name of the dtype that quantized weights had before; None where none is quantized.
+        dtype: the format's name of the dtype that a mixture is written in where a recipe doesn't say: the config's,
+            else that of most weights; of quantized weights what they had before.
         unread: names of tensors that nothing here can read.
+        ignored: names of tensors in its files that no model of its kind reads, left out of ``tensors``.
+        remarks: what was found odd in it and how it was taken, in words.
         adapter: a LoRA adapter on top; ``tensors`` are those with it.
     """
 
@@ -52,9 +56,11 @@ class Source:
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     weights: dict[str, int]
-    dtype: str | None = None
+    dtype: str = ""
     unread: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     adapter: Adapter | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def missing(self) -> dict[str, int]:
@@ -67,40 +73,87 @@ class Source:
         adapter = str(self.adapter.reference) if self.adapter else None
         return str(replace(self.reference, revision=self.revision or self.reference.revision, adapter=adapter))
 
+    def tensor(self, name: str) -> TensorInfo:
+        """Give a tensor by its name; for the output head of a model that ties it, its embeddings.
+
+        Args:
+            name: of the tensor.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        return self.tensors[name if name in self.tensors or not self.has(name) else EMBEDDINGS]
+
+    def has(self, name: str) -> bool:
+        """Tell whether `tensor` finds a tensor of this name."""
+        return name in self.tensors or (name == HEAD and bool(self.config.get("tie_word_embeddings")))
+
     def load(self, name: str) -> torch.Tensor:
-        """A whole tensor, in its dtype, or wider under an adapter."""
-        return self.tensors[name].load()
+        """Read a whole tensor, in its dtype, or wider under an adapter.
+
+        Args:
+            name: of the tensor.
+        """
+        return self.tensor(name).load()
 
     def rows(self, name: str, indices: Iterable[int]) -> torch.Tensor:
-        """Rows of a matrix [N, H], such as the embeddings of a few tokens, without reading the others: ``[n, H]``."""
+        """Read rows of a matrix, such as the embeddings of a few tokens, without the others.
+
+        Args:
+            name: of the matrix ``[N, H]``.
+            indices: of the rows, n of them.
+
+        Returns:
+            The rows ``[n, H]``, in its dtype, or wider under an adapter.
+
+        Raises:
+            SourceError: if there is no such row.
+        """
         import torch
 
-        tensor = self.tensors[name]
-        width = tensor.shape[1]
-        return torch.stack([tensor.read(i * width, (i + 1) * width) for i in indices])
+        tensor = self.tensor(name)
+        length, width = tensor.shape
+        wanted = list(indices)
+        if beyond := [i for i in wanted if not 0 <= i < length]:
+            what = f"its tokenizer has a token {max(beyond)}, which its embeddings lack: they have {length} rows"
+            raise error("source.tokenizer", self.folder, what, "Use the tokenizer that belongs to this model.")
+        return torch.stack([tensor.read(i * width, (i + 1) * width) for i in wanted])
 
     def files(self, patterns: Sequence[str]) -> list[str]:
-        """Names of the small files here that match one of the patterns, sorted."""
-        found = (p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
-        return sorted(name for name in found if any(fnmatch(name, pattern) for pattern in patterns))
+        """List the names of the small files here that match one of the patterns, sorted.
+
+        Args:
+            patterns: as `Path.glob` takes them; no other folder is looked into than those that they name.
+        """
+        found = {path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON file of this checkpoint, empty if it has none."""
+        """Read a JSON file of this checkpoint; empty if it has none.
+
+        Args:
+            name: of the file.
+
+        Raises:
+            SourceError: if it can't be read, or holds no object.
+        """
         path = self.folder / name
         return read_json(path, self.reference.model) if path.is_file() else {}
 
     @property
     def license(self) -> str | None:
         """The licence that its model card states, as the Hub spells it."""
-        key = "license_name" if self._card.get("license") == "other" else "license"
-        stated = _first(self._card.get(key))
+        stated = _first(self._card.get("license"))
+        if stated == "other":
+            stated = _first(self._card.get("license_name"))
         return stated.lower() if isinstance(stated, str) and stated else None
 
     @property
     def languages(self) -> list[str]:
         """The languages that its model card states."""
-        stated = self._card.get("language") or []
-        return [code for code in ([stated] if isinstance(stated, str) else stated) if isinstance(code, str)]
+        stated = self._card.get("language")
+        codes = ["no" if code is False else code for code in (stated if isinstance(stated, list) else [stated])]
+        return [code for code in codes if isinstance(code, str) and code]  # YAML reads Norwegian, a bare no, as false
 
     @property
     def made_from(self) -> str | None:
@@ -116,12 +169,20 @@ class Source:
         from huggingface_hub import metadata_load
 
         try:
-            return metadata_load(self.folder / CARD) or {}
-        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            card = metadata_load(self.folder / CARD)
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError):
             return {}
+        return card if isinstance(card, dict) else {}
 
     def digest(self, patterns: Sequence[str]) -> str:
-        """A hash of the small files here that match one of the patterns, names and contents."""
+        """Hash the small files here that match one of the patterns, names and contents.
+
+        Args:
+            patterns: as in `files`.
+
+        Returns:
+            The hash, SHA-256, in hexadecimal.
+        """
         digest = hashlib.sha256()
         for name in self.files(patterns):
             digest.update(name.encode() + hashlib.sha256((self.folder / name).read_bytes()).digest())
@@ -135,20 +196,23 @@ class Source:
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Args:
         path: of the file.
         where: how messages name the place that its model was asked for.
 
     Raises:
-        SourceError: if there is none, or it holds something else.
+        SourceError: if there is none, it can't be read, or it holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(START.decode()):
+            raise refusal(path, where)
+        data = json.loads(text or "null")
         if isinstance(data, dict):
             return data
-        what = f"{path} isn't a JSON object"
+        what = f"{path} isn't a JSON object" if text else f"{path} is empty"
     except FileNotFoundError:
         what = f"{path.parent} has no {path.name}"
     except (OSError, ValueError, RecursionError):
@@ -158,5 +222,5 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _first(stated: Any) -> Any:
-    """A card's value, or the first where it states a list of them."""
+    """Give a card's value, or the first where it states a list of them."""
     return stated[0] if isinstance(stated, list) and stated else stated

@@ -4,9 +4,12 @@ safetensors format."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from lazymoe.files import read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,10 @@ BITS = {
 }  # fmt: skip
 
 
+SAMPLES, SAMPLE = 16, 4096  # how many samples of a tensor are compared, and their elements
+Remote = Callable[[str, int, int], bytes]  # reads a file's bytes without downloading it: name, offset, length
+
+
 class Span(NamedTuple):
     """Bytes that lie in a file as a safetensors file would hold them."""
 
@@ -35,10 +42,21 @@ class Reader(Protocol):
     """What reads one tensor, in one way of storing tensors. Elements are counted flat."""
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Elements start to stop, flat: ``[stop - start]``, in the tensor's dtype, or wider under an adapter."""
+        """Read elements start to stop, flat: ``[stop - start]``, in the tensor's dtype, or wider under an adapter.
+
+        Args:
+            start, stop: the first element, and the one after the last.
+        """
 
     def span(self, start: int, stop: int) -> Span | None:
-        """Where the bytes of elements start to stop lie, if they lie anywhere as they are."""
+        """Find where the bytes of elements start to stop lie; None if they don't lie anywhere as they are.
+
+        Args:
+            start, stop: the first element, and the one after the last.
+        """
+
+    def stamp(self) -> tuple[object, ...]:
+        """Give what changes when one of the files that it reads does, for those who keep what was read."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +86,55 @@ class TensorInfo:
         return self.elements * BITS[self.dtype] // 8
 
     def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Elements start to stop, flat: ``[stop - start]``, in its dtype, or wider under an adapter."""
+        """Read elements start to stop, flat: ``[stop - start]``, in its dtype, or wider under an adapter.
+
+        Args:
+            start, stop: the first element, and the one after the last; all of them by default.
+
+        Raises:
+            SourceError: if its file ends early, or what is quantized in it can't be unpacked.
+        """
         return self.reader.read(self.start + start, self.start + (self.elements if stop is None else stop))
 
     def load(self) -> torch.Tensor:
-        """The whole tensor, in its shape."""
+        """Read the whole tensor, in its shape.
+
+        Raises:
+            SourceError: as `read`.
+        """
         return self.read().reshape(self.shape)
 
     def span(self) -> Span | None:
-        """Where its bytes lie, if they lie anywhere as they are."""
+        """Find where its bytes lie; None if they don't lie anywhere as they are."""
         return self.reader.span(self.start, self.start + self.elements)
 
     def part(self, start: int, elements: int) -> TensorInfo:
-        """So many of its elements, from one of them on, as a flat tensor of the same name."""
+        """Take so many of its elements, from one of them on, as a flat tensor of the same name.
+
+        Args:
+            start: the first element.
+            elements: how many.
+        """
         return replace(self, shape=(elements,), start=self.start + start)
+
+
+def same_bytes(a: TensorInfo, b: TensorInfo, remote: Remote | None) -> bool:
+    """Tell whether two tensors hold the same, by samples from all of their length.
+
+    Args:
+        a, b: the tensors.
+        remote: reads ranges of files that aren't here.
+    """
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    size = min(SAMPLE, a.elements)
+    starts = {i * (a.elements - size) // (SAMPLES - 1) for i in range(SAMPLES)}
+    return all(_raw(a.part(start, size), remote) == _raw(b.part(start, size), remote) for start in sorted(starts))
+
+
+def _raw(tensor: TensorInfo, remote: Remote | None) -> bytes:
+    """Read a tensor's bytes, from where it lies or from the Hub; of one that lies nowhere, of its values."""
+    lies = tensor.span()
+    if lies is None:
+        return tensor.read().float().numpy().tobytes()
+    return bytes(read_bytes(*lies) if lies.path.exists() or remote is None else remote(lies.path.name, *lies[1:]))

@@ -41,13 +41,14 @@ def compute(
         folder: where the files go.
         seed: of the random modes.
         device: where to compute; a CUDA device if there is one by default.
-        progress: told of the layers done.
+        progress: told of the layers done, stages ``share`` and ``route``.
 
     Returns:
         Each tensor by name.
 
     Raises:
-        LazyMoEError: if a model's tokenizer can't be loaded, or its states or weights are NaN.
+        SourceError: if a model's tokenizer can't be loaded, or its states or weights are NaN or infinite.
+        LazyMoEError: if there is no such device.
     """
     recipe = prepared.prompts
     if plan.shared != "base" and not (folder / OUTER).exists():
@@ -74,7 +75,7 @@ def compute(
 
 
 def _computed(folder: Path) -> dict[str, TensorInfo]:
-    """What a folder holds of computed tensors, by name."""
+    """List what a folder holds of computed tensors, by name."""
     found: dict[str, TensorInfo] = {}
     for file in (*sorted(folder.glob("shared-*.safetensors")), folder / ROUTERS):
         if file.exists():
@@ -83,12 +84,12 @@ def _computed(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str | None, progress: Progress) -> np.ndarray:
-    """The rows that are computed for each layer ``[L, gates, H]``, float32; see `Plan.gates`."""
+    """Compute the rows that are computed for each layer ``[L, gates, H]``, float32; see `Plan.gates`."""
     if recipe.gate_mode in ("random", "uniform_random"):
         from lazymoe.computing.router_random import random_gates
 
         shape = (plan.layers, plan.gates, plan.hidden_size)
-        return random_gates(recipe.gate_mode, shape, generator(seed, "router"))
+        return random_gates(recipe.gate_mode, shape, plan.host.scores, generator(seed, "router"))
     if recipe.gate_mode == "fit":
         from lazymoe.computing.router_fit import fit_gates
 
@@ -99,7 +100,12 @@ def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str | No
 
 
 def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
-    """Pairs of experts that the routers in a folder can hardly tell apart, with the layers where that is so."""
+    """Yield the pairs of experts that the routers in a folder can hardly tell apart, with the layers where that is so.
+
+    Args:
+        plan: what is wanted.
+        folder: where `compute` has put its files.
+    """
     found, gates = _computed(folder), []
     for layer in range(plan.layers):
         tensor = found[LAYER.format(layer=layer) + plan.host.router]

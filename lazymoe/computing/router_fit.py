@@ -27,13 +27,19 @@ PENALTY = 1e-2  # on the squared weights, for inputs of unit mean square
 
 
 def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: Progress) -> Tensor:
-    """Routers ``[layers, gates, hidden]``, float32; see `Plan.gates`.
+    """Fit the routers and, where a shared expert has one, its gate.
 
     Args:
         recipe, plan: what is wanted; the sources must be on the disk.
-        body: the checkpoint that gives attention, norms and embeddings.
+        body: the backbone: the checkpoint that gives attention, norms and embeddings.
         device: where to compute.
-        progress: told of the layers done.
+        progress: told of the layers done, stage ``route``.
+
+    Returns:
+        The rows of each layer ``[L, gates, H]``, float32; see `Plan.gates`.
+
+    Raises:
+        SourceError: if the base model's tokenizer can't be loaded, or a state becomes NaN or infinite.
     """
     # every prompt as tokens, labelled with its expert's place in the canonical order
     order = canonical(recipe, plan)
@@ -82,7 +88,7 @@ def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: P
 
 
 def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
-    """The shared expert's gate ``[1, H]``: open for its prompts, closed for its negative ones and the experts'."""
+    """Fit the shared expert's gate ``[1, H]``: open for its prompts, closed for its negative ones and the experts'."""
     used = ~routed | (sign > 0)
     closed = routed | (sign < 0)
     share = weights.clone()
@@ -93,21 +99,26 @@ def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Te
 
 
 def _weights(learned: Tensor, labels: Sequence[int], signs: Sequence[int]) -> Tensor:
-    """What each learned token counts ``[n]``: experts equally, within an expert its sequences, within those tokens."""
+    """Weigh each learned token ``[n]``: experts count equally, within an expert its sequences, within those tokens."""
     groups = [(labels[i], signs[i]) for i in range(len(labels))]
     per_sequence = torch.tensor([1 / groups.count(g) for g in groups])
     return (per_sequence / learned.sum(1).clamp(min=1))[:, None].expand(learned.shape)[learned]
 
 
 def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -> Tensor:
-    """Multinomial logistic regression ``[experts, H]``, by L-BFGS; the problem is convex, so its solution is unique.
+    """Fit a multinomial logistic regression by L-BFGS (https://doi.org/10.1007/BF01589116).
+
+    Where no sign is negative the problem is convex, so its solution is unique.
 
     Args:
-        x: inputs ``[n, H]``.
-        label: an expert for each ``[n]``.
+        x: inputs ``[n, H]``, float32.
+        label: an expert for each ``[n]``, int64.
         sign: whether it should reach that expert (1) or any other (-1), ``[n]``.
-        weights: what each counts ``[n]``, relative to the others.
+        weights: what each counts ``[n]``, float32, relative to the others.
         experts: how many there are.
+
+    Returns:
+        A row for each expert ``[experts, H]``, float32.
     """
     # inputs of unit mean square, so that the penalty means the same in every layer
     weights = weights / weights.sum()

@@ -22,14 +22,29 @@ BATCH = 2048  # tokens, with padding, that go through a layer at a time
 
 
 def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) -> Tensor:
-    """Routers ``[layers, gates, hidden]``, float32, each row of length 1; see `Plan.gates`."""
+    """Make routers of prompts, as mergekit does (https://github.com/arcee-ai/mergekit/blob/main/docs/moe.md).
+
+    Args:
+        recipe, plan: what is wanted; the base model must be on the disk.
+        device: where to compute.
+        progress: told of the layers done, stage ``route``; of none for `cheap_embed`.
+
+    Returns:
+        The rows of each layer ``[L, gates, H]``, float32, each of length 1; see `Plan.gates`.
+
+    Raises:
+        SourceError: if the base model's tokenizer can't be loaded, or a state becomes NaN or infinite.
+    """
     texts, groups = [], []  # groups[t]: which expert a text belongs to, and whether it should reach it
     for i, expert in enumerate(recipe.every_expert[: plan.gates]):
-        for sign, prompts in ((1, expert.positive), (-1, expert.negative)):
+        positive = expert.positive or [""] * (not expert.negative)  # as mergekit: the beginning of any text
+        for sign, prompts in ((1, positive), (-1, expert.negative)):
             texts += prompts
             groups += [(i, sign)] * len(prompts)
     base = plan.sources[0]
     tokens = tokenize(base, texts)
+    some = [t for t in range(len(tokens)) if len(tokens[t])]  # a text may come to no token at all
+    tokens, groups = [tokens[t] for t in some], [groups[t] for t in some]
     if recipe.gate_mode == "cheap_embed":
         ids = torch.cat(tokens)
         unique, places = torch.unique(ids, return_inverse=True)
@@ -59,7 +74,7 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
 
 
 def _combine(vectors: Tensor, groups: Sequence[tuple[int, int]], experts: int, normalise_parts: bool = False) -> Tensor:
-    """Positive mean minus negative mean for each expert, of length 1: ``[L, texts, H]`` to ``[L, experts, H]``."""
+    """Take each expert's negative mean from its positive one: ``[L, texts, H]`` to ``[L, experts, H]``, of length 1."""
     rows = []
     for expert in range(experts):
         row = torch.zeros_like(vectors[:, 0])  # [L, H]

@@ -49,7 +49,10 @@ def share(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
         recipe, plan: what is wanted; the sources must be on the disk.
         folder: where the files go.
         device: where to compute.
-        progress: told of the layers done.
+        progress: told of the layers done, stage ``share``.
+
+    Raises:
+        SourceError: if the base model's tokenizer can't be loaded, or a state or a merged weight is NaN or infinite.
     """
     order = canonical(recipe, plan)
     experts = [plan.expert_sources[e] for e in order]
@@ -70,7 +73,11 @@ def share(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
 
 
 def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names, Tensor]:
-    """Run a layer; what its linear maps outside the feed-forward network read, ``[n, in]`` by the maps that read it."""
+    """Run a layer, and give what its linear maps outside the feed-forward network read.
+
+    Returns:
+        The inputs ``[n, in]``, float32, by the names of the maps that read them.
+    """
     seen: dict[str, Tensor] = {}
 
     def watch(layer: nn.Module) -> None:
@@ -88,9 +95,9 @@ def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names
 def _layer(
     plan: Plan, layer: int, experts: Sequence[Source], inputs: Sequence[dict[Names, Tensor]], device: str
 ) -> dict[str, Tensor]:
-    """The merged tensors of one layer, by their names in the output."""
+    """Merge the tensors of one layer, by their names in the output."""
     base, prefix = plan.sources[0], LAYER.format(layer=layer)
-    shapes = plan.dense.layer_shapes(layer, plan.dense.complete(base.config))
+    shapes = plan.dense.layer_shapes(layer, base.config)
     matrices = [name for name, size in shapes.items() if len(size) == 2 and plan.shared == "regmean"]
     merged = {name: _mean(base, experts, prefix + name) for name in shapes if name not in matrices}
     for group in inputs[0] if inputs else [(name,) for name in matrices]:  # maps that read the same input
@@ -133,7 +140,7 @@ def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device
 def _head(
     base: Source, experts: Sequence[Source], name: str, last: Sequence[Tensor], device: str
 ) -> Callable[[int], Tensor]:
-    """What merges rows of the head, ``[n, H]``, given the first of them."""
+    """Prepare what merges rows of the head, ``[n, H]``, given the first of them."""
     width = base.tensors[name].shape[1]
     moments = []
     for e, expert in enumerate(experts):
@@ -153,7 +160,7 @@ def _head(
 
 
 def _moments(gram: Tensor, x: Tensor | None) -> Tensor:
-    """The estimate of an input's second moments ``[d, d]``: of mean eigenvalue 1 and a bit, never singular.
+    """Estimate an input's second moments ``[d, d]``: of mean eigenvalue 1 and a bit, never singular.
 
     Args:
         gram: D^T D, of what fine-tuning changed ``[d, d]``.
@@ -168,7 +175,7 @@ def _moments(gram: Tensor, x: Tensor | None) -> Tensor:
 
 
 def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, stop: int | None = None) -> Tensor:
-    """Rows of a tensor averaged over the experts, float32."""
+    """Average rows of a tensor over the experts, float32."""
     mean = _rows(base, name, start, stop)
     for expert in experts:
         mean += _delta(base, expert, name, start, stop) / len(experts)
@@ -176,17 +183,20 @@ def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, st
 
 
 def _delta(base: Source, expert: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-    """What an expert changed in rows of a tensor, float32. Tokens that only one of the two has count as unchanged."""
+    """Work out what an expert changed in rows of a tensor, float32.
+
+    Tokens that only one of the two has count as unchanged.
+    """
     rows = _rows(base, name, start, stop)
-    theirs = _rows(expert, name, start, stop)[: len(rows)] if name in expert.tensors else rows
+    theirs = _rows(expert, name, start, stop)[: len(rows)] if expert.has(name) else rows
     delta = torch.zeros_like(rows)
     delta[: len(theirs)] = theirs - rows[: len(theirs)]
     return delta
 
 
 def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-    """Rows of a tensor, float32, as many as there are; a vector's elements are its rows."""
-    tensor = source.tensors[name]
+    """Read rows of a tensor, float32, as many as there are; a vector's elements are its rows."""
+    tensor = source.tensor(name)
     stop = min(stop or tensor.shape[0], tensor.shape[0])
     width = tensor.elements // tensor.shape[0]
     flat = tensor.read(start * width, max(start, stop) * width).float()

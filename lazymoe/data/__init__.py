@@ -10,11 +10,15 @@ from pathlib import Path
 
 
 def folder(name: str) -> Path:
-    """The folder ``templates`` or ``recipes``."""
+    """Find the folder ``templates`` or ``recipes``.
+
+    Args:
+        name: which of the two.
+    """
     inside = Path(str(resources.files(__name__))) / name
     return inside if inside.is_dir() else Path(__file__).parents[2] / name
 
 
 def ready_made() -> dict[str, Path]:
-    """The recipes that come with LazyMoE, by name."""
+    """List the recipes that come with LazyMoE: name to file."""
     return {path.stem: path for path in sorted(folder("recipes").glob("*.yaml"))}

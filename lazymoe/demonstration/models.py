@@ -23,8 +23,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lazymoe.errors import error
 from lazymoe.files import cache
 from lazymoe.progress import Progress, silent
 
@@ -40,7 +41,7 @@ BASE_STEPS, BASE_RATE = 130, 6e-3
 # Short and gentle: what a fine-tune puts into embeddings and attention does not come along into the MoE.
 EXPERT_STEPS, EXPERT_RATE = 60, 2e-3
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "dtype": "float32",
     "vocab_size": 512,
@@ -55,7 +56,7 @@ MODEL = {
     "eos_token_id": 1,
 }
 # Written by hand because what one major version of transformers saves, another may not load.
-TOKENIZER = {
+TOKENIZER: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -111,6 +112,11 @@ class Domain:
 
 
 def domains() -> list[Domain]:
+    """Gather the kinds of text, each with its prompts, and with texts to train on and held out.
+
+    Raises:
+        LazyMoEError: if this Python has no source of its library.
+    """
     trees, held_trees = [syntax(name) for name in MODULES], [syntax(name) for name in HELD_MODULES]
     texts = {
         "python": (
@@ -126,20 +132,33 @@ def domains() -> list[Domain]:
 
 
 def syntax(module: str) -> ast.Module:
-    """The module without its comments and docstrings, which are English."""
-    source = importlib.util.find_spec(module).loader.get_source(module)
+    """Parse a module without its comments and docstrings, which are English.
+
+    Args:
+        module: its name.
+
+    Raises:
+        LazyMoEError: if this Python has no source of it.
+    """
+    spec = importlib.util.find_spec(module)
+    source = getattr(spec.loader, "get_source", lambda _: None)(module) if spec else None
     if source is None:
-        raise OSError(f"the demo trains on the source of Python's library, but there is none of {module!r} here")
-    tree = ast.parse(source)
+        what = f"the demo trains on the source of Python's library, but there is none of '{module}' here"
+        raise error("input.demo", "demo", what, "Use a Python that has it.")
+    tree = ast.parse(str(source))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and ast.get_docstring(node) is not None:
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
             node.body[:1] = [] if len(node.body) > 1 else [ast.Pass(lineno=1, col_offset=0)]
     return tree
 
 
 def bytecode(trees: list[ast.Module]) -> str:
-    """One instruction a line, without the long arguments: texts, or addresses that differ from run to run."""
+    """Write one instruction a line, without the long arguments: texts, or addresses that differ from run to run.
+
+    Args:
+        trees: of the modules to compile.
+    """
     lines, codes = [], [compile(tree, "", "exec") for tree in trees]
     for one in codes:  # grows by the functions found in it
         lines += [f"{i.opname} {i.argrepr if len(i.argrepr) < 24 else ''}".rstrip() for i in dis.get_instructions(one)]
@@ -148,6 +167,7 @@ def bytecode(trees: list[ast.Module]) -> str:
 
 
 def manual() -> list[str]:
+    """List the sentences of Python's own manual, a paragraph each, sorted."""
     from pydoc_data.topics import topics
 
     paragraphs = (" ".join(p.split()) for text in topics.values() for p in text.split("\n\n"))
@@ -157,6 +177,7 @@ def manual() -> list[str]:
 
 
 def characters() -> list[str]:
+    """List characters with their number, category and name, a line each, shuffled."""
     named = [(f"{i:04X}", unicodedata.category(chr(i)), unicodedata.name(chr(i), "")) for i in range(0x20000)]
     # Ideographs are named by their numbers, and the Hangul syllables alone are a quarter of the rest.
     lines = [f"{i} {kind} {name}\n" for i, kind, name in named if name and i not in name and "HANGUL" not in name]
@@ -165,7 +186,14 @@ def characters() -> list[str]:
 
 
 def split(pieces: Iterable[str]) -> tuple[str, str]:
-    """The pieces to train on and the tenth held out: by content, so that a piece stays on its side in any Python."""
+    """Split pieces into those to train on and the tenth held out, by content, so that each keeps its side anywhere.
+
+    Args:
+        pieces: of text.
+
+    Returns:
+        The two sides, each joined.
+    """
     sides: tuple[list[str], list[str]] = ([], [])
     for piece in pieces:
         sides[zlib.crc32(piece.encode()) % 10 == 0].append(piece)
@@ -173,7 +201,7 @@ def split(pieces: Iterable[str]) -> tuple[str, str]:
 
 
 def cache_folder() -> Path:
-    """Where the demo keeps its models: elsewhere once this file or the version of Python, and so the texts, change."""
+    """Name the folder of the demo's models: another once this file or Python's version, and so the texts, change."""
     key = hashlib.sha256(Path(__file__).read_bytes() + bytes(sys.version_info[:2])).hexdigest()[:12]
     return cache() / f"demo-{key}"
 
@@ -181,7 +209,12 @@ def cache_folder() -> Path:
 def build(folder: Path, progress: Progress = silent) -> None:
     """Make folder/base and, for every domain, folder/<its name>; nothing if the folder is there already.
 
-    ``progress`` is told of the training steps done, for all models together.
+    Args:
+        folder: a new one.
+        progress: told of the training steps done, stage ``train``, for all models together.
+
+    Raises:
+        LazyMoEError: if this Python has no source of its library to train on.
     """
     if folder.exists():
         return
@@ -197,6 +230,12 @@ def build(folder: Path, progress: Progress = silent) -> None:
 
 
 def train_all(folder: Path, progress: Progress) -> None:
+    """Train the base model on all domains, then from it an expert on each.
+
+    Args:
+        folder: where the models go, each in a folder of its own.
+        progress: told of the training steps done, stage ``train``, for all models together.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -221,6 +260,11 @@ def train_all(folder: Path, progress: Progress) -> None:
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """Train a tokenizer of bytes (BPE).
+
+    Args:
+        texts: to train it on.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -238,7 +282,14 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def train(model: LlamaForCausalLM, texts: list[torch.Tensor], steps: int, rate: float) -> Iterator[int]:
-    """Train all weights on windows drawn at random, as many from each text; yield the number of every step done."""
+    """Train all weights on windows drawn at random, as many from each text; yield the number of every step done.
+
+    Args:
+        model: changed in place.
+        texts: token ids ``[n]``, int64, of each.
+        steps: how many.
+        rate: the highest learning rate.
+    """
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
@@ -257,6 +308,13 @@ def train(model: LlamaForCausalLM, texts: list[torch.Tensor], steps: int, rate: 
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Save a model and its tokenizer as a checkpoint.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        folder: a new one.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)

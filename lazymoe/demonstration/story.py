@@ -41,7 +41,7 @@ class Demo:
     shares: list[list[float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Give its fields by name, for programs."""
         return asdict(self) | {"folder": str(self.folder) if self.folder else None}
 
     def __str__(self) -> str:
@@ -67,10 +67,14 @@ def demo(folder: str | os.PathLike[str] | None = None, *, progress: Progress = s
 
     Args:
         folder: a new one for the mixture with fitted routers; a temporary one if absent.
-        progress: told of the steps of each stage.
+        progress: told of the training steps, stage ``train``, then of the models measured, stage ``measure``.
+
+    Returns:
+        The losses and routing that were measured.
 
     Raises:
-        LazyMoEError: if the output folder is taken.
+        OutputError: if the output folder is taken, or can't be written.
+        LazyMoEError: if this Python has no source of its library to train on.
     """
     kept = absolute(folder) if folder else None
     models = cache_folder()
@@ -86,7 +90,13 @@ def demo(folder: str | os.PathLike[str] | None = None, *, progress: Progress = s
 
 
 def demo_recipe(models: Path, kinds: list[Domain], gate_mode: str) -> Recipe:
-    """The recipe of the demo: an expert for each kind of text, with its prompts."""
+    """Write the recipe of the demo: an expert for each kind of text, with its prompts.
+
+    Args:
+        models: the folder that `build` made.
+        kinds: of text.
+        gate_mode: how the routers are made.
+    """
     experts = [Expert(source_model=str(models / kind.name), positive_prompts=list(kind.prompts)) for kind in kinds]
     return Recipe.model_validate({"base_model": str(models / "base"), "gate_mode": gate_mode, "experts": experts})
 
@@ -94,7 +104,7 @@ def demo_recipe(models: Path, kinds: list[Domain], gate_mode: str) -> Recipe:
 def _measure(
     models: Path, kinds: list[Domain], mixtures: dict[str, Path], progress: Progress
 ) -> tuple[dict[str, list[float]], list[list[float]]]:
-    """Losses of every model on every domain, and who gets which tokens in the last of the mixtures."""
+    """Measure the losses of every model on every domain, and who gets which tokens in the last of the mixtures."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -125,7 +135,7 @@ def _measure(
 
 
 def _loss_and_routing(model: PreTrainedModel, ids: torch.Tensor) -> tuple[float, list[float]]:
-    """Mean loss on windows of tokens [windows, T], and each expert's share of all choices (none for a dense model)."""
+    """Measure the mean loss on windows of tokens ``[windows, T]``, and each expert's share of all choices, if any."""
     import torch
 
     experts = getattr(model.config, "num_local_experts", 0)

@@ -6,7 +6,10 @@ from lazymoe.errors import error
 
 
 def pick_device(device: str | None) -> str:
-    """A CUDA device if there is one and nothing else is asked for.
+    """Choose a device: a CUDA device if there is one and nothing else is asked for.
+
+    Args:
+        device: as torch names it; None for the choice.
 
     Raises:
         LazyMoEError: if what is asked for isn't there.
@@ -18,6 +21,8 @@ def pick_device(device: str | None) -> str:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):  # no such word, no such device, or none of that kind
-        here = "'cuda' and 'cpu'" if torch.cuda.is_available() else "'cpu'"
-        raise error("input.device", "device", f"there is no '{device}' here", f"Here are {here}.") from None
+        known = "'cuda' or 'cpu'" if torch.cuda.is_available() else "'cpu'"
+        raise error(
+            "input.device", "device", f"there is no '{device}' here", f"Use {known}, or leave it out."
+        ) from None
     return device

@@ -25,8 +25,16 @@ EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for eac
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """A finished mixture and its tokenizer. No code runs but LazyMoE's own modelling file, and that never for a
-    tokenizer."""
+    """Load a finished mixture and its tokenizer: in 4 bit where there is a CUDA GPU, in its own dtype otherwise.
+
+    No code runs but LazyMoE's own modelling file, and that never for a tokenizer.
+
+    Args:
+        folder: the mixture's.
+
+    Returns:
+        The model, and the tokenizer.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     trust = trusted(folder)
     if not torch.cuda.is_available():
@@ -45,10 +53,14 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
-    """A finished mixture of a class of transformers 5, the matrices of its layers in NF4 but for the routers', the rest
-    in dtype.
+    """Load a mixture of a class of transformers 5, the matrices of its layers in NF4 but for the routers'.
 
-    Takes memory for the result and two layers in dtype.
+    Takes memory for the result and two layers in dtype. NF4: https://arxiv.org/abs/2305.14314
+
+    Args:
+        folder: the mixture's.
+        device: where it goes, as torch names it.
+        dtype: of the rest.
     """
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
@@ -80,7 +92,7 @@ def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
 
 
 def _read_layer(kind: Any, source: Source, config: Any, i: int, dtype: torch.dtype) -> Any:
-    """One layer as transformers loads it, with what it does to names and shapes: that of a model of one layer."""
+    """Read one layer as transformers loads it, with what it does to names and shapes: that of a model of one layer."""
     own = config.per_layer_config[i] if getattr(config, "is_heterogeneous", False) else config
     alone = copy.deepcopy(own)
     alone.num_hidden_layers, alone.vocab_size, alone.pad_token_id = 1, 1, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,22 +16,56 @@ from lazymoe.planning.plan import Plan
 HEAD = 256  # tokens that go through the head at a time
 
 
+class Routing(NamedTuple):
+    """The routing of a mixture, as in `report.Report`: shares and first ``[L][D][E]``, accuracy ``[L][D]``, entropy
+    ``[L]``."""
+
+    shares: list[list[list[float]]]
+    first: list[list[list[float]]]
+    accuracy: list[list[float]]
+    entropy: list[float]
+
+
 class Average:
     """The plain average of several sources' weights, as a source."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources, self.tensors = sources, sources[0].tensors
+        self.sources, self.tensors = sources, {name: t for s in sources for name, t in s.tensors.items()}
         self.config, self.folder = sources[0].config, sources[0].folder
 
     def load(self, name: str) -> Tensor:
+        """Average a whole tensor, float32.
+
+        Args:
+            name: of the tensor.
+        """
         return torch.stack([s.load(name).float() for s in self.sources]).mean(0)
 
     def rows(self, name: str, indices: Iterable[int]) -> Tensor:
+        """Average rows of a matrix ``[N, H]``: ``[n, H]``, float32.
+
+        Args:
+            name: of the matrix.
+            indices: of the rows, n of them.
+        """
         return torch.stack([s.rows(name, indices).float() for s in self.sources]).mean(0)
 
 
 def dense_losses(plan: Plan, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
-    """Mean loss per token of a dense model on each batch."""
+    """Measure the mean loss per token of a dense model on each batch.
+
+    Args:
+        plan: of the mixture that the model is part of.
+        source: the model; its weights must be on the disk.
+        batches: token ids ``[B, T]``, int64, and which places are real, bool ``[B, T]``.
+        device: where to compute.
+
+    Returns:
+        The losses, nats, one for each batch.
+
+    Raises:
+        SourceError: if a state becomes NaN or infinite, or there is a token that the model doesn't have.
+    """
     stream = Stream(source, [ids for ids, _ in batches], device)
     for _ in range(plan.layers):
         stream.step()
@@ -39,33 +74,48 @@ def dense_losses(plan: Plan, source: Weights, batches: Sequence[tuple[Tensor, Te
 
 def mixture_losses(
     plan: Plan, mixture: Source, batches: Sequence[tuple[Tensor, Tensor]], device: str
-) -> tuple[list[float], list[list[list[float]]], list[list[float]], list[float]]:
-    """Losses of a mixture on each batch, and its routing: shares, accuracy and entropy as in `report.Report`."""
+) -> tuple[list[float], Routing]:
+    """Measure the losses of a mixture on each batch, and its routing.
+
+    Args:
+        plan: what it was made by.
+        mixture: it, opened.
+        batches: as in `dense_losses`, one for each domain.
+        device: where to compute.
+
+    Returns:
+        The losses, nats, one for each batch; and the routing.
+
+    Raises:
+        SourceError: as `dense_losses`.
+    """
     shares: list[list[list[float]]] = [[] for _ in range(plan.layers)]
+    first: list[list[list[float]]] = [[] for _ in range(plan.layers)]
     accuracy: list[list[float]] = [[] for _ in range(plan.layers)]
     entropy: list[list[float]] = [[] for _ in range(plan.layers)]
 
     def seen(layer: int, domain: int, chosen: Tensor, weights: Tensor) -> None:
         real = batches[domain][1].flatten()
-        counts = chosen[real].flatten().bincount(minlength=plan.experts)
-        shares[layer].append((counts / counts.sum()).tolist())
+        for kept, choices in ((shares, chosen[real].flatten()), (first, chosen[real, 0])):
+            counts = choices.bincount(minlength=plan.experts)
+            kept[layer].append((counts / counts.sum()).tolist())
         accuracy[layer].append(float((chosen[real, 0] == domain).float().mean()))
         entropy[layer].append(float(-(weights[real] * weights[real].clamp(min=1e-9).log2()).sum(1).mean()))
 
     stream = run(plan, mixture, [ids for ids, _ in batches], device, seen)
     losses = _head(plan, stream, InMixture(plan, mixture, 0), batches, device)
-    return losses, shares, accuracy, [sum(row) / len(row) for row in entropy]
+    return losses, Routing(shares, first, accuracy, [sum(row) / len(row) for row in entropy])
 
 
 @torch.no_grad()
 def _head(
     plan: Plan, stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
 ) -> list[float]:
-    """Mean loss per token of the next one, for each batch, from the states after all layers."""
+    """Measure the mean loss per token of the next one, for each batch, from the states after all layers."""
     name = "lm_head.weight" if "lm_head.weight" in source.tensors else "model.embed_tokens.weight"
     head = source.load(name).float().to(device)  # [V, H]
     bias = source.load("lm_head.bias").float().to(device) if "lm_head.bias" in source.tensors else 0.0  # [V]
-    config = plan.dense.fill(source.config)
+    config = source.config
     scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's
     cap = config.get("final_logit_softcapping")  # Gemma's
     losses = []

@@ -17,19 +17,29 @@ Load = Callable[[int, nn.Module], None]  # gives a dense feed-forward module the
 
 
 def module_name(plan: Plan) -> str:
-    """What transformers calls a dense layer's feed-forward module."""
+    """Name a dense layer's feed-forward module as transformers does.
+
+    Args:
+        plan: that has the dense architecture.
+    """
     name, _ = next(iter(plan.dense.ffn.values()))
     return name.split(".")[0]
 
 
 def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tuple[Tensor, Tensor]:
-    """The experts that each token goes to and their weights, ``[n, k]`` both; the weights of a token sum up to 1.
+    """Route tokens: their top-k experts and the weights of these, which sum up to 1 for a token.
+
+    With softmax as in Mixtral (https://arxiv.org/abs/2401.04088), with sigmoids as in DeepSeek-V3
+    (https://arxiv.org/abs/2412.19437).
 
     Args:
         gates: one layer's router ``[E, H]``.
         x: what it reads ``[n, H]``.
         top_k: how many experts a token goes to.
         scores: what makes weights of the logits, see `Host.scores`.
+
+    Returns:
+        The experts, int64, and their weights, both ``[n, k]``, from the largest logit down.
     """
     logits, chosen = (x @ gates.T).topk(top_k, dim=-1)
     if scores == "softmax":
@@ -39,7 +49,15 @@ def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tupl
 
 
 def fill(plan: Plan, module: nn.Module, weights: Weights, layer: int, scale: float | None = None) -> None:
-    """Give a dense layer's feed-forward module the weights of a model, its output multiplied by ``scale``."""
+    """Give a dense layer's feed-forward module the weights of a model.
+
+    Args:
+        plan: that has the dense architecture.
+        module: the layer's feed-forward module, changed in place.
+        weights: the model.
+        layer: the layer's number.
+        scale: what its output is multiplied by, if anything.
+    """
     outputs = [name for role, (name, _) in plan.dense.ffn.items() if role.startswith("down")]
     for name, parameter in module.named_parameters():
         name = f"{module_name(plan)}.{name}"
@@ -55,7 +73,7 @@ def mix(
     weights: Tensor,
     order: Sequence[int],
 ) -> Tensor:
-    """What the chosen experts make of their tokens ``[n, H]``.
+    """Run the chosen experts on their tokens, and add up what they make of these ``[n, H]``.
 
     Args:
         load: gives the module the weights of an expert.
@@ -74,16 +92,17 @@ def mix(
 
 
 def shared(plan: Plan, load: Load, module: nn.Module, x: Tensor, gate: Tensor) -> Tensor | float:
-    """What the shared expert adds for each token ``[n, H]``, nothing if there is none.
+    """Run the shared expert: what it adds for each token ``[n, H]``, nothing if there is none.
 
     Args:
+        plan: what the mixture is made by.
         load, module, x: as in `mix`; the shared expert's number is the one after the others'.
         gate: its gate ``[1, H]``, or of no rows where it has none.
     """
     if plan.shared_expert is None:
         return 0.0
     load(plan.experts, module)
-    out = type(module).forward(module, x)
+    out: Tensor = type(module).forward(module, x)
     return out * (x @ gate.T).sigmoid() if len(gate) else out
 
 
@@ -114,12 +133,21 @@ class InMixture:
         self.tensors = {name: whole.tensors[name] for name in self._parts if name in whole.tensors}
 
     def load(self, name: str) -> Tensor:
-        """A whole tensor, in the mixture's dtype."""
+        """Read a whole tensor, in the mixture's dtype.
+
+        Args:
+            name: of the tensor in the source.
+        """
         parts = [where.read() for _, where in sorted(self._parts[name].items())]
         return torch.cat(parts).reshape(self.tensors[name].shape)
 
     def rows(self, name: str, indices: Iterable[int]) -> Tensor:
-        """Rows of a matrix [N, H] that lies in the mixture in one piece: ``[n, H]``."""
+        """Read rows of a matrix ``[N, H]`` that lies in the mixture in one piece: ``[n, H]``, in the mixture's dtype.
+
+        Args:
+            name: of the matrix in the source.
+            indices: of the rows, n of them.
+        """
         [where], width = self._parts[name].values(), self.tensors[name].shape[1]
         return torch.stack([where.read(i * width, (i + 1) * width) for i in indices])
 
@@ -136,12 +164,15 @@ def run(
     Args:
         plan: what it was made by.
         mixture: it, opened.
-        batches: token ids ``[B, T]`` each.
+        batches: token ids ``[B, T]`` each, int64.
         device: where to compute.
         seen: told of each layer and batch, by number, the experts of its tokens and their weights ``[B * T, k]``.
 
     Returns:
         The pass, ready to `finish`.
+
+    Raises:
+        SourceError: if a state becomes NaN or infinite, or there is a token that the mixture doesn't have.
     """
     experts = [InMixture(plan, mixture, number) for number in range(1, len(plan.sources))]
     stream = Stream(InMixture(plan, mixture, 0), batches, device)

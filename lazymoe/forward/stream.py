@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import __version__ as transformers_version
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.tensors import TensorInfo
@@ -66,6 +67,9 @@ class Stream:
             source: the model; its weights must be on the disk.
             batches: token ids, int64, each ``[B, T]``.
             device: where to compute.
+
+        Raises:
+            SourceError: if there is a token that its embeddings lack.
         """
         self.source, self.device, self.next = source, device, 0
         self._decoder = _skeleton(source, device)
@@ -83,13 +87,13 @@ class Stream:
                 in its place.
 
         Raises:
-            LazyMoEError: if a state becomes NaN or infinite.
+            SourceError: if a state becomes NaN or infinite.
         """
         layer, prefix = self._decoder.layers[self.next], LAYER.format(layer=self.next)
         layer.to_empty(device=self.device)
         for name, tensor in layer.state_dict().items():  # buffers too, where they are kept on disk
             if not feed_forward or not name.startswith(feed_forward[0] + "."):
-                tensor.copy_(self.source.load(prefix + name))
+                tensor.copy_(_promised(self.source, prefix + name))
         if feed_forward:
             module = getattr(layer, feed_forward[0])
             module.forward = partial(feed_forward[1], module)
@@ -108,7 +112,11 @@ class Stream:
 
     @torch.no_grad()
     def finish(self) -> list[Tensor]:
-        """What the head reads, after all steps: the states through the final norm, ``[B, T, H]`` for each batch."""
+        """Put the states through the final norm, after all steps: what the head reads.
+
+        Returns:
+            The states of each batch, float32 ``[B, T, H]``.
+        """
         inner = ("embed_tokens", "layers")
         [name] = {n.split(".")[0] for n, _ in self._decoder.named_parameters()} - set(inner)
         norm = getattr(self._decoder, name)
@@ -118,24 +126,51 @@ class Stream:
         return [norm(s) for s in self.states]
 
 
+def _promised(source: Weights, name: str) -> Tensor:
+    """Read a tensor that the model's class wants.
+
+    Raises:
+        SourceError: if the checkpoint hasn't got it.
+    """
+    try:
+        return source.load(name)
+    except KeyError:
+        what = f"it lacks '{name}', which a model of its config.json has"
+        raise error("source.incomplete", source.folder, what, "Mend its config.json, or download it again.") from None
+
+
 def _skeleton(source: Weights, device: str) -> Any:
-    """The model's decoder without weights; only what it computes for itself (rotary tables) is real."""
-    config = CONFIG_MAPPING[source.config["model_type"]].from_dict(copy.deepcopy(source.config))
-    config.use_cache = False
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
-        )
-    decoder = model.base_model
-    for name, module in list(decoder.named_children()):
-        if name.startswith("rotary_emb"):
-            setattr(decoder, name, type(module)(config=config).to(device))
+    """Make the model's decoder without weights; only what it computes for itself (rotary tables) is real."""
+    given = {key: copy.deepcopy(value) for key, value in source.config.items() if key not in ("windows", "auto_map")}
+    if given["model_type"] == "mistral" and given.get("layer_types"):
+        given["model_type"] = "ministral"  # what transformers 5 takes such a model for
+    try:
+        config = CONFIG_MAPPING[given["model_type"]].from_dict(given)
+        config.use_cache = False
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+            )
+        decoder = model.base_model
+        for name, module in list(decoder.named_children()):
+            if name.startswith("rotary_emb"):
+                setattr(decoder, name, type(module)(config=config).to(device))
+    except Exception as e:  # whatever a config's values make the class raise, or a transformers that is too old
+        why = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
+        what = f"transformers {transformers_version} can't make a {given['model_type']} of its config.json ({why})"
+        raise error("source.config", source.folder, what, "Mend it, or use a newer transformers.") from None
     own_buffers(decoder, decoder.embed_tokens, device)
     return decoder.eval()
 
 
 def own_buffers(model: Any, module: nn.Module, device: str) -> None:
-    """Make the buffers of a model's module real, such as the scale of Gemma's embeddings, if it has any."""
+    """Make the buffers of a model's module real, such as the scale of Gemma's embeddings, if it has any.
+
+    Args:
+        model: the model, or its decoder.
+        module: part of it, changed in place.
+        device: where they go.
+    """
     buffers = dict(module.named_buffers(recurse=False))
     for name, buffer in buffers.items():
         setattr(module, name, torch.empty_like(buffer, device=device))
@@ -146,12 +181,17 @@ def own_buffers(model: Any, module: nn.Module, device: str) -> None:
 def _record(
     decoder: Any, source: Weights, batches: Sequence[Tensor], device: str
 ) -> tuple[list[Tensor], list[list[Call]]]:
-    """Run the model without its layers: the states before the first, and how each layer is called for each batch."""
+    """Run the model without its layers, and record how these are called.
+
+    Returns:
+        The residual stream before the first layer, float32 ``[B, T, H]`` for each batch; and for each layer what it is
+        given beside that, for each batch.
+
+    Raises:
+        SourceError: if there is a token that its embeddings lack.
+    """
     ids, places = torch.unique(torch.cat([b.reshape(-1) for b in batches]), return_inverse=True)
     name = "model.embed_tokens.weight"
-    if int(ids[-1]) >= source.tensors[name].shape[0]:
-        what = f"its tokenizer has a token {int(ids[-1])}, which its embeddings lack"
-        raise error("source.tokenizer", source.folder, what, "Use the tokenizer that belongs to this model.")
     decoder.embed_tokens.padding_idx = None  # a number among all tokens, of which only some are here
     decoder.embed_tokens.weight = nn.Parameter(source.rows(name, ids.tolist()).float().to(device), requires_grad=False)
 

@@ -3,45 +3,101 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
-from lazymoe.errors import error
+from lazymoe.errors import Problem, error
+from lazymoe.planning.plan import Plan
+from lazymoe.planning.prepared import Prepared
+from lazymoe.recipe.schema import SIDES, STREAMED
 
 LENGTH = 256  # tokens of a packed sequence, at most
 ENOUGH = 1024  # tokens for each group of prompts, by repeating them in other orders
 PASSES = 8  # but no more often than this
-LIMIT = 8192  # tokens of a group of prompts, at most
+LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces from all over it are taken
 WINDOW = 256  # tokens read at a time when a model is measured
 TOKENS = 4096  # of each domain, at most
+PACKAGES = {  # that tokenizers may take beside transformers' own, and the module of each
+    "sentencepiece": "sentencepiece",
+    "tiktoken": "tiktoken",
+    "protobuf": "google.protobuf",
+    "mistral-common": "mistral_common",
+}
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # how a file of tiktoken's begins
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The source's tokenizer.
+    """Load the source's tokenizer.
+
+    Args:
+        source: the model.
 
     Raises:
-        LazyMoEError: if it has none that transformers can load.
+        SourceError: if it has none that transformers can load.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except Exception as e:
+        if lacking := _lacking(source, str(e)):
+            what = f"the tokenizer of {source.reference} can't be loaded without {' and '.join(lacking)}"
+            raise error("source.tokenizer", "base_model", what, f"Run: pip install {' '.join(lacking)}") from None
         what = f"the tokenizer of {source.reference} can't be loaded ({type(e).__name__})"
         raise error(
             "source.tokenizer", "base_model", what, "Use a base model that has one, or a random gate_mode."
         ) from None
 
 
+def _lacking(source: Source, why: str) -> list[str]:
+    """List the packages that aren't installed and that a tokenizer's files take; empty if it is something else.
+
+    Args:
+        source: the model.
+        why: what transformers said when it couldn't load it.
+    """
+    if not source.files(("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.*")):
+        return []  # it has no tokenizer at all, for which transformers blames packages too
+    needed = [package for package in PACKAGES if package in why.lower().replace("_", "-")]
+    file = source.folder / "tokenizer.model"
+    if not (source.folder / "tokenizer.json").is_file():  # what transformers misses last need not be what it takes
+        if (source.folder / "tekken.json").is_file():
+            needed = ["mistral-common"]
+        elif file.is_file():
+            needed = ["tiktoken"] if TIKTOKEN.match(file.read_bytes()[:1000]) else ["sentencepiece", "protobuf"]
+    return [package for package in needed if not _is_installed(PACKAGES[package])]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # of the package above it
+        return False
+
+
 def tokenize(source: Source, texts: Sequence[str]) -> list[Tensor]:
-    """Token ids of each text, raw, after the tokenizer's begin-of-text token if it has one."""
+    """Tokenize each text, raw, after the tokenizer's begin-of-text token if it has one.
+
+    Args:
+        source: the model that has the tokenizer.
+        texts: the texts.
+
+    Returns:
+        The token ids of each text ``[T]``, int64.
+
+    Raises:
+        SourceError: if the tokenizer can't be loaded.
+    """
     tokenizer = load_tokenizer(source)
     bos = tokenizer.bos_token or ""
-    return [torch.tensor(tokenizer(bos + text, add_special_tokens=False)["input_ids"]) for text in texts]
+    ids = (tokenizer(bos + text, add_special_tokens=False)["input_ids"] for text in texts)
+    return [torch.tensor(i, dtype=torch.int64) for i in ids]
 
 
 def pack(source: Source, texts: Sequence[str]) -> list[Tensor]:
@@ -49,13 +105,39 @@ def pack(source: Source, texts: Sequence[str]) -> list[Tensor]:
 
     A few keywords say more about a domain in each other's company than alone, at the beginning of a text where a model
     has no context yet.
+
+    Args:
+        source: the model that has the tokenizer.
+        texts: of one group of prompts.
+
+    Returns:
+        The token ids of each sequence ``[T]``, int64.
+
+    Raises:
+        SourceError: if the tokenizer can't be loaded.
     """
-    tokenizer = load_tokenizer(source)
+    sequences, _, _ = _packed(load_tokenizer(source), texts)
+    return [torch.tensor(s) for s in sequences]
+
+
+def _packed(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], int, bool]:
+    """Pack texts: the sequences, how many tokens the texts have, and whether all of these are in the sequences."""
     line = tokenizer("\n", add_special_tokens=False)["input_ids"]
     start = [tokenizer.bos_token_id] if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id is not None else []
     room = LENGTH - len(start)
     pieces = [ids[i : i + room] for t in texts for ids in [tokenizer(t, add_special_tokens=False)["input_ids"]]
               for i in range(0, len(ids), room)]  # fmt: skip
+    given, most, n = sum(map(len, pieces)), LIMIT // LENGTH, len(pieces)
+    sequences = _join(pieces, start, line)
+    while given > LIMIT and len(sequences) > most:  # fewer of them, at even distances
+        n = min(n - 1, n * most // len(sequences))
+        sequences = _join([pieces[i * len(pieces) // n] for i in range(n)], start, line)
+    return sequences[:most], given, n == len(pieces) and len(sequences) <= most
+
+
+def _join(pieces: Sequence[list[int]], start: list[int], line: list[int]) -> list[list[int]]:
+    """Join pieces into sequences of up to `LENGTH` tokens, in several orders if they are few."""
+    room = LENGTH - len(start)
     order, shuffle = list(range(len(pieces))), random.Random(0)
     sequences: list[list[int]] = []
     for _ in range(PASSES if pieces else 0):
@@ -69,19 +151,76 @@ def pack(source: Source, texts: Sequence[str]) -> list[Tensor]:
         if sum(map(len, sequences)) >= ENOUGH:
             break
         shuffle.shuffle(order)
-    return [torch.tensor(s) for s in sequences[: LIMIT // LENGTH]]
+    return sequences
+
+
+def doubtful_prompts(prepared: Prepared, plan: Plan) -> Iterator[Problem]:
+    """Yield the prompts that aren't used as they are given: too many of them, or too long; as tokens alone can tell.
+
+    Args:
+        prepared, plan: what is wanted; the base model's tokenizer must be on the disk.
+
+    Raises:
+        RecipeError: if no token can be made of an expert's prompts.
+        SourceError: if the tokenizer is needed and can't be loaded.
+    """
+    recipe, base = prepared.prompts, plan.sources[0]
+    fitted, read = recipe.gate_mode == "fit", recipe.gate_mode in STREAMED and recipe.gate_mode != "fit"
+    merged = plan.shared == "regmean" and all(expert.positive for expert in recipe.experts)
+    if not (fitted or read or merged or recipe.gate_mode == "cheap_embed"):
+        return
+    tokenizer, context = load_tokenizer(base), plan.dense.fill(base.config).get("max_position_embeddings")
+    bos = tokenizer.bos_token or ""
+    for i, expert in enumerate(recipe.every_expert[: plan.gates]):
+        for side, texts in zip(SIDES, (expert.positive, expert.negative), strict=True):
+            where = recipe.place(i, side)
+            lengths = [len(tokenizer(bos * read + text, add_special_tokens=False)["input_ids"]) for text in texts]
+            if texts and not any(lengths):
+                what = "the base model's tokenizer makes no token of these prompts"
+                raise error("recipe.no-tokens", where, what, "Write other texts there.")
+            if fitted or (merged and side == SIDES[0]):
+                sequences, given, whole = _packed(tokenizer, texts)
+                if not whole:
+                    used = min(sum(map(len, sequences)), given)  # with the line breaks between them, so about
+                    which = "taken evenly from all of them" if given > LIMIT else "the first ones"
+                    what = f"about {round(used, -2)} of their {given} tokens are used, {which}"
+                    remedy = "Right if they are alike; to choose them yourself, give fewer or shorter texts."
+                    yield Problem("recipe.long-prompts", where, what, remedy)
+            if read and context and (long := sum(length > context for length in lengths)):
+                are = "are" if long > 1 else "is"
+                what = f"{long} of these prompts {are} longer than the base model's context, {context} tokens"
+                yield Problem("recipe.long-prompts", where, what, "Shorten them: states beyond it mean little.")
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sequences as one right-padded batch ``[B, T]``, and which of its places are real, bool ``[B, T]``."""
+    """Pad sequences to the right, into one batch.
+
+    Args:
+        sequences: token ids ``[T]`` each, int64.
+
+    Returns:
+        The batch ``[B, T]``, and which of its places are real, bool ``[B, T]``.
+    """
     batch = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
     real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s, dtype=torch.bool) for s in sequences], batch_first=True)
     return batch, real
 
 
 def windows(source: Source, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
-    """Texts, one after the other, cut into windows of so many tokens at most: ``[B, T]``, int64, and which places are
-    real, bool ``[B, T]``."""
+    """Cut texts, one after the other, into windows of `WINDOW` tokens.
+
+    Args:
+        source: the model that has the tokenizer.
+        texts: of one domain.
+        tokens: how many to take at most.
+
+    Returns:
+        The token ids ``[B, T]``, int64, and which places are real, bool ``[B, T]``.
+
+    Raises:
+        SourceError: if the tokenizer can't be loaded.
+    """
     tokenizer = load_tokenizer(source)
-    ids = torch.tensor([i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"]][:tokens])
+    listed = [i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"]][:tokens]
+    ids = torch.tensor(listed, dtype=torch.int64)
     return pad([w for w in ids.split(WINDOW) if len(w) > 1] or [ids])

@@ -25,10 +25,13 @@ class Account:
     writable: tuple[str, ...]
 
     def check_right(self, repo: str) -> None:
-        """Whether they may write to a repository.
+        """Check that they may write to a repository.
+
+        Args:
+            repo: its Hub id.
 
         Raises:
-            HubError: if not, with where they may.
+            HubError: if they may not, with where they may.
         """
         namespace, slash, name = repo.partition("/")
         if not slash or not name or "/" in name:
@@ -46,7 +49,11 @@ class Account:
 
 
 def find_token() -> tuple[str, str] | None:
-    """A token that is there already, and where from: the client's store (variable, file, Colab secret) or Kaggle's."""
+    """Find a token that is there already: in the client's store (variable, file, Colab secret) or Kaggle's.
+
+    Returns:
+        The token, and where it is from; None if there is none.
+    """
     if token := get_token():
         return token, "this machine's settings"
     try:
@@ -60,8 +67,11 @@ def find_token() -> tuple[str, str] | None:
 def account(token: str) -> Account:
     """Ask the Hub whose token it is.
 
+    Args:
+        token: the token.
+
     Raises:
-        HubError: if the Hub doesn't know it or can't be reached.
+        HubError: if the Hub doesn't know it, can't be reached or keeps failing.
     """
     found = ask(About("token", "token"), lambda: HfApi(token=token).whoami())
     orgs = [org for org in found.get("orgs", []) if org.get("roleInOrg") != "read"]

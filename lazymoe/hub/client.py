@@ -37,12 +37,20 @@ class About:
 
 
 def ask(about: About, call: Callable[[], T], tries: int = TRIES) -> T:
-    """The result of a request, tried again where waiting may help. All of them can be repeated without harm.
+    """Make a request, again where waiting may help. All of them can be repeated without harm.
 
     None of the client's words are kept in messages: they are not ours to vouch for, and a token might be among them.
 
+    Args:
+        about: what it is about, for the messages.
+        call: makes the request.
+        tries: how many times at most.
+
+    Returns:
+        Its result.
+
     Raises:
-        LazyMoEError: if it keeps failing, with what to do.
+        HubError: if it keeps failing, with what to do.
     """
     for again in range(1, tries + 1):
         try:
@@ -58,14 +66,18 @@ def ask(about: About, call: Callable[[], T], tries: int = TRIES) -> T:
 
 
 def is_unreachable(e: BaseException) -> bool:
-    """Whether it was the connection that failed, or there is none by the user's own wish."""
+    """Tell whether it was the connection that failed, or there is none by the user's own wish.
+
+    Args:
+        e: what a request raised.
+    """
     if isinstance(e, hf.OfflineModeIsEnabled):
         return True
     return _status(e) is None and (isinstance(e, OSError) or type(e).__module__.startswith(NETWORK))
 
 
 def _may_pass(e: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Tell whether the same request may succeed a little later."""
     status = _status(e)
     if status is None:
         return is_unreachable(e) and not isinstance(e, (hf.OfflineModeIsEnabled, hf.HFValidationError))
@@ -73,29 +85,22 @@ def _may_pass(e: BaseException) -> bool:
 
 
 def _status(e: BaseException) -> int | None:
-    """The status of the answer that an exception is about, None if there was no answer."""
+    """Find the status of the answer that an exception is about; None if there was no answer."""
     status = getattr(getattr(e, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _retry_after(e: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait for, if it says."""
+    """Read how many seconds the Hub asks to wait for; None if it doesn't say."""
     headers = getattr(getattr(e, "response", None), "headers", {})
     asked = str(headers.get("Retry-After", ""))
     return float(asked) if asked.isdigit() else None
 
 
 def _explained(about: About, e: Exception) -> LazyMoEError:
-    """What an exception of the client means for a person."""
+    """Explain to a person what an exception of the client means."""
     if isinstance(e, hf.HFValidationError):
         return _invalid(about)
-    if isinstance(e, hf.GatedRepoError):
-        page = f"https://huggingface.co/{'datasets/' if about.kind == 'data set' else ''}{about.name}"
-        remedy = f"Open {page}, accept its conditions, and log in with 'hf auth login'."
-        return error("hub.gated", about.where, f"'{about.name}' is gated", remedy)
-    if isinstance(e, hf.RevisionNotFoundError):
-        what = f"'{about.name}' has no revision '{about.revision}'"
-        return error("hub.no-revision", about.where, what, "Check what follows the '@'.")
     if about.kind in ("model", "data set"):
         return _not_read(about, e)
     return _not_written(about, e)
@@ -118,7 +123,14 @@ def _not_found(about: About) -> LazyMoEError:
 
 
 def _not_read(about: About, e: Exception) -> LazyMoEError:
-    """Why a model or a data set can't be read."""
+    """Explain why a model or a data set can't be read."""
+    if isinstance(e, hf.GatedRepoError):
+        page = f"https://huggingface.co/{'datasets/' if about.kind == 'data set' else ''}{about.name}"
+        remedy = f"Open {page}, accept its conditions, and log in with 'hf auth login'."
+        return error("hub.gated", about.where, f"'{about.name}' is gated", remedy)
+    if isinstance(e, hf.RevisionNotFoundError):
+        what = f"'{about.name}' has no revision '{about.revision}'"
+        return error("hub.no-revision", about.where, what, "Check what follows the '@'.")
     status = _status(e)
     if isinstance(e, hf.RepositoryNotFoundError):
         return _not_found(about)
@@ -136,7 +148,7 @@ def _not_read(about: About, e: Exception) -> LazyMoEError:
 
 
 def _not_written(about: About, e: Exception) -> LazyMoEError:
-    """Why an account can't be asked for, or a repository not written."""
+    """Explain why an account can't be asked for, or a repository not written."""
     status, where = _status(e), about.where
     if status is None and not is_unreachable(e):
         what = f"the upload failed ({type(e).__name__})"

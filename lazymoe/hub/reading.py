@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +39,7 @@ def find_model(name: str, revision: str | None, where: str, patterns: Sequence[s
         patterns: names of the small files.
 
     Raises:
-        LazyMoEError: if there is no such model, no permission, or no network while it isn't in the cache.
+        HubError: if there is no such model, no permission, or no network while it isn't in the cache.
     """
     about = About(where, "model", name, revision)
     info = _model_info(about)
@@ -47,8 +47,12 @@ def find_model(name: str, revision: str | None, where: str, patterns: Sequence[s
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
         sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
         return Repository(folder, folder.name, sizes, _unreachable)
-    commit = str(info.sha)
-    folder = Path(ask(about, lambda: snapshot_download(name, revision=commit, allow_patterns=list(patterns))))
+    # by the name that was asked for, not by commit: only so the cache finds it again without a network
+    folder = Path(ask(about, lambda: snapshot_download(name, revision=revision, allow_patterns=list(patterns))))
+    if folder.name != info.sha:  # there was a commit between the two
+        pinned = replace(about, revision=folder.name)
+        info = ask(pinned, lambda: HfApi().model_info(name, revision=folder.name, files_metadata=True))
+    commit = folder.name
 
     def read(file: str, offset: int, length: int) -> bytes:
         path = f"{name}@{commit}/{file}"
@@ -58,7 +62,7 @@ def find_model(name: str, revision: str | None, where: str, patterns: Sequence[s
 
 
 def _model_info(about: About) -> Any:
-    """What the Hub says of a model; None where it can't be reached and the cache has the model."""
+    """Ask the Hub what it says of a model; None where it can't be reached and the cache has the model."""
 
     def call() -> Any:
         return HfApi().model_info(about.name, revision=about.revision, files_metadata=True)
@@ -82,18 +86,29 @@ def _is_cached(about: About) -> bool:
 def download(name: str, commit: str | None, files: Sequence[str], where: str) -> None:
     """Bring files of a model into the Hub's cache, going on where an earlier download stopped.
 
+    Args:
+        name: its Hub id.
+        commit: of the model.
+        files: their names.
+        where: how messages name the place it was asked for.
+
     Raises:
-        LazyMoEError: if the Hub can't be reached, or refuses.
+        HubError: if the Hub can't be reached, or refuses.
     """
     about = About(where, "model", name, commit)
     ask(about, lambda: snapshot_download(name, revision=commit, allow_patterns=list(files)))
 
 
 def open_dataset(name: str, revision: str | None, where: str) -> tuple[str, list[str]]:
-    """A data set's commit and the names of its files.
+    """Find a data set: its commit and the names of its files.
+
+    Args:
+        name: its Hub id.
+        revision: a branch, tag or commit; the main branch by default.
+        where: how messages name the place it was asked for.
 
     Raises:
-        LazyMoEError: if there is no such data set, no permission, or no network.
+        HubError: if there is no such data set, no permission, or no network.
     """
     about = About(where, "data set", name, revision)
     info = ask(about, lambda: HfApi().dataset_info(name, revision=revision))
@@ -101,10 +116,16 @@ def open_dataset(name: str, revision: str | None, where: str) -> tuple[str, list
 
 
 def open_dataset_file(name: str, commit: str, file: str, where: str) -> IO[bytes]:
-    """A file of a data set, open for reading; only the ranges that are read are downloaded.
+    """Open a file of a data set for reading; only the ranges that are read are downloaded.
+
+    Args:
+        name: the data set's Hub id.
+        commit: of the data set.
+        file: its name.
+        where: how messages name the place it was asked for.
 
     Raises:
-        LazyMoEError: if the Hub can't be reached, or refuses.
+        HubError: if the Hub can't be reached, or refuses.
     """
     about = About(where, "data set", name, commit)
     opened: IO[bytes] = ask(about, lambda: HfFileSystem().open(f"datasets/{name}@{commit}/{file}", "rb"))

@@ -51,7 +51,7 @@ class Upload:
         self.url = f"{self._api.endpoint}/{repo}"
 
     def _find(self) -> Any:
-        """The repository with its files, None if there is none yet."""
+        """Find the repository with its files; None if there is none yet."""
         try:
             return self._api.model_info(self._repo, files_metadata=True)
         except hf.RepositoryNotFoundError as e:
@@ -60,7 +60,18 @@ class Upload:
             raise
 
     def send(self, name: str, path: Path) -> bool:
-        """Send a large file, unless the repository has it; whether it was sent."""
+        """Send a large file, unless the repository has it.
+
+        Args:
+            name: what it is called there.
+            path: where it is here.
+
+        Returns:
+            Whether it was sent.
+
+        Raises:
+            HubError: if the Hub refuses, can't be reached or keeps failing.
+        """
         added = CommitOperationAdd(name, path)
         if self.remote.get(name) == added.upload_info.sha256.hex():
             return False
@@ -69,7 +80,16 @@ class Upload:
         return True
 
     def commit(self, small: Mapping[str, Path | bytes], gone: Iterable[str], message: str) -> None:
-        """Show what was sent, with small files by name, and without those that are gone."""
+        """Show what was sent, with small files, and without those that are gone.
+
+        Args:
+            small: the small files, name to path or contents.
+            gone: names of files to delete.
+            message: of the commit.
+
+        Raises:
+            HubError: if the Hub refuses, can't be reached or keeps failing.
+        """
         self._operations += [CommitOperationDelete(name) for name in gone]
         self._operations += [CommitOperationAdd(name, content) for name, content in small.items()]
         create = partial(self._api.create_commit, self._repo, self._operations, commit_message=message)

@@ -10,7 +10,7 @@ from lazymoe.planning.checking import judge
 
 
 def check() -> w.Widget:
-    """A button, and what it found."""
+    """Make the panel: a button, and what it found."""
     result, told = w.HTML(), ui.Messages()
     checked = ""
 

@@ -16,7 +16,7 @@ from lazymoe.units import billions
 
 
 def merge() -> w.Widget:
-    """A button, its progress, and what came out."""
+    """Make the panel: a button, its progress, and what came out."""
     told, bars, result = ui.Messages(), ui.Bars(), w.HTML()
 
     def run() -> None:
@@ -55,7 +55,7 @@ def merge() -> w.Widget:
 
 
 def _picture(folder: Path) -> str:
-    """The routing picture as HTML, for light and dark pages, if the routing was measured."""
+    """Show the routing picture as HTML, for light and dark pages, if the routing was measured."""
     words = "Which expert the tokens of each domain go to, and what each expert gets in each layer"
     shown = ""
     for name, dark in PICTURES.items():

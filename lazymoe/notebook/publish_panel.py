@@ -48,7 +48,7 @@ class Publish:
         SESSION.listen("publish", self._hear)
 
     def _find(self) -> None:
-        """A token that is there already spares typing one."""
+        """Use a token that is there already, which spares typing one; else ask for one."""
         with self.greeting.guard("Run the cell again."):
             if found := find_token():
                 self._use(found[0], f"Your token is from {found[1]}.")
@@ -72,7 +72,7 @@ class Publish:
         self._suggest()
 
     def _suggest(self) -> None:
-        """A name for the repository, unless the user has given it one."""
+        """Suggest a name for the repository, unless the user has given it one."""
         if self.who and self.repo.value == self.suggested:
             self.repo.value = self.suggested = f"{self.who.name}/{SESSION.name}"
 
@@ -113,12 +113,12 @@ class Publish:
 
 
 def publish() -> w.Widget:
-    """Token, name, license, preview, one button, a link."""
+    """Make the panel: token, name, license, preview, one button, a link."""
     return Publish().panel
 
 
 def _as_html(card: str, folder: Path) -> str:
-    """The card as a person will see it, its front matter as text above."""
+    """Show the card as a person will see it, its front matter as text above."""
     _, front, body = card.split("---\n", 2)
     page = MarkdownIt("commonmark", {"html": False}).enable("table").render(body)
     page = page.replace("&lt;br&gt;", "<br>")  # the card's only HTML, between the prompts of an expert

@@ -78,7 +78,7 @@ class ExpertRow:
             widget.observe(lambda _: changed(), "value")
 
     def data(self) -> dict[str, Any]:
-        """What the recipe says of this expert."""
+        """Give what the recipe says of this expert, field to value."""
         data: dict[str, Any] = {"source_model": self.model.value.strip()}
         for side, text in zip(_SIDES, (self.positive.value, self.negative.value), strict=True):
             prompts = [*(line.replace("\\n", "\n") for line in text.splitlines() if line.strip()), *self.named[side]]
@@ -237,12 +237,12 @@ class Form:
 
 
 def recipe() -> w.Widget:
-    """The form."""
+    """Make the panel: the form, and the YAML."""
     return Form().panel
 
 
 def _demo_yaml(bars: ui.Bars) -> str:
-    """The demo's recipe; its models are trained on the spot if they aren't in the cache."""
+    """Write the demo's recipe; its models are trained on the spot if they aren't in the cache."""
     from lazymoe.demonstration.models import build, cache_folder, domains
     from lazymoe.demonstration.story import demo_recipe
 
@@ -263,7 +263,7 @@ def _list(prompts: Any) -> list[Any]:
 
 
 def _lines(prompts: Any) -> str:
-    """Written prompts, one a line; a line break inside one shows as \\n."""
+    """Write out the written prompts, one a line; a line break inside one shows as \\n."""
     return "\n".join(p.replace("\n", "\\n") for p in _list(prompts) if isinstance(p, str))
 
 

@@ -58,16 +58,29 @@ class Session:
         return self.out if is_finished(self.out) else None
 
     def listen(self, panel: str, hear: Callable[[], None]) -> None:
-        """Call a function at each change; one for each panel, so that a cell can be run again."""
+        """Call a function now and at each change; one for each panel, so that a cell can be run again.
+
+        Args:
+            panel: whose function it is.
+            hear: the function.
+        """
         self._listeners[panel] = hear
         hear()
 
     def prepare(self, recipe: Recipe) -> Prepared:
-        """A recipe made ready, by the options of this notebook."""
+        """Make a recipe ready, by the options of this notebook.
+
+        Args:
+            recipe: what is wanted.
+        """
         return prepare(recipe, allow_pickle=self.allow_pickle)
 
     def change(self, yaml: str | None = None, name: str | None = None, allow_pickle: bool | None = None) -> None:
-        """Keep what is new, and tell everyone."""
+        """Keep what is new, and tell everyone.
+
+        Args:
+            yaml, name, allow_pickle: the new values, see `Session`; None for what stays.
+        """
         self.yaml = self.yaml if yaml is None else yaml
         self.name = self.name if name is None else name
         self.allow_pickle = self.allow_pickle if allow_pickle is None else allow_pickle
@@ -79,7 +92,7 @@ class Session:
 
 @lru_cache(maxsize=1)
 def _parse(yaml: str) -> Recipe | None:
-    """Several panels ask at each key."""
+    """Read the recipe, if it is one, and keep the last: several panels ask at each key."""
     try:
         return Recipe.from_yaml(yaml)
     except LazyMoEError:

@@ -39,7 +39,7 @@ def setup() -> w.Widget:
 
 
 def _gpu() -> tuple[str, int]:
-    """Name and free memory of the GPU, in bytes; 0 if there is none."""
+    """Name the GPU and its free memory, in bytes; 0 if there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -48,7 +48,7 @@ def _gpu() -> tuple[str, int]:
 
 
 def _sizes(disk: int, memory: int, run: int) -> str:
-    """A table of mixtures as HTML, and for each whether it can be made and run here."""
+    """Show a table of mixtures as HTML, and for each whether it can be made and run here."""
     lines = []
     for experts, size in MIXTURES:
         dense, config = SHAPES[size]

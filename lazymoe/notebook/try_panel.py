@@ -21,7 +21,7 @@ LONGEST = 256  # tokens of an answer
 
 
 def try_it() -> w.Widget:
-    """Routing for a text, and a chat box."""
+    """Make the panel: routing for a text, and a chat box."""
     told, shown = ui.Messages(), w.HTML()
     text = ui.field(w.Textarea, "Text", "try-text", value=EXAMPLE, layout={"height": "60px"})
     chat = Chat()
@@ -48,7 +48,7 @@ def try_it() -> w.Widget:
 
 
 def _routing(names: list[str], tokens: list[str], experts: list[list[int]]) -> str:
-    """Tokens coloured and numbered by the expert most layers chose first, a legend, and the shares of each layer."""
+    """Show tokens coloured and numbered by the expert most layers chose first, a legend, and each layer's shares."""
 
     def marked(shown: str, e: int) -> str:
         inside = f"{html.escape(shown)}<sup>{e + 1}</sup>"
@@ -67,7 +67,7 @@ def _routing(names: list[str], tokens: list[str], experts: list[list[int]]) -> s
 
 
 def _bar(layer: int, chosen: list[int], names: list[str]) -> str:
-    """One layer's shares as a bar of colours, with numbers where there is room."""
+    """Draw one layer's shares as a bar of colours, with numbers where there is room."""
     parts = ""
     for e, name in enumerate(names):
         if share := chosen.count(e) / len(chosen):
@@ -92,7 +92,7 @@ class Chat:
         self.box = ui.card(w.HTML("<b>Chat with it</b>"), self.log, self.question, self.send, self.told)
 
     def forget(self) -> None:
-        """Another mixture: let the model go."""
+        """Let the model and the talk go: there is another mixture."""
         self.loaded, self.messages, self.log.value = None, [], ""
         self.told.value = ""
 
@@ -122,7 +122,7 @@ class Chat:
 
 
 def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """Pieces of the answer as they come. Only the model runs in a thread; the page is changed from here."""
+    """Yield pieces of the answer as they come. Only the model runs in a thread; the page is changed from here."""
     from transformers import TextIteratorStreamer
 
     if tokenizer.chat_template:

@@ -28,7 +28,12 @@ LABEL = {"description_width": "130px"}
 
 
 def panel(name: str, *children: w.Widget) -> w.VBox:
-    """A panel of the notebook, with the style all share."""
+    """Make a panel of the notebook, with the style all share.
+
+    Args:
+        name: of its class, by which tests and styles find it.
+        children: what is in it.
+    """
     box = w.VBox([w.HTML(STYLE, layout=w.Layout(display="none")), *children])
     box.add_class("lazymoe")
     box.add_class(f"lazymoe-{name}")
@@ -36,20 +41,40 @@ def panel(name: str, *children: w.Widget) -> w.VBox:
 
 
 def card(*children: w.Widget) -> w.VBox:
+    """Make a box with a frame.
+
+    Args:
+        children: what is in it.
+    """
     box = w.VBox(children)
     box.add_class("lazymoe-card")
     return box
 
 
 def field(kind: type[w.Widget], label: str, name: str = "", **options: Any) -> Any:
-    """An input with its label, as wide as the panel; tests and styles find it by its class."""
+    """Make an input with its label, as wide as the panel.
+
+    Args:
+        kind: the class of the widget.
+        label: what a person reads.
+        name: of its class, by which tests and styles find it; made of the label if absent.
+        options: of the widget.
+    """
     widget = kind(description=label, style=LABEL, layout=w.Layout(**WIDE, **options.pop("layout", {})), **options)
     widget.add_class(f"lazymoe-{name or label.lower().replace(' ', '-')}")
     return widget
 
 
 def button(label: str, name: str, act: Callable[[], None], style: str = "", **layout: str) -> w.Button:
-    """A button; while its work goes on it is off."""
+    """Make a button; while its work goes on it is off.
+
+    Args:
+        label: what a person reads.
+        name: of its class, by which tests and styles find it.
+        act: its work.
+        style: as ipywidgets calls it, such as ``primary``.
+        layout: of the widget.
+    """
     widget = w.Button(description=label, button_style=style, layout=w.Layout(**{"width": "150px", **layout}))
     widget.add_class(f"lazymoe-{name}")
 
@@ -65,7 +90,12 @@ def button(label: str, name: str, act: Callable[[], None], style: str = "", **la
 
 
 def told(kind: str, text: str) -> str:
-    """A message as HTML: a sign, a colour, the words."""
+    """Write a message as HTML: a sign, a colour, the words.
+
+    Args:
+        kind: one of `SIGNS`.
+        text: the words.
+    """
     sign = f"<b>{SIGNS[kind]}</b><span>{html.escape(text)}</span>"
     return f'<div class="lazymoe-told lazymoe-{kind}" role="status">{sign}</div>'
 
@@ -74,14 +104,30 @@ class Messages(w.HTML):
     """A place for messages."""
 
     def show(self, kind: str, *texts: object) -> None:
+        """Show messages in place of what was there.
+
+        Args:
+            kind: one of `SIGNS`.
+            texts: a message each.
+        """
         self.value = "".join(told(kind, str(text)) for text in texts)
 
     def add(self, kind: str, *texts: object) -> None:
+        """Show messages after what is there.
+
+        Args:
+            kind: one of `SIGNS`.
+            texts: a message each.
+        """
         self.value += "".join(told(kind, str(text)) for text in texts)
 
     @contextmanager
     def guard(self, again: str = "Press the button again to go on from here.") -> Iterator[None]:
-        """Show what goes wrong, in words: an exception in a callback would be lost."""
+        """Show what goes wrong, in words: an exception in a callback would be lost.
+
+        Args:
+            again: what to do after an interrupt.
+        """
         self.value = ""
         try:
             yield
@@ -101,7 +147,8 @@ class Bars(w.VBox):
         self.clear()
 
     def clear(self) -> None:
-        self.children = ()
+        """Remove all lines."""
+        self.children: tuple[w.Widget, ...] = ()
         self._began: dict[str, tuple[float, int]] = {}
         self._lines: dict[str, tuple[w.FloatProgress, w.HTML]] = {}
         self._drawn = 0.0
@@ -142,11 +189,19 @@ class Bars(w.VBox):
 
 
 def data_url(picture: Path) -> str:
-    """A PNG file as the address of an image."""
+    """Write a PNG file as the address of an image.
+
+    Args:
+        picture: the file.
+    """
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def table(rows: dict[str, str]) -> str:
-    """Two columns as HTML: what, and how much."""
+    """Write two columns as HTML: what, and how much.
+
+    Args:
+        rows: the first column to the second.
+    """
     cells = "".join(f"<tr><th scope='row'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
     return f"<table>{cells}</table>"

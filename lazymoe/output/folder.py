@@ -15,9 +15,9 @@ from lazymoe.architectures.registry import HOSTS, host_of
 from lazymoe.checkpoint.source import TOKENIZER_FILES
 from lazymoe.data import folder as data
 from lazymoe.errors import error
+from lazymoe.planning.plan import WORK as WORK
 from lazymoe.recipe.schema import Recipe
 
-WORK = ".lazymoe"  # folder in the output for what is half-made
 RECORD = "lazymoe.json"  # what a complete output says of itself
 RECIPE = "recipe.yaml"
 CONFIG = "config.json"
@@ -85,15 +85,23 @@ class Finished:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a finished mixture."""
+    """Tell whether a folder holds a finished mixture.
+
+    Args:
+        folder: the folder.
+    """
     return all((folder / name).is_file() for name in (RECORD, RECIPE, CONFIG))
 
 
 def open_finished(folder: Path) -> Finished:
     """Read what a finished mixture says of itself.
 
+    Args:
+        folder: the mixture's, absolute.
+
     Raises:
-        LazyMoEError: if the folder isn't one.
+        OutputError: if the folder isn't one, or its files can't be read.
+        RecipeError: if the recipe in it can't be read.
     """
     if not is_finished(folder):
         what = "this isn't a finished mixture"
@@ -111,7 +119,11 @@ def open_finished(folder: Path) -> Finished:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report that lies beside a mixture; empty if there is none that can be read."""
+    """Read the report that lies beside a mixture; empty if there is none that can be read.
+
+    Args:
+        folder: the mixture's.
+    """
     try:
         found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,8 +132,13 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def trusted(folder: Path) -> bool:
-    """Whether the modelling code that a mixture's config.json names is LazyMoE's own, to the byte: only then it may
-    run."""
+    """Tell whether the modelling code that a mixture's config.json names is LazyMoE's own, to the byte.
+
+    Only then it may run.
+
+    Args:
+        folder: the mixture's.
+    """
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     host = host_of(config.get("model_type"))
     if not host or not host.code or not (folder / host.code).is_file():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -46,11 +46,12 @@ def write_shards(
         out: where complete shards go.
         partial: a folder on the same disk for what is half-made.
         seed: of the experts' noise.
-        progress: told of the bytes done.
+        progress: told of the bytes done, stage ``write``.
 
     Raises:
-        LazyMoEError: at the first weight that is NaN or infinite, or becomes so in the output's dtype.
-        OSError: when the disk is full.
+        SourceError: at the first weight that is NaN or infinite, or where a file ends early.
+        RecipeError: at the first weight that the output's dtype can't hold.
+        OSError: when a file can't be read or written, as when the disk is full.
     """
     done = 0
     for name, outputs in plan.shards:
@@ -105,21 +106,21 @@ def _write_shard(
 
 
 def _fill(output: Output, constant: Constant, target: FileIO) -> Iterator[int]:
-    """Append one value many times; yields how many bytes."""
+    """Append one value many times; yield how many bytes."""
     values = encode(np.full(constant.elements, constant.value), output.dtype)
-    _write(target, values)
+    _write(target, values.data)
     yield values.nbytes
 
 
 def _scale(output: Output, computed: TensorInfo, factor: float, target: FileIO) -> Iterator[int]:
-    """Append a small tensor that was computed, multiplied; yields how many bytes."""
+    """Append a small tensor that was computed, multiplied; yield how many bytes."""
     values = _cast(output, computed.read().float() * factor)
-    _write(target, values)
+    _write(target, values.data)
     yield values.nbytes
 
 
 def _copy(lies: Span, target: FileIO) -> Iterator[int]:
-    """Append bytes of another file, inside the kernel where it can; yields how many, as it goes."""
+    """Append bytes of another file, inside the kernel where it can; yield how many, as it goes."""
     at, left = target.tell(), lies.nbytes
     with open(lies.path, "rb", buffering=0) as f:
         f.seek(lies.offset)
@@ -135,27 +136,31 @@ def _copy(lies: Span, target: FileIO) -> Iterator[int]:
             if not n:  # another kernel, or two file systems that it can't copy between
                 in_kernel = False
                 block = bytearray(wanted)
-                read_into(f, memoryview(block))  # type: ignore[arg-type]
+                read_into(f, memoryview(block))
                 _write(target, block)
                 n = wanted
             at, left = at + n, left - n
             yield n
 
 
-def _write(f: FileIO, data: bytes | bytearray | memoryview | np.ndarray[Any, Any]) -> None:
-    view = memoryview(data)  # type: ignore[arg-type]  # an array is a buffer, though numpy's stubs don't say so
+def _write(f: FileIO, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
     while view:
         view = view[f.write(view) :]
 
 
 def _check_finite(lies: Span, tensor: TensorInfo) -> None:
-    """Look for NaN and infinity in a tensor that the kernel copies unseen."""
+    """Look for NaN and infinity in a tensor that the kernel copies unseen.
+
+    Raises:
+        SourceError: if there is any.
+    """
     buffer = np.empty(BUFFER, np.uint8)
     with open(lies.path, "rb", buffering=0) as f:
         f.seek(lies.offset)
         for start in range(0, lies.nbytes, BUFFER):
             block = buffer[: lies.nbytes - start]
-            read_into(f, memoryview(block))  # type: ignore[arg-type]
+            read_into(f, block.data)
             if not finite(block, tensor.dtype):
                 raise _not_finite(lies.path, tensor)
 
@@ -163,7 +168,7 @@ def _check_finite(lies: Span, tensor: TensorInfo) -> None:
 def _transform(
     output: Output, piece: Piece, tensor: TensorInfo, where: object, random: np.random.Generator, target: FileIO
 ) -> Iterator[int]:
-    """Append elements that are cast, scaled or noised, a block at a time; yields how many bytes, as it goes."""
+    """Append elements that are cast, scaled or noised, a block at a time; yield how many bytes, as it goes."""
     import torch
 
     for start in range(0, tensor.elements, BLOCK):
@@ -178,12 +183,16 @@ def _transform(
         if piece.scale != 1:
             block *= piece.scale
         values = _cast(output, block)
-        _write(target, values)
+        _write(target, values.data)
         yield values.nbytes
 
 
 def _cast(output: Output, block: torch.Tensor) -> np.ndarray:
-    """A finite tensor's bytes in the output's dtype, where it fits."""
+    """Give a finite tensor's bytes in the output's dtype.
+
+    Raises:
+        RecipeError: if it doesn't fit.
+    """
     import torch
 
     cast = block.to(getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy()

@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 
+from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
-from lazymoe.planning.plan import Plan
+from lazymoe.planning.plan import WORK, Computed, Plan
 from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes
@@ -31,6 +32,7 @@ class Check:
     Attributes:
         errors: why it can't work; empty if it can.
         warnings: why it may work badly.
+        notes: what is no defect, but good to know.
         plan: the output; None where errors leave nothing to plan.
         download: still to be downloaded.
         disk_free: free where the output goes.
@@ -40,6 +42,7 @@ class Check:
 
     errors: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
+    notes: tuple[str, ...]
     plan: Plan | None
     download: int
     disk_free: int
@@ -47,11 +50,12 @@ class Check:
     memory_merge: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: figures in bytes or numbers of parameters."""
+        """Give its fields by name, for programs: figures in bytes or numbers of parameters."""
         found = {
             "ok": not self.errors,
             "errors": [p.to_dict() for p in self.errors],
             "warnings": [p.to_dict() for p in self.warnings],
+            "notes": list(self.notes),
             "download_bytes": self.download,
             "free_disk_bytes": self.disk_free,
             "free_memory_bytes": self.memory_free,
@@ -60,7 +64,7 @@ class Check:
         return found | self.plan.to_dict() if self.plan else found
 
     def figures(self) -> dict[str, str]:
-        """What will be made and what it takes, in words; empty where errors leave nothing to plan."""
+        """Say what will be made and what it takes, name to words; empty where errors leave nothing to plan."""
         if not (plan := self.plan):
             return {}
         total, active = billions(plan.parameters), billions(plan.active_parameters)
@@ -77,8 +81,9 @@ class Check:
         }
 
     def __str__(self) -> str:
-        """The table, then a line for each problem."""
+        """Write out the table, then a line for each problem."""
         lines = [f"{name:<17}{value}" for name, value in self.figures().items()]
+        lines += [f"note: {note}" for note in self.notes]
         lines += [f"warning: {p}" for p in self.warnings] + [f"error: {p}" for p in self.errors]
         return "\n".join(lines if self.errors else [*lines, "This can be merged."])
 
@@ -108,7 +113,7 @@ def check(
 
 
 def judge(prepared: Prepared, folder: Path) -> Check:
-    """What a prepared recipe takes, held against what this machine has.
+    """Hold what a prepared recipe takes against what this machine has.
 
     Args:
         prepared: the recipe.
@@ -122,14 +127,17 @@ def judge(prepared: Prepared, folder: Path) -> Check:
         memory_merge += _memory(prepared.recipe, plan)
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
-            remedy = "Close other programs, or use 'gate_mode: cheap_embed'."
+            less = "'shared_weights: average'" if plan.shared == "regmean" else "'gate_mode: cheap_embed'"
+            streamed = prepared.recipe.gate_mode in STREAMED or plan.shared == "regmean"
+            remedy = f"Close other programs, or use {less}." if streamed else "Close other programs."
             warnings.append(Problem("output.memory", "memory", what, remedy))
     disk_free = shutil.disk_usage(existing(folder)).free
-    return Check(tuple(errors), tuple(warnings), plan, download, disk_free, memory_free, memory_merge)
+    figures = download, disk_free, memory_free, memory_merge
+    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, *figures)
 
 
 def _memory(recipe: Recipe, plan: Plan) -> int:
-    """Bytes that computing takes beside Python itself."""
+    """Estimate the bytes that computing takes beside Python itself."""
     streamed = plan.dense_layer_bytes if recipe.gate_mode in STREAMED else 0  # one layer of one model, in float32
     if plan.shared != "regmean":
         return streamed
@@ -137,10 +145,35 @@ def _memory(recipe: Recipe, plan: Plan) -> int:
     return streamed + plan.dense_layer_bytes + (plan.experts + 4) * 4 * plan.hidden_size**2
 
 
+def _written(plan: Plan, folder: Path) -> int:
+    """Count the bytes that are there already, of this plan's own shards, complete or half-made, and of what was
+    computed for it, which a finished merge has no more need of."""
+    written = 0
+    for name, outputs in plan.shards:
+        for path in (folder / name, folder / WORK / name):
+            own = {o.name for o in outputs}
+            if path.is_file() and _tensors(path) in (set(), own):  # a half-made one can't be opened
+                written += min(path.stat().st_size, sum(o.nbytes for o in outputs))
+                break
+    if written == plan.nbytes:
+        return written + plan.computed_bytes
+    shards = {name for name, _ in plan.shards}
+    wanted = {p.name for o in plan.outputs for p in o.parts if isinstance(p, Computed)}
+    files = [p for p in (folder / WORK).glob("*.safetensors") if p.name not in shards and _tensors(p) & wanted]
+    return written + min(sum(p.stat().st_size for p in files), plan.computed_bytes)
+
+
+def _tensors(path: Path) -> set[str]:
+    """Name the tensors of a safetensors file; none if it can't be opened."""
+    try:
+        return set(open_file(path))
+    except (ValueError, OSError):
+        return set()
+
+
 def _disk(plan: Plan, folder: Path, download: int) -> Iterator[Problem]:
-    """Is there room for the output, and for the downloads where they go?"""
-    written = sum(p.stat().st_size for p in folder.glob("**/model-*.safetensors")) if folder.is_dir() else 0
-    needs = [(existing(folder), plan.nbytes - written + plan.computed_bytes)]
+    """Yield where there is no room for the output, or for the downloads where they go."""
+    needs = [(existing(folder), max(0, plan.nbytes + plan.computed_bytes - _written(plan, folder)))]
     needs += [(existing(source.folder), download) for source in plan.sources if source.missing][:1]
     by_disk: dict[int, int] = {}
     for place, n in needs:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
-from lazymoe.architectures.configs import rope_spellings
+from lazymoe.architectures.configs import rope_spellings, window
 from lazymoe.architectures.records import Dense, Host, Shapes
-from lazymoe.architectures.registry import dense_of
-from lazymoe.checkpoint.source import TOKENIZER_FILES, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import FLOATS
 from lazymoe.errors import Problem
+from lazymoe.planning import vocabularies
 from lazymoe.recipe.schema import Recipe
 
 SAME = {  # config keys in which an expert must agree with the base model
@@ -23,42 +22,45 @@ SAME = {  # config keys in which an expert must agree with the base model
     "global_head_dim": "head_dim of full attention",
     "num_global_key_value_heads": "number of key-value heads of full attention",
 }
-NEEDED = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
-JUNK = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry and nothing reads
+HARMLESS = (  # config keys that change nothing of what a layer computes, or are compared by another name
+    "attention_dropout", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "bos_token_id",
+    "embd_pdrop", "eos_token_id", "initializer_range", "layer_types", "max_position_embeddings", "max_window_layers",
+    "original_max_position_embeddings", "pad_token_id", "partial_rotary_factor", "resid_pdrop", "rope_parameters",
+    "rope_theta", "sliding_window", "tie_word_embeddings", "use_cache", "use_sliding_window",
+)  # fmt: skip
 
 
 def unusable(where: str, source: Source) -> Problem | None:
-    """Why nothing can be said of a model: its config is no use."""
-    config, name = source.config, source.reference
-    quantized = config.get("quantization_config")
+    """Say why nothing can be made of a model, whatever the others are; None if something can."""
+    quantized = source.config.get("quantization_config")
     if quantized or any(tensor.endswith(".qweight") for tensor in source.tensors):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        what = f"{name} is quantized ({method or 'by GPTQ, AWQ or their like'}), which can't be undone exactly"
+        how = method if isinstance(method, str) else "by GPTQ, AWQ or their like"
+        what = f"{source.reference} is quantized ({how}), which can't be undone exactly"
         return Problem("source.quantized", where, what, _unquantized(source))
-    dense = dense_of(config.get("model_type"))
-    if dense is None:
-        return None  # `families.find` says what can be made of which
-    known = dense.fill(config)
-    for key in (*NEEDED, "num_key_value_heads", "head_dim"):
-        value = known.get(key)
-        if (type(value) is not int or value < 1) and (key in NEEDED or value is not None):
-            what = f"the config.json of {name} has no usable {key} ({value!r})"
-            return Problem("source.config", where, what, "Mend it, or download it again.")
     return None
 
 
 def _unquantized(source: Source) -> str:
+    """Spell the remedy for a quantized model: the one it was made from, by name if its card gives it."""
     return f"Name the unquantized model it was made from{f': {source.made_from}' if source.made_from else ''}."
 
 
 def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host) -> Iterator[Problem]:
-    """Why these models (the base model, then each expert) can't become this host."""
-    base, config = sources[0], dense.complete(sources[0].config)
+    """Yield why these models can't become this host.
+
+    Args:
+        recipe: that names them.
+        sources: the base model, then one for each expert and shared expert, as the recipe lists them.
+        dense, host: the records from `find_host`.
+    """
+    base, config = sources[0], sources[0].config
     body, ffn = dense.all_shapes(config)
     yield from _tensors("base_model", base, body)
-    alien = sorted(name for name in base.tensors if name not in body | ffn and not name.endswith(JUNK))
+    yield from vocabularies.spoiled(base)
+    alien = sorted(name for name in base.tensors if name not in body | ffn)
     if alien:
-        what = f"{base.reference} has {_some(alien)}, for which {host.name} has no place"
+        what = f"{base.reference} has {some(alien)}, for which {host.name} has no place"
         yield Problem("source.no-place", "base_model", what, "Use a base model without such weights.")
 
     if base.unread:
@@ -72,41 +74,96 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
             what = f"{source.reference} is a {kind} model, the base model a {dense.model_type}"
             yield Problem("source.mismatch", where, what, "All models must have one architecture.")
             continue
-        own = dense.complete(source.config)
+        own = source.config
         other = [f"{w} {own[k]} instead of {config[k]}" for k, w in SAME.items() if own.get(k) != config.get(k)]
         if other:
             what = f"{source.reference} has {', '.join(other)}"
             yield Problem("source.mismatch", where, what, "Use fine-tunes of one model, all of one size.")
         else:
             yield from _tensors(where, source, ffn)
+            yield from _homeless(where, source, body | ffn, dense)
+
+
+def _homeless(where: str, source: Source, shapes: Shapes, dense: Dense) -> Iterator[Problem]:
+    """Yield what an expert's feed-forward networks have beside the tensors that the mixture takes."""
+    modules = {name.split(".")[0] for name, _ in dense.ffn.values()}
+    names = sorted(n for n in source.tensors if n not in shapes and modules & set(n.split(".")))
+    if names:
+        what = f"{source.reference} has {some(names)} in its feed-forward networks, for which the mixture has no place"
+        yield Problem("source.no-place", where, what, "Use an expert without such weights.")
+
+
+def unmergeable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iterator[Problem]:
+    """Yield what experts lack for their attention, norms and embeddings to be merged.
+
+    Args:
+        recipe, sources, dense: as in `misfits`; the models must fit together.
+    """
+    for (where, _), source in zip(recipe.models[1:], sources[1 : 1 + len(recipe.experts)], strict=False):
+        body, _ = dense.all_shapes(source.config)
+        if source.config.get("layer_types") != sources[0].config.get("layer_types") and dense.kinds:
+            what = f"{source.reference} has layers of other types than the base model"
+            yield Problem("source.mismatch", where, what, "Use 'shared_weights: base', or fine-tunes of one model.")
+        else:
+            yield from _tensors(where, source, body)
 
 
 def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iterator[Problem]:
-    """How an expert's surroundings will differ from those it was trained in, since they are the base model's."""
+    """Yield how an expert's surroundings will differ from those it was trained in, since they are the base model's.
+
+    Args:
+        recipe, sources, dense: as in `misfits`; the models must fit together.
+    """
     base = sources[0]
+    yield from vocabularies.beyond(base)
     seen = {base.folder}
     for (where, _), source in zip(recipe.models[1:], sources[1:], strict=True):
         if source.folder in seen:
             continue
         seen.add(source.folder)
         name = source.reference
-        if what := _vocabulary_difference(base, source):
-            remedy = "The base model's tokenizer is used; choose a base that knows these."
-            yield Problem("source.tokens", where, f"{name} {what}", remedy)
-        rope, own = (rope_spellings(dense.complete(s.config))["rope_parameters"] for s in (base, source))
+        yield from vocabularies.differences(where, base, source)
+        yield from _computed_otherwise(where, base, source, dense)
+        rope, own = (rope_spellings(s.config)["rope_parameters"] for s in (base, source))
         if own != rope:
             what = f"{name} has the rotary settings {own}, the base model {rope}"
             yield Problem("source.rope", where, what, "The base model's are used; long texts may suffer.")
-        template, theirs = _chat_template(base), _chat_template(source)
-        if theirs and theirs != template:
-            what = f"{name} was trained with another chat template than the base model's"
-            remedy = "The base model's is used; choose as base the model whose chat format you want."
-            yield Problem("source.chat-template", where, what, remedy)
+        yield from vocabularies.template_difference(where, base, source)
+
+
+def _computed_otherwise(where: str, base: Source, expert: Source, dense: Dense) -> Iterator[Problem]:
+    """Yield what an expert's layers computed otherwise when it was trained than they will in the base's body."""
+    keys = ["windows", *(key for key in dense.defaults if key not in (*SAME, *HARMLESS))]
+    other = [k for k in keys if expert.config.get(k) != base.config.get(k)]
+    if other:
+        named = {key: "" if key == "windows" else f"{key} " for key in other}
+        listed = ", ".join(f"{name}{_spelled(k, expert)} instead of {_spelled(k, base)}" for k, name in named.items())
+        what = f"{expert.reference} was trained with {listed}"
+        remedy = "The base model's way is used for all experts: it may answer worse than by itself."
+        yield Problem("source.otherwise", where, what, remedy)
+    if base.config["tie_word_embeddings"] and "lm_head.weight" in expert.tensors:
+        what = f"{expert.reference} has an output head of its own, the base model reads its embeddings as one"
+        yield Problem("source.head", where, what, "That head is left out; choose this model as base to keep it.")
+
+
+def _spelled(key: str, source: Source) -> str:
+    """Spell a config's value for a person."""
+    if key != "windows":
+        return str(source.config.get(key))
+    windows = source.config["windows"]
+    size, layers = window(source.config), sum(size is not None for size in windows)
+    where = "" if layers == len(windows) else f" in {layers} of {len(windows)} layers"
+    return f"an attention window of {size} tokens{where}" if size else "no attention window"
 
 
 def adapters(recipe: Recipe, sources: Sequence[Source], dense: Dense, shared: str) -> Iterator[Problem]:
-    """What of the experts' LoRA adapters doesn't reach the mixture."""
-    _, ffn = dense.all_shapes(dense.complete(sources[0].config))
+    """Yield what of the experts' LoRA adapters doesn't reach the mixture.
+
+    Args:
+        recipe, sources, dense: as in `misfits`; the models must fit together.
+        shared: where shared weights come from: `base`, `average` or `regmean`.
+    """
+    _, ffn = dense.all_shapes(sources[0].config)
     for (where, _), source in zip(recipe.models[1:], sources[1:], strict=True):
         if not source.adapter:
             continue
@@ -120,13 +177,13 @@ def adapters(recipe: Recipe, sources: Sequence[Source], dense: Dense, shared: st
 
 
 def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
-    """What is missing from a source, or has another shape or dtype than a merge can use."""
+    """Yield what is missing from a source, or has another shape or dtype than a merge can use."""
     name, found = source.reference, [t for t in source.tensors.values() if t.name in shapes]
     tied = bool(source.config.get("tie_word_embeddings"))
     lost = [n for n in shapes if n not in source.tensors and not (tied and n == "lm_head.weight")]
     if lost:
         remedy = "Download it again, or name another model."
-        yield Problem("source.incomplete", where, f"{name} lacks {_some(lost)}", remedy)
+        yield Problem("source.incomplete", where, f"{name} lacks {some(lost)}", remedy)
     elif packed := [t for t in found if t.dtype not in FLOATS]:
         what = f"{name} stores '{packed[0].name}' as {packed[0].dtype}, so it is quantized"
         yield Problem("source.quantized", where, what, _unquantized(source))
@@ -137,41 +194,10 @@ def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
         yield Problem("source.config", where, what, remedy)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Spell tensors in a few words: the first by name.
+
+    Args:
+        names: theirs, at least one.
+    """
     return f"the tensor '{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def _vocabulary_difference(base: Source, expert: Source) -> str:
-    """How an expert's tokens differ from the base model's, in words; empty if they don't, or nobody can tell."""
-    if expert.digest(TOKENIZER_FILES) != base.digest(TOKENIZER_FILES):
-        theirs, ours = _vocabulary(expert), _vocabulary(base)
-        if theirs and ours and (extra := sorted(theirs.keys() - ours.keys())):
-            return f"was trained with {len(extra)} tokens that the base model lacks ({', '.join(extra[:3])})"
-        if not same_tokens(base, expert):
-            return "numbers some tokens otherwise than the base model"
-    own, other = expert.config["vocab_size"], base.config["vocab_size"]
-    return f"has a vocabulary of {own}, the base model of {other}" if own != other else ""
-
-
-def same_tokens(base: Source, expert: Source) -> bool:
-    """Whether the tokens that both know have the same numbers, as far as their tokenizers tell."""
-    if expert.digest(TOKENIZER_FILES) == base.digest(TOKENIZER_FILES):
-        return True
-    ours = _vocabulary(base)
-    return all(ours.get(token, number) == number for token, number in _vocabulary(expert).items())
-
-
-def _vocabulary(source: Source) -> dict[str, int]:
-    """Token to number, with added tokens; empty where the tokenizer has no JSON file."""
-    tokenizer = source.json("tokenizer.json")
-    model = tokenizer.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else source.json("vocab.json")
-    tokens = {str(entry[0]): i for i, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab or {})
-    tokens |= {t["content"]: t["id"] for t in tokenizer.get("added_tokens") or []}
-    return tokens | source.json("added_tokens.json")
-
-
-def _chat_template(source: Source) -> str:
-    file = source.folder / "chat_template.jinja"
-    text = file.read_text("utf-8") if file.is_file() else source.json("tokenizer_config.json").get("chat_template")
-    return json.dumps(text) if text else ""

@@ -18,6 +18,7 @@ from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import BITS, CODES, FLOATS, TensorInfo
 from lazymoe.recipe.schema import Recipe
 
+WORK = ".lazymoe"  # folder in the output for what is half-made
 NF4_BITS = 4.5  # bitsandbytes: four bits a weight and a float32 for each block of 64
 
 
@@ -39,7 +40,11 @@ class Piece:
     scale: float = 1.0
 
     def copied(self, dtype: str) -> bool:
-        """Whether its bytes can be taken as they lie, for an output of this dtype."""
+        """Tell whether its bytes can be taken as they lie, for an output of this dtype.
+
+        Args:
+            dtype: the format's name of the dtype, such as ``BF16``.
+        """
         return (self.tensor.dtype, self.noise, self.scale) == (dtype, 0, 1) and self.tensor.span() is not None
 
 
@@ -146,7 +151,11 @@ class Plan:
         return sum(o.parameters for o in self.outputs)
 
     def active(self, top_k: int) -> int:
-        """Parameters that a token meets when it is sent to so many experts."""
+        """Count the parameters that a token meets when it is sent to so many experts.
+
+        Args:
+            top_k: how many experts, without shared ones.
+        """
         return self.parameters - self._expert_parameters * (self.experts - top_k) // self.experts
 
     @property
@@ -200,7 +209,7 @@ class Plan:
         return [(f"model-{i:05}-of-{len(groups):05}.safetensors", group) for i, group in enumerate(groups, 1)]
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: numbers of parameters, and sizes in bytes."""
+        """Give its figures by name, for programs: numbers of parameters, and sizes in bytes."""
         return {
             "architecture": self.architecture,
             "layers": self.layers,
@@ -215,7 +224,14 @@ class Plan:
         }
 
     def fingerprint(self, **settings: Any) -> str:
-        """Tells two merges apart: by what goes in, how it is cut, and the settings given. No weight is read."""
+        """Tell two merges apart by a hash of what goes in, how it is cut, and the settings given. No weight is read.
+
+        Args:
+            settings: what else tells them apart, as JSON takes it.
+
+        Returns:
+            The hash, SHA-256, in hexadecimal.
+        """
         pieces = [(o.name, o.dtype, repr(o.parts)) for o in self.outputs]
         sources = [source.fingerprint for source in self.sources]
         text = json.dumps([pieces, sources, self.config, self.shard_size, settings], sort_keys=True)
@@ -237,13 +253,13 @@ def make_plan(
         sources: the base model, then one for each expert and shared expert, as the recipe lists them. They must fit
             each other.
         dense, host: the records from `registry.find_host`.
-        shared: `base`, `average` or `regmean`.
+        shared: where shared weights come from: `base`, `average` or `regmean`.
         shard_size: the most bytes of tensors in one file.
     """
     base, experts = sources[0], recipe.every_expert
     routed, together = len(recipe.experts), len(recipe.shared_experts or [])
-    config = dense.complete(base.config) | {"experts": routed}
-    dtype = CODES[recipe.dtype] if recipe.dtype else base.dtype or base.tensors[next(iter(dense.outer))].dtype
+    config = base.config | {"experts": routed}
+    dtype = CODES[recipe.dtype] if recipe.dtype else base.dtype
     top_k = min(recipe.experts_per_token, routed)
     roles = dense.roles(config)
 

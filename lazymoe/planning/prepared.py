@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lazymoe.architectures.records import MoE
 from lazymoe.architectures.registry import find_host
 from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import LazyMoEError, Problem, failure
-from lazymoe.planning.compatibility import adapters, differences, misfits, same_tokens, unusable
+from lazymoe.planning.compatibility import adapters, differences, misfits, some, unmergeable, unusable
 from lazymoe.planning.plan import Plan, make_plan
+from lazymoe.planning.vocabularies import forget, same_tokens
 from lazymoe.recipe.reference import Reference
-from lazymoe.recipe.review import doubtful, unsupported
+from lazymoe.recipe.review import doubtful, notes, unsupported
 from lazymoe.recipe.schema import Recipe
 from lazymoe.recipe.texts import read_prompts
 
@@ -30,6 +33,7 @@ class Prepared:
         plan: the output; None where errors leave nothing to plan.
         errors: why it can't be made; empty if it can.
         warnings: why it may turn out badly.
+        notes: what is no defect, but good to know.
         allow_pickle: whether ``.bin`` weights were accepted.
     """
 
@@ -39,6 +43,7 @@ class Prepared:
     plan: Plan | None
     errors: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
+    notes: tuple[str, ...]
     allow_pickle: bool
 
     @property
@@ -90,12 +95,15 @@ def prepare(
     errors += unsupported(prompts)
     warnings = list(doubtful(prompts))
     sources = _open_all(recipe, allow_pickle, errors)
+    warnings += _remarks(recipe, sources)
     plan = _plan(recipe, sources, shard_size, errors, warnings) if sources else None
-    return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), allow_pickle)
+    forget()
+    told = tuple(notes(recipe))
+    return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), told, allow_pickle)
 
 
 def _open_all(recipe: Recipe, allow_pickle: bool, errors: list[Problem]) -> tuple[Source, ...]:
-    """The base model and each expert, every model opened once; nothing if one of them is unusable."""
+    """Open the base model and each expert, every model once; give nothing if one of them is unusable."""
     opened: dict[Reference, Source] = {}
     before = len(errors)
     tried = set[Reference]()
@@ -112,10 +120,24 @@ def _open_all(recipe: Recipe, allow_pickle: bool, errors: list[Problem]) -> tupl
     return tuple(opened[model.reference] for model in recipe.models) if len(errors) == before else ()
 
 
+def _remarks(recipe: Recipe, sources: tuple[Source, ...]) -> Iterator[Problem]:
+    """Yield what was found odd in each model, once."""
+    told = set[Reference]()
+    for model, source in zip(recipe.models, sources, strict=bool(sources)):
+        if model.reference not in told:
+            told.add(model.reference)
+            if source.ignored:
+                what = f"{source.reference} has {some(source.ignored)}, which no {source.config['model_type']} reads"
+                yield Problem("source.leftovers", model.where, what, "That is left out.")
+            for remark in source.remarks:
+                remedy = "Look at the model's page if you wonder why."
+                yield Problem("source.remark", model.where, f"{source.reference}: {remark}", remedy)
+
+
 def _plan(
     recipe: Recipe, sources: tuple[Source, ...], shard_size: int, errors: list[Problem], warnings: list[Problem]
 ) -> Plan | None:
-    """The plan, if the models fit together; what is wrong or doubtful is added to the lists."""
+    """Make the plan, if the models fit together; what is wrong or doubtful is added to the lists."""
     try:
         dense, host = find_host(sources[0].config, recipe)
     except LazyMoEError as e:
@@ -135,5 +157,11 @@ def _plan(
         remedy = "So attention, norms and embeddings are taken from the base model alone."
         warnings.append(Problem("source.tokens", where, what, remedy))
         shared = "base"
+    if shared != "base" and (problems := list(unmergeable(recipe, sources, dense))):
+        errors += problems
+        return None
     warnings += adapters(recipe, sources, dense, shared)
+    top_k, together = min(recipe.experts_per_token, len(experts)), len(recipe.shared_experts or [])
+    if doubt := host.doubt(MoE(sources[0].config, len(experts), top_k, together)):
+        warnings.append(Problem("source.transformers", "base_model", doubt, "Say so to those who will use it."))
     return make_plan(recipe, sources, dense, host, shared, shard_size)

@@ -27,7 +27,11 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference; whether it names anything is a question for later."""
+        """Read a reference; whether it names anything is a question for later.
+
+        Args:
+            text: as the recipe has it.
+        """
         if cls(text).path.exists():
             return cls(text)
         model, _, adapter = text.partition("+")
@@ -50,8 +54,12 @@ class Reference:
         return " ".join(self.model.partition("@")[0].rstrip("/").rpartition("/")[2].split())
 
     def nowhere(self, where: str) -> Problem | None:
-        """What is wrong with a name that is no path here and can't be one on the Hub; None if it may be either."""
-        if self.path.exists() or HUB_ID.fullmatch(self.model):
+        """Say what is wrong with a name that is no path here and can't be one on the Hub; None if it may be either.
+
+        Args:
+            where: how messages name the place it was asked for.
+        """
+        if (self.model and self.path.exists()) or HUB_ID.fullmatch(self.model):
             return None
         what = f"there is no folder '{self.model}'"
         return Problem("source.not-found", where, what, "Check the path, or use a Hub id such as 'org/name'.")

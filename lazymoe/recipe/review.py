@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lazymoe.errors import Problem
-from lazymoe.recipe.schema import PROMPTED, Recipe, Texts
+from lazymoe.recipe.mergekit import passed_over
+from lazymoe.recipe.schema import PROMPTED, SIDES, Expert, Recipe, Texts
 
 FEW = 20  # words of prompts under which routers are the worse for it (benchmarks/router.py: keywords)
 
 
 def review(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
-    """Errors and warnings that the recipe alone tells, names of models that can't be any among the errors."""
+    """Find the errors and warnings that the recipe alone tells, names of models that can't be any among the errors.
+
+    Args:
+        recipe: as it was given; prompts that it only names aren't read.
+
+    Returns:
+        The errors, and the warnings.
+    """
     nowhere = (model.reference.nowhere(model.where) for model in recipe.models)
     return [*unsupported(recipe), *filter(None, nowhere)], list(doubtful(recipe))
 
 
 def unsupported(recipe: Recipe) -> Iterator[Problem]:
-    """What can't be made, as far as the recipe alone can tell."""
-    for i, expert in enumerate(recipe.experts):
-        if recipe.gate_mode in PROMPTED and not any(
-            isinstance(p, Texts) or p.strip() for p in expert.positive_prompts or []
-        ):
+    """Yield what can't be made, as far as the recipe alone can tell.
+
+    Args:
+        recipe: with the prompts that it names read or not.
+    """
+    for i, expert in enumerate(recipe.every_expert if recipe.gate_mode in PROMPTED else []):
+        enough = _real(expert.positive_prompts) > 0 or _only_blank(recipe, expert)
+        if i >= len(recipe.experts):  # a shared expert can do without, but not with blank ones alone
+            given = bool(expert.positive_prompts or expert.negative_prompts)
+            enough = enough or not given or _real(expert.negative_prompts) > 0
+        if not enough:
             where, what = recipe.place(i, "positive_prompts"), f"gate_mode '{recipe.gate_mode}' needs prompts"
             remedy = "Write a few texts that this expert should answer, or use 'gate_mode: random'."
             yield Problem("recipe.no-prompts", where, what, remedy)
 
 
 def doubtful(recipe: Recipe) -> Iterator[Problem]:
-    """What works, but hardly as meant, as far as the recipe alone can tell. Prompts that it names count if written."""
+    """Yield what works, but hardly as meant, as far as the recipe alone can tell.
+
+    Args:
+        recipe: with the prompts that it names read or not; only words that are written out in it are counted.
+    """
     n = len(recipe.experts)
     if recipe.experts_per_token > n:
         what = f"{recipe.experts_per_token} is more than the number of experts, {n}"
         remedy = f"{n} will be used; lower it or add experts."
         yield Problem("recipe.top-k", "experts_per_token", what, remedy)
+    if recipe.origin.passed_over:
+        yield passed_over(recipe.origin.passed_over)
+    if recipe.gate_mode in PROMPTED and recipe.gate_mode != "fit":
+        yield from _blank(recipe)
     prompts = [(e.positive_prompts or [], e.negative_prompts or []) for e in recipe.experts]
     models = [e.source_model for e in recipe.experts]
     for i in range(n):
@@ -54,8 +76,50 @@ def doubtful(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("recipe.same-model", recipe.place(i, "source_model"), what, remedy)
 
 
+def notes(recipe: Recipe) -> Iterator[str]:
+    """Yield what is no defect of a recipe, but good to know.
+
+    Args:
+        recipe: as it was given.
+    """
+    prompted = any(e.positive_prompts or e.negative_prompts for e in recipe.every_expert)
+    if prompted and "gate_mode" not in recipe.model_fields_set:
+        yield (
+            "LazyMoE fits the routers to your prompts, where mergekit's default is 'hidden'; "
+            "write 'gate_mode: hidden' to have that."
+        )
+
+
+def _real(prompts: Sequence[str | Texts] | None) -> int:
+    """Count the prompts that aren't blank."""
+    return sum(isinstance(p, Texts) or bool(p.strip()) for p in prompts or [])
+
+
+def _only_blank(recipe: Recipe, expert: Expert) -> bool:
+    """Tell whether an expert's positive prompts are all blank, which mergekit's modes take."""
+    return bool(expert.positive_prompts) and not _real(expert.positive_prompts) and recipe.gate_mode != "fit"
+
+
+def _blank(recipe: Recipe) -> Iterator[Problem]:
+    """Yield the blank prompts of each expert: mergekit-moe takes them for the beginning of any text."""
+    for i, expert in enumerate(recipe.every_expert):
+        for side in SIDES:
+            given: list[str | Texts] = getattr(expert, side) or []
+            if blank := len(given) - _real(given):
+                what = "a blank prompt is dropped" if blank == 1 else f"each of {blank} blank prompts is dropped"
+                yield Problem("recipe.blank-prompt", recipe.place(i, side), what, "Write a text there, or take it out.")
+        if _only_blank(recipe, expert) and recipe.gate_mode in PROMPTED:
+            where, remedy = recipe.place(i, "positive_prompts"), "Write a few texts that this expert should answer."
+            if _real(expert.negative_prompts):
+                what = "it has negative prompts only, so what is least like them goes to it"
+                yield Problem("recipe.negative-only", where, what, remedy)
+            else:
+                what = "it has blank prompts only, so the beginning of any text stands for it"
+                yield Problem("recipe.blank-only", where, what, remedy)
+
+
 def _contradictions(recipe: Recipe, i: int) -> Iterator[Problem]:
-    """Single prompts of an expert that pull in two directions; each is told once."""
+    """Yield single prompts of an expert that pull in two directions; each is told once."""
     own = recipe.experts[i]
     for prompt in dict.fromkeys(p for p in own.positive if p in own.negative):
         what = f"'{_short(prompt)}' is both a positive and a negative prompt of this expert"

@@ -6,27 +6,36 @@ as far as it alone can tell, and for `lazymoe.planning`.
 
 from __future__ import annotations
 
+import difflib
 import functools
+import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from lazymoe.data import ready_made
 from lazymoe.errors import error, failure, nearest
+from lazymoe.recipe.mergekit import is_dense, sift, spell_reference
 from lazymoe.recipe.mistakes import Loc, explain, place
 from lazymoe.recipe.reference import Reference
+from lazymoe.recipe.yaml_text import SURROGATE, parse
 
 GateMode = Literal["fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
 DType = Literal["float32", "float16", "bfloat16"]
@@ -43,6 +52,36 @@ class Model(NamedTuple):
     reference: Reference
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a recipe comes from. That makes no difference between recipes that ask for the same.
+
+    Attributes:
+        folder: that its file is in; None if it comes from no file.
+        passed_over: paths of the keys that were in it and aren't ours.
+    """
+
+    folder: Path | None = field(default=None, compare=False)
+    passed_over: tuple[str, ...] = field(default=(), compare=False)
+
+
+def _no_flag(number: Any) -> Any:
+    if isinstance(number, bool):
+        raise PydanticCustomError("number", "Input should be a number")
+    return number
+
+
+def _short_dtype(name: Any) -> Any:
+    return name.removeprefix("torch.") if isinstance(name, str) else name
+
+
+# as mergekit takes them: numbers also as text, a dtype also by torch's name, a model also by a mapping
+Integer = Annotated[int, Field(strict=False), BeforeValidator(_no_flag)]
+Number = Annotated[float, Field(strict=False, allow_inf_nan=False), BeforeValidator(_no_flag)]
+DTypeName = Annotated[DType, BeforeValidator(_short_dtype)]
+ModelName = Annotated[str, Field(min_length=1), BeforeValidator(spell_reference)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -51,17 +90,20 @@ class Texts(_Strict):
     """Many prompts at once: a file, or a data set on the Hub. `lazymoe.recipe.texts` reads them.
 
     Attributes:
-        file: a ``.txt`` (a paragraph is a prompt), ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file; with a data
-            set the file in it to read, by default the first of its training files.
+        file: a ``.txt`` (a paragraph is a prompt), ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, found from the
+            recipe's folder, else from the working folder; with a data set the file in it to read, by default the first
+            of its training files.
         dataset: a Hub id, with ``@revision`` if wanted.
-        field: the column, or the key of each object, that holds the text.
+        field: the column, or the key of each object, that holds the text: text itself, a list of texts, or a chat,
+            whose turns are joined by line breaks. By default the first there is of ``text``, ``messages``,
+            ``conversations``, ``prompt`` and ``instruction``.
         limit: how many are taken, from the beginning.
     """
 
     file: str | None = None
     dataset: str | None = None
-    field: str = "text"
-    limit: int = Field(default=64, ge=1)
+    field: str | None = None
+    limit: Integer = Field(default=64, ge=1)
 
     @model_validator(mode="after")
     def _names_something(self) -> Texts:
@@ -71,11 +113,26 @@ class Texts(_Strict):
 
 
 def _as_list(prompts: Any) -> Any:
-    return [prompts] if isinstance(prompts, (dict, Texts)) else prompts
+    return [prompts] if isinstance(prompts, (str, dict, Texts)) else prompts
+
+
+def _no_text(prompt: Any) -> Any:
+    """Refuse a mapping that names no texts: a prompt with ``: `` in it is one to YAML."""
+    known = list(Texts.model_fields)
+    if not isinstance(prompt, Mapping) or any(difflib.get_close_matches(str(key), known, 1) for key in prompt):
+        return prompt
+    lines = [f"{key}: {value if isinstance(value, str) else '…'}" for key, value in prompt.items()]
+    raise PydanticCustomError("unquoted", "{text}", {"text": json.dumps("\n".join(lines), ensure_ascii=False)})
+
+
+def _whole(text: str) -> str:
+    if SURROGATE.search(text):
+        raise PydanticCustomError("half", "half of a pair of surrogates")
+    return text
 
 
 _Prompt = Annotated[
-    Annotated[str, Tag("written")] | Annotated[Texts, Tag("texts")],
+    Annotated[str, AfterValidator(_whole), Tag("written")] | Annotated[Texts, BeforeValidator(_no_text), Tag("texts")],
     Discriminator(lambda prompt: "texts" if isinstance(prompt, (dict, Texts)) else "written"),
 ]
 Prompts = Annotated[list[_Prompt], BeforeValidator(_as_list)]
@@ -92,21 +149,21 @@ class Expert(_Strict):
         residual_scale: factor on the expert's output (its down projection).
     """
 
-    source_model: str = Field(min_length=1)
+    source_model: ModelName
     positive_prompts: Prompts | None = None
     negative_prompts: Prompts | None = None
-    noise_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    residual_scale: float | None = Field(default=None, allow_inf_nan=False)
+    noise_scale: Annotated[Number, Field(ge=0)] | None = None
+    residual_scale: Number | None = None
 
     @property
     def positive(self) -> list[str]:
-        """The positive prompts that are written out."""
-        return [p for p in self.positive_prompts or [] if isinstance(p, str)]
+        """The positive prompts that are written out, without blank ones."""
+        return [p for p in self.positive_prompts or [] if isinstance(p, str) and p.strip()]
 
     @property
     def negative(self) -> list[str]:
-        """The negative prompts that are written out."""
-        return [p for p in self.negative_prompts or [] if isinstance(p, str)]
+        """The negative prompts that are written out, without blank ones."""
+        return [p for p in self.negative_prompts or [] if isinstance(p, str) and p.strip()]
 
 
 class Recipe(_Strict):
@@ -132,18 +189,25 @@ class Recipe(_Strict):
         2
     """
 
-    base_model: str = Field(min_length=1)
+    base_model: ModelName
     experts: list[Expert] = Field(min_length=1)
     gate_mode: GateMode = "fit"
     shared_weights: SharedWeights | None = None
-    dtype: DType | None = None
-    experts_per_token: int = Field(default=2, ge=1)
+    dtype: DTypeName | None = None
+    experts_per_token: Integer = Field(default=2, ge=1)
     shared_experts: list[Expert] | None = None
     architecture: str | None = None
+    _origin: Origin = PrivateAttr(default=Origin())
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
+        if is_dense(fields, list(Recipe.model_fields)):
+            what = "this is a recipe for mergekit's dense merges, which mix weights"
+            remedy = "A mixture needs 'experts': [{source_model: your-name/your-model}] in place of models and slices."
+            raise error("recipe.dense", "recipe", what, remedy)
+        fields, passed_over = sift(fields, list(Recipe.model_fields), list(Expert.model_fields))
         try:
             super().__init__(**fields)
+            self._origin = Origin(passed_over=tuple(passed_over))
         except ValidationError as e:
             literals = {"gate_mode": GateMode, "shared_weights": SharedWeights, "dtype": DType}
             words = {field: get_args(literal) for field, literal in literals.items()}
@@ -160,13 +224,7 @@ class Recipe(_Strict):
         Raises:
             RecipeError: with every mistake found, each naming its field.
         """
-        try:
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as e:
-            mark = getattr(e, "problem_mark", None)
-            place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-            what = f"this isn't valid YAML: {getattr(e, 'problem', None) or 'it can not be parsed'}"
-            raise error("recipe.yaml", place, what, "Check indentation, colons and quotes there.") from None
+        data = parse(text, where)
         if not isinstance(data, dict):
             what = "a recipe is a list of 'key: value' lines"
             raise error("recipe.yaml", where, what, "Begin with 'base_model: ...'.")
@@ -176,8 +234,11 @@ class Recipe(_Strict):
     def from_file(cls, path: str | os.PathLike[str]) -> Recipe:
         """Read a recipe from a YAML file, or one of the ready-made recipes by its name.
 
+        Args:
+            path: of the file; or the name.
+
         Raises:
-            RecipeError: if there is no such file, or with every mistake found in it.
+            RecipeError: if there is no such file, it can't be read, or with every mistake found in it.
         """
         file = Path(os.path.expanduser(path))
         if not file.exists():
@@ -192,17 +253,31 @@ class Recipe(_Strict):
         except (OSError, UnicodeDecodeError) as e:
             reason = e.strerror if isinstance(e, OSError) else "it is not a UTF-8 text file"
             raise error("recipe.unreadable", path, f"the recipe can't be read: {reason}", "Check the path.") from None
-        return cls.from_yaml(text, str(path))
+        recipe = cls.from_yaml(text, str(path))
+        recipe._origin = replace(recipe._origin, folder=file.parent)
+        return recipe
 
     @classmethod
     def read(cls, given: Recipe | str | os.PathLike[str]) -> Recipe:
-        """A recipe from whatever names one: itself, its file, or the name of a ready-made one."""
+        """Read a recipe from whatever names one: itself, its file, or the name of a ready-made one.
+
+        Args:
+            given: what names it.
+
+        Raises:
+            RecipeError: as `from_file`.
+        """
         return given if isinstance(given, Recipe) else cls.from_file(given)
 
     def to_yaml(self) -> str:
-        """The recipe as YAML that `from_yaml` reads back equal; fields left at their default are left out."""
+        """Write the recipe as YAML that `from_yaml` reads back equal; fields left at their default are left out."""
         data = self.model_dump(exclude_unset=True)
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+    @property
+    def origin(self) -> Origin:
+        """Where it comes from."""
+        return self._origin
 
     @functools.cached_property
     def models(self) -> tuple[Model, ...]:
@@ -222,22 +297,37 @@ class Recipe(_Strict):
         return [*self.experts, *(self.shared_experts or [])]
 
     def with_experts(self, every: list[Expert]) -> Recipe:
-        """The recipe with others in place of `every_expert`."""
+        """Copy the recipe with others in place of `every_expert`.
+
+        Args:
+            every: as many experts as there are, then as many shared ones.
+        """
         n = len(self.experts)
         return self.with_fields(experts=every[:n], **({"shared_experts": every[n:]} if self.shared_experts else {}))
 
     def with_fields(self, **fields: Any) -> Recipe:
-        """The recipe with other values in these fields."""
-        return Recipe.model_construct(self.model_fields_set | set(fields), **{**dict(self), **fields})
+        """Copy the recipe with other values in these fields, which aren't checked again.
+
+        Args:
+            fields: name to value.
+        """
+        recipe = Recipe.model_construct(self.model_fields_set | set(fields), **{**dict(self), **fields})
+        recipe._origin = self._origin
+        return recipe
 
     def place(self, expert: int, field: str) -> str:
-        """How messages name a field of one of `every_expert`, by its number (from 0)."""
+        """Spell how messages name a field of one of `every_expert`.
+
+        Args:
+            expert: its number, from 0.
+            field: the field's name.
+        """
         n = len(self.experts)
         loc = ("experts", expert, field) if expert < n else ("shared_experts", expert - n, field)
         return place(loc, n)
 
 
 def _fields_at(loc: Loc) -> list[str]:
-    """What fields there are at a place of a recipe."""
+    """List what fields there are at a place of a recipe."""
     kind: type[_Strict] = Texts if "texts" in loc else Expert if len(loc) > 1 else Recipe
     return list(kind.model_fields)

@@ -17,7 +17,10 @@ from typing import IO, Any
 from lazymoe.errors import LazyMoEError, Problem, error, failure
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.schema import SIDES, Recipe, Texts
+from lazymoe.recipe.yaml_text import SURROGATE
 
+FIELDS = ("text", "messages", "conversations", "prompt", "instruction")  # where texts are, if a recipe doesn't say
+TURN = ("content", "value", "text")  # where the words of a turn, or of a part of one, are
 KINDS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 csv.field_size_limit(1 << 24)  # a column of whole documents
 
@@ -25,12 +28,15 @@ csv.field_size_limit(1 << 24)  # a column of whole documents
 def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
     """Read every file and data set of prompts that a recipe names, once.
 
+    Args:
+        recipe: that names them.
+
     Returns:
         The recipe with its data sets at their commits, so that it names the same texts for ever; and the recipe with
         the texts themselves in place of their names.
 
     Raises:
-        LazyMoEError: with every one that can't be read.
+        LazyMoEError: with every one that can't be read; a RecipeError or HubError if all are of that kind.
     """
     problems: list[Problem] = []
     pinned, written = [], []
@@ -44,7 +50,7 @@ def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
             names[side], texts[side] = [], []
             for prompt in prompts:
                 try:
-                    name, found = _read(prompt, recipe.place(i, side))
+                    name, found = _read(prompt, recipe.place(i, side), recipe.origin.folder)
                 except LazyMoEError as e:
                     problems += e.problems
                 else:
@@ -57,15 +63,18 @@ def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
     return recipe.with_experts(pinned), recipe.with_experts(written)
 
 
-def _read(prompt: str | Texts, where: str) -> tuple[str | Texts, list[str]]:
-    """A prompt as it is kept, and its texts."""
+def _read(prompt: str | Texts, where: str, folder: Path | None) -> tuple[str | Texts, list[str]]:
+    """Read a prompt, whose file is looked for in the recipe's folder first: as it is kept, and its texts."""
     if isinstance(prompt, str):
         return prompt, [prompt]
     place = f"{where}, {prompt.dataset or prompt.file}"
+    file = os.path.expanduser(prompt.file or "")
+    if folder and folder != Path() and not prompt.dataset and not os.path.isabs(file) and (folder / file).exists():
+        prompt = prompt.model_copy(update={"file": str(folder / file)})  # which the mixture's own recipe names as well
     try:
         prompt, name, opened = _open(prompt, place)
         texts = list(itertools.islice(filter(str.strip, _texts(name, opened, prompt, place)), prompt.limit))
-    except (OSError, ValueError, csv.Error) as e:
+    except (OSError, ValueError, RecursionError, csv.Error) as e:
         what = f"it can't be read ({getattr(e, 'strerror', None) or str(e) or type(e).__name__})"
         remedy = "Check the path, and that the file is what its name says."
         raise error("recipe.texts-unreadable", place, what, remedy) from None
@@ -75,7 +84,7 @@ def _read(prompt: str | Texts, where: str) -> tuple[str | Texts, list[str]]:
 
 
 def _open(prompt: Texts, where: str) -> tuple[Texts, str, IO[bytes]]:
-    """The prompt at its commit, the name of its file, and the file."""
+    """Open a prompt's file: the prompt at its commit, the file's name, and the file."""
     if not prompt.dataset:
         path = Path(os.path.expanduser(prompt.file or ""))
         return prompt, path.name, open(path, "rb")
@@ -93,7 +102,7 @@ def _open(prompt: Texts, where: str) -> tuple[Texts, str, IO[bytes]]:
 
 
 def _texts(name: str, opened: IO[bytes], prompt: Texts, where: str) -> Iterator[str]:
-    """All texts of a file, one after the other."""
+    """Yield all texts of a file, one after the other."""
     with opened as binary:
         if not name.endswith(KINDS):
             what = f"'{name}' is none of {', '.join(KINDS)}"
@@ -101,7 +110,7 @@ def _texts(name: str, opened: IO[bytes], prompt: Texts, where: str) -> Iterator[
         if name.endswith(".parquet"):
             yield from _parquet(binary, prompt, where)
             return
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
         if name.endswith(".txt"):
             for filled, lines in itertools.groupby(text, key=lambda line: bool(line.strip())):
                 if filled:
@@ -122,22 +131,50 @@ def _parquet(binary: IO[bytes], prompt: Texts, where: str) -> Iterator[str]:
         what = "parquet files need the package pyarrow"
         raise error("recipe.texts-unreadable", where, what, "Run: pip install pyarrow") from None
     table = ParquetFile(binary)
-    if prompt.field not in table.schema_arrow.names:
+    columns = [name for name in _wanted(prompt) if name in table.schema_arrow.names]
+    if not columns:
         raise _no_field(prompt, table.schema_arrow.names, where)
-    for rows in table.iter_batches(batch_size=prompt.limit, columns=[prompt.field]):
-        yield from (str(value) for value in rows.column(0).to_pylist() if value is not None)
+    for rows in table.iter_batches(batch_size=prompt.limit, columns=columns):
+        yield from (_field(row, prompt, where) for row in rows.to_pylist())
+
+
+def _wanted(prompt: Texts) -> tuple[str, ...]:
+    return (prompt.field,) if prompt.field else FIELDS
 
 
 def _field(row: Any, prompt: Texts, where: str) -> str:
-    """The text of a row, which is an object with fields or itself a string."""
+    """Find the text of a row, which is an object with fields or itself a string; blank where its field is null."""
+    found: str | None = None
     if isinstance(row, str):
-        return row
-    if not isinstance(row, dict) or not isinstance(row.get(prompt.field), str):
+        found = row
+    elif isinstance(row, dict) and (values := [row[name] for name in _wanted(prompt) if name in row]):
+        found = _words(next((value for value in values if value is not None), None))
+    if found is None:
         raise _no_field(prompt, row if isinstance(row, dict) else [], where)
-    return str(row[prompt.field])
+    if SURROGATE.search(found):  # half a character, where a text was cut
+        found = found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return found
+
+
+def _words(value: Any) -> str | None:
+    """Gather the words of a field: a text, a list of texts, or a chat, whose turns are joined by line breaks.
+
+    A turn is OpenAI's, ``{role, content}`` with text or a list of parts as content, or ShareGPT's, ``{from, value}``.
+
+    Returns:
+        The words; None if it is something else.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list):
+        parts = [_words(part) for part in value]
+        return None if None in parts else "\n".join(filter(None, parts))
+    if isinstance(value, dict) and (words := [value[key] for key in TURN if key in value]):
+        return _words(next((word for word in words if word is not None), None))
+    return "" if isinstance(value, dict) and "type" in value else None  # a picture, a call of a tool
 
 
 def _no_field(prompt: Texts, fields: Iterable[str], where: str) -> LazyMoEError:
     known = ", ".join(map(str, fields)) or "none"
-    what = f"it has no text in a field '{prompt.field}'"
+    what = f"it has no text in a field '{prompt.field or FIELDS[0]}'"
     return error("recipe.texts-field", where, what, f"Set 'field' to one of its fields: {known}.")

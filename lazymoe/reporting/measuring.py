@@ -4,15 +4,15 @@ average of the experts' weights, the mixture. Routing alone takes the mixture's 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.errors import error
+from lazymoe.errors import Problem, RecipeError, error, failure, nearest
 from lazymoe.files import absolute
 from lazymoe.forward.device import pick_device
 from lazymoe.forward.losses import Average, dense_losses, mixture_losses
@@ -22,9 +22,11 @@ from lazymoe.forward.tokens import WINDOW, load_tokenizer, windows
 from lazymoe.output.folder import open_finished
 from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
 from lazymoe.progress import Progress, silent
+from lazymoe.recipe.yaml_text import parse
 from lazymoe.reporting.report import Report
 
-Texts = Sequence[Sequence[str]]  # for each expert, in the recipe's order, texts of its domain
+# for each expert texts of its domain: in the recipe's order, or by the experts' names or their numbers, from 1
+Texts = Sequence[Sequence[str]] | Mapping[str | int, Sequence[str]]
 
 
 def report(
@@ -39,13 +41,20 @@ def report(
 
     Args:
         folder: the mixture's, which holds the recipe; the recipe's models must be reachable.
-        texts: for each expert, texts of its domain that the routers have not seen; its prompts if absent.
+        texts: for each expert, texts of its domain that the routers have not seen: a list of lists in the recipe's
+            order, or by the experts' names or numbers; its prompts if absent.
         losses: also measure how good it is, for which every one of its models is run; else its routing alone.
         device: where to compute; a CUDA device if there is one by default.
-        progress: told of the models done.
+        progress: told of the models done, stage ``measure``.
+
+    Returns:
+        What was measured.
 
     Raises:
-        LazyMoEError: if the folder isn't such a mixture, or its models can't be found.
+        OutputError: if the folder isn't a finished mixture.
+        RecipeError: if the recipe in it can't be read.
+        LazyMoEError: if its models can't be found or used, an expert has no texts, or there is no such device; as the
+            subclass of its kind.
     """
     path = absolute(folder)
     return measure(reopen(path), path, texts, losses=losses, device=device, progress=progress)
@@ -60,16 +69,24 @@ def measure(
     device: str | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Measure the mixture that was made of a prepared recipe. Arguments and errors are those of `report`; the folder is
-    absolute."""
+    """Measure the mixture that was made of a prepared recipe.
+
+    Args:
+        prepared: the recipe.
+        folder: the mixture's, absolute.
+        texts, losses, device, progress: as in `report`.
+
+    Raises:
+        LazyMoEError: as `report`.
+    """
     plan, device = prepared.sound_plan, pick_device(device)
-    given = texts or [e.positive for e in prepared.prompts.experts]
-    if len(given) != plan.experts or not all(given):
-        what = f"{plan.experts} experts need a list of texts each"
-        raise error("input.texts", "texts", what, "Give one list for each expert.")
+    names = prepared.recipe.names
+    given = _by_expert(texts or [e.positive for e in prepared.prompts.experts], names)
     prepared.fetch()
     batches = [windows(plan.sources[0], domain) for domain in given]
-    names = prepared.recipe.names
+    if short := [name for name, (_, real) in zip(names, batches, strict=True) if real.sum() < 2]:
+        what = f"those for {', '.join(short)} are too short: they have no token that follows another"
+        raise error("input.texts", "texts", what, "Give whole sentences.")
 
     models: dict[str, Weights] = {}
     if losses:
@@ -79,14 +96,51 @@ def measure(
     for done, (name, source) in enumerate(models.items(), 1):
         measured[name] = dense_losses(plan, source, batches, device)
         progress("measure", done, len(models) + 1)
-    measured["mixture"], shares, accuracy, entropy = mixture_losses(plan, open_folder(folder), batches, device)
+    measured["mixture"], routing = mixture_losses(plan, open_folder(folder), batches, device)
     progress("measure", len(models) + 1, len(models) + 1)
     active = [plan.active(k) for k in range(1, plan.experts + 1)]
-    return Report(names, texts is not None, measured if losses else {}, shares, accuracy, entropy, active, plan.top_k)
+    return Report(
+        names, texts is not None, measured if losses else {}, active=active, top_k=plan.top_k, **routing._asdict()
+    )
+
+
+def _by_expert(texts: Texts, names: Sequence[str]) -> list[list[str]]:
+    """Put texts in the order of the experts, without blank ones.
+
+    Args:
+        texts: as `report` takes them.
+        names: of the experts.
+
+    Raises:
+        LazyMoEError: if an expert has none, or there are some for nobody.
+    """
+    listed: list[list[str]] = [[] for _ in names]
+    problems: list[Problem] = []
+    if not isinstance(texts, Mapping):
+        if len(texts) != len(names):
+            what = f"{len(names)} experts need a list of texts each"
+            raise error("input.texts", "texts", what, "Give one list for each expert.")
+        texts = dict(enumerate(texts, 1))
+    for key, domain in texts.items():
+        known = dict(zip(names, range(len(names)), strict=True))
+        expert = known.get(str(key), int(key) - 1 if str(key).isdecimal() else -1)
+        if not 0 <= expert < len(names):
+            problems.append(Problem("input.texts", "texts", f"there is no expert '{key}'", nearest(str(key), names)))
+        elif listed[expert]:
+            what = f"there are two lists for {names[expert]}"
+            problems.append(Problem("input.texts", "texts", what, "Give it one, by its name or its number."))
+        else:
+            listed[expert] = [text for text in domain if text.strip()]
+    if not problems and (missing := [name for name, domain in zip(names, listed, strict=True) if not domain]):
+        what = f"there are none for {', '.join(missing)}"
+        problems.append(Problem("input.texts", "texts", what, "Give a list of texts for each expert."))
+    if problems:
+        raise failure(problems)
+    return listed
 
 
 def trace(folder: str | os.PathLike[str], text: str, device: str | None = None) -> tuple[list[str], list[list[int]]]:
-    """Which expert takes which token of a text.
+    """Find which expert takes which token of a text.
 
     Args:
         folder: a finished mixture's.
@@ -94,17 +148,19 @@ def trace(folder: str | os.PathLike[str], text: str, device: str | None = None) 
         device: where to compute; a CUDA device if there is one by default.
 
     Returns:
-        The tokens as text ``[T]``, and the first choice of each layer for each of them ``[L][T]``.
+        The tokens as text ``[T]``, and the first choice of each layer for each of them ``[L][T]``. Together the tokens
+        are the text: of several that make up one character, the last has it and the others have nothing.
 
     Raises:
-        LazyMoEError: as `report`.
+        LazyMoEError: as `report`; or if the text is empty.
     """
     path = absolute(folder)
     prepared, device = reopen(path), pick_device(device)
     plan = prepared.sound_plan
     prepared.fetch()
     tokenizer = load_tokenizer(plan.sources[0])
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:WINDOW]
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    ids = read["input_ids"][:WINDOW]
     if not ids:
         raise error("input.texts", "text", "it is empty", "Type a sentence.")
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
@@ -114,14 +170,30 @@ def trace(folder: str | os.PathLike[str], text: str, device: str | None = None) 
         experts[layer] = chosen[len(start) :, 0].tolist()
 
     run(plan, open_folder(path), [torch.tensor([start + ids])], device, seen)
-    return [tokenizer.decode([i]) for i in ids], experts
+    words = _cut(text, read["offset_mapping"]) if tokenizer.is_fast else [tokenizer.decode([i]) for i in ids]
+    return words[: len(ids)], experts
+
+
+def _cut(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """Cut a text by the places that its tokens are made of; what lies between two of these goes to the second."""
+    words, done = [], 0
+    for i, (_, end) in enumerate(spans):
+        # a character that goes on in the next token is the next one's
+        stop = len(text) if i + 1 == len(spans) else max(done, min(end, spans[i + 1][0]))
+        words.append(text[done:stop])
+        done = stop
+    return words
 
 
 def reopen(folder: Path) -> Prepared:
-    """The recipe of a finished mixture, prepared as it was for the merge.
+    """Prepare the recipe of a finished mixture as it was for the merge.
+
+    Args:
+        folder: the mixture's, absolute.
 
     Raises:
         OutputError: if the folder isn't such a mixture.
+        RecipeError: if the recipe in it can't be read.
     """
     done = open_finished(folder)
     options = {"shard_size": SHARD_SIZE, "allow_pickle": False}
@@ -129,18 +201,25 @@ def reopen(folder: Path) -> Prepared:
 
 
 def read_texts(path: Path) -> Texts:
-    """Texts to measure on, from a YAML (or JSON) file: for each expert, in the recipe's order, a list of texts.
+    """Read texts to measure on.
+
+    Args:
+        path: of a YAML (or JSON) file: a list of texts for each expert, in the recipe's order, or by the experts' names
+            or numbers.
 
     Raises:
         LazyMoEError: if the file can't be read or isn't that.
     """
     try:
-        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        texts = parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError):
         raise error("input.texts", path, "the texts can't be read", "Name a YAML file.") from None
-    if not isinstance(texts, list) or not all(
-        isinstance(t, list) and all(isinstance(x, str) for x in t) for t in texts
-    ):
-        remedy = "Give one list of texts for each expert."
-        raise error("input.texts", path, "this isn't a list of lists of texts", remedy)
-    return texts
+    except RecipeError as e:
+        raise failure([replace(problem, code="input.texts") for problem in e.problems]) from None
+    if isinstance(texts, dict):
+        texts = {key: [domain] if isinstance(domain, str) else domain for key, domain in texts.items()}
+    domains = texts.values() if isinstance(texts, dict) else texts if isinstance(texts, list) else [None]
+    if not all(isinstance(domain, list) and all(isinstance(text, str) for text in domain) for domain in domains):
+        what = "this isn't a list of lists of texts, nor one list for each name of an expert"
+        raise error("input.texts", path, what, "Give one list of texts for each expert.")
+    return texts  # type: ignore[no-any-return]

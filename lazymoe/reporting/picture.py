@@ -18,7 +18,7 @@ def draw(
     top_k: int,
     dark: bool = False,
 ) -> bytes:
-    """The picture as PNG.
+    """Draw the picture as PNG.
 
     Args:
         names: of the experts ``[E]``, which are the domains' names too.

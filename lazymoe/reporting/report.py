@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lazymoe.errors import Problem
 from lazymoe.files import write_whole
@@ -17,7 +18,7 @@ from lazymoe.reporting.picture import draw
 from lazymoe.units import billions, spell_layers
 
 CROWDED = 0.6  # share of balanced texts above which one expert has a layer nearly to itself
-ALIKE = 0.1  # distance between two domains' shares, of 0 to 1, under which a layer treats them as one
+ALIKE = 0.1  # distance between two domains' first choices, of 0 to 1, under which a layer treats them as one
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Report:
         entropy: of a token's weights over the chosen experts, mean, in bits ``[L]``.
         active: parameters that a token meets with one expert per token, with two, and so on up to E.
         top_k: experts per token.
+        first: of a domain's tokens, what part had each expert as their first choice ``[L][D][E]``. What is wrong is
+            told by these: of all choices an expert gets ``1 / top_k`` at most, and where all experts are chosen each
+            gets the same.
     """
 
     names: list[str]
@@ -44,9 +48,15 @@ class Report:
     entropy: list[float]
     active: list[int]
     top_k: int
+    first: list[list[list[float]]] = field(default_factory=list)
 
     def recovered(self, model: str = "mixture", domain: int | None = None) -> float:
-        """How far a model came from the base model (0) to a domain's own expert (1); over all domains if none given."""
+        """Work out how far a model came from the base model (0) to a domain's own expert (1).
+
+        Args:
+            model: by its name in ``losses``, which must be there.
+            domain: its number; None for all domains together.
+        """
         domains = range(len(self.names)) if domain is None else [domain]
         base, reached = (sum(self.losses[key][d] for d in domains) for key in ("base", model))
         own = sum(self.losses[self.names[d]][d] for d in domains)
@@ -67,7 +77,7 @@ class Report:
         return [[float(x) for x in row] for row in np.array(self.shares).mean(1)]
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs, and for JSON."""
+        """Give its fields by name, and what follows from them, for programs, and for JSON."""
         domains = range(len(self.names))
         return asdict(self) | {
             "recovered": [self.recovered(domain=d) for d in domains] if self.losses else None,
@@ -80,6 +90,9 @@ class Report:
     def save(self, folder: Path) -> bool:
         """Put the report beside a mixture, as JSON and as pictures, for its card.
 
+        Args:
+            folder: the mixture's.
+
         Returns:
             False if it was not, since one is there that has losses and this one has none.
         """
@@ -91,7 +104,7 @@ class Report:
         return True
 
     def __str__(self) -> str:
-        """Losses, where the tokens of each domain go, and what is wrong."""
+        """Write out losses, where the tokens of each domain go, and what is wrong."""
         text = "held-out text" if self.held_out else "the routers' own prompts (give --texts for an honest figure)"
         lines = []
         if self.losses:
@@ -112,7 +125,7 @@ class Report:
         return "\n".join([*lines, "", *(f"warning: {p}" for p in self.problems())]).rstrip()
 
     def layers(self) -> str:
-        """What each expert gets in each layer, as a table with a line for each."""
+        """Write out what each expert gets in each layer, as a table with a line for each."""
         head = "What each expert gets in each layer, and how many tokens their own expert gets first:"
         lines = [head, "", self._row("", [*self.names, "right"])]
         for layer, row in enumerate(self.load):
@@ -125,24 +138,25 @@ class Report:
         return f"{name:<24}" + "".join(f"{cell:>{wide}}" for cell in cells)
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong with this mixture, in plain words."""
+        """Yield what is wrong with this mixture, in plain words."""
         shares, n = self.mean_shares, len(self.names)
+        first = np.array(self.first or self.shares)  # [L, D, E]
         for e, name in enumerate(self.names):
             got = sum(row[e] for row in shares) / n
             if got < 1 / n / 4:
                 what = f"it gets {got:.0%} of all tokens, so it is hardly used"
                 remedy = "Give it more prompts, of the kind it should answer."
                 yield Problem("report.unused", f"expert {name}", what, remedy)
-            best = max(range(n), key=lambda other: shares[e][other])
+            best = int(first.mean(0)[e].argmax())
             if best != e:
-                what = f"most of its own texts' tokens go to {self.names[best]}"
+                what = f"most of its own texts' tokens go to {self.names[best]} first"
                 remedy = "Its prompts are unlike its texts: use samples of these as prompts."
                 yield Problem("report.astray", f"expert {name}", what, remedy)
-        for layers, e in self._crowded():
-            what = f"in {spell_layers(layers, len(self.shares))} it gets more than {CROWDED:.0%} of all tokens"
+        for layers, e in _crowded(first):
+            what = f"in {spell_layers(layers, len(self.shares))} it gets more than {CROWDED:.0%} of all tokens first"
             remedy = "Give the others more prompts, of the kind they should answer."
             yield Problem("report.crowded", f"expert {self.names[e]}", what, remedy)
-        for layers, a, b in self._alike():
+        for layers, a, b in _alike(first):
             what = f"{spell_layers(layers, len(self.shares))} treat their texts alike"
             remedy = "Give them prompts that differ more: whole texts of the kind each should answer."
             yield Problem("report.alike", f"experts {self.names[a]} and {self.names[b]}", what, remedy)
@@ -151,17 +165,21 @@ class Report:
             remedy = "Don't publish this one: use 'gate_mode: fit' and better prompts."
             yield Problem("report.worse", "the mixture", what, remedy)
 
-    def _crowded(self) -> Iterator[tuple[list[int], int]]:
-        """Layers in which one expert gets nearly everything, with that expert."""
-        for e in range(len(self.names) if len(self.names) > 1 else 0):
-            if layers := [layer for layer, row in enumerate(self.load) if row[e] > CROWDED]:
-                yield layers, e
 
-    def _alike(self) -> Iterator[tuple[list[int], int, int]]:
-        """Layers that can't tell the texts of two experts apart, with the two."""
-        shares = np.array(self.shares)  # [L, D, E]
-        for a in range(len(self.names)):
-            for b in range(a + 1, len(self.names)):
-                distance = np.abs(shares[:, a] - shares[:, b]).sum(-1) / 2  # [L]
-                if layers := np.flatnonzero(distance < ALIKE).tolist():
-                    yield layers, a, b
+def _crowded(first: NDArray[np.float64]) -> Iterator[tuple[list[int], int]]:
+    """Yield the layers in which one expert gets nearly everything, with that expert."""
+    load = first.mean(1)  # [L, E]
+    for e in range(load.shape[1] if load.shape[1] > 1 else 0):
+        if layers := np.flatnonzero(load[:, e] > CROWDED).tolist():
+            yield layers, e
+
+
+def _alike(first: NDArray[np.float64]) -> Iterator[tuple[list[int], int, int]]:
+    """Yield the layers that can't tell the texts of two experts apart, with the two."""
+    for a in range(first.shape[1]):
+        for b in range(a + 1, first.shape[1]):
+            between = first[:, a] - first[:, b]  # [L, E]
+            distance = np.abs(between).sum(-1) / 2  # [L]
+            mixed_up = between[:, b] - between[:, a] > ALIKE  # a's texts go to b and b's to a: no better than alike
+            if layers := np.flatnonzero((distance < ALIKE) | mixed_up).tolist():
+                yield layers, a, b

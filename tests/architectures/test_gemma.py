@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import Make, configure, recipe, rewrite, tensors_of
-from test_families import IDS, load, logits
+from small_models import IDS, Make, configure, load_model, logits, recipe, rewrite, tensors_of
 
 from lazymoe import check, merge
 from lazymoe.checkpoint.opening import open_folder
@@ -37,7 +36,7 @@ def test_its_variants_are_exact(variant: str, spelling: str, make: Make, tmp_pat
         heads = fields.get("num_global_key_value_heads")
         configure(base, per_layer_config=None, global_head_dim=16, num_global_key_value_heads=heads)
     merge(recipe(base, base, base), tmp_path / "moe")
-    whole, dense = load(tmp_path / "moe"), load(base)
+    whole, dense = load_model(tmp_path / "moe"), load_model(base)
     assert (logits(whole) - logits(dense)).abs().max() < 1e-4
     for ours, theirs in zip(whole.config.per_layer_config, dense.config.per_layer_config, strict=True):
         assert (ours.head_dim, ours.num_key_value_heads) == (theirs.head_dim, theirs.num_key_value_heads)
@@ -52,7 +51,7 @@ def test_its_real_epsilon_is_exact_with_norms_as_trained(make: Make, tmp_path: P
     base = make("base", kind="gemma4_text", dtype="float32", rms_norm_eps=1e-6)
     rewrite(base, lambda tensors: [t.add_(1) for name, t in tensors.items() if "norm" in name])
     merge(recipe(base, base, base), tmp_path / "moe")
-    assert (logits(load(tmp_path / "moe")) - logits(load(base))).abs().max() < 1e-4
+    assert (logits(load_model(tmp_path / "moe")) - logits(load_model(base))).abs().max() < 1e-4
 
 
 def test_a_config_may_leave_out_what_transformers_assumes(make: Make, tmp_path: Path) -> None:
@@ -61,14 +60,14 @@ def test_a_config_may_leave_out_what_transformers_assumes(make: Make, tmp_path: 
                 "hidden_activation", "attention_k_eq_v", "enable_moe_block", "num_kv_shared_layers")  # fmt: skip
     configure(base, **dict.fromkeys(left_out))
     merge(recipe(base, base, base), tmp_path / "moe")
-    assert (logits(load(tmp_path / "moe")) - logits(load(base))).abs().max() < 1e-4
+    assert (logits(load_model(tmp_path / "moe")) - logits(load_model(base))).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("shared", ["base", "average", "regmean"])
 def test_the_router_and_the_experts_read_what_the_dense_network_reads(shared: str, make: Make, tmp_path: Path) -> None:
     models = [make(f"model-{i}", seed=i, kind="gemma4_text", dtype="float32", attention_k_eq_v=True) for i in range(3)]
     plan = merge(recipe(*models, shared_weights=shared), tmp_path / "moe").plan
-    mixture, seen = load(tmp_path / "moe"), {}
+    mixture, seen = load_model(tmp_path / "moe"), {}
     for i, layer in enumerate(mixture.model.layers):
         for name in ("mlp", "router.proj", "experts"):
             layer.get_submodule(name).register_forward_pre_hook(

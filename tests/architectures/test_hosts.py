@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import KINDS, Make, configure, recipe, rewrite, tensors_of
-from transformers import AutoModelForCausalLM
+from small_models import IDS, KINDS, Make, configure, load_model, logits, recipe, rewrite, tensors_of
 
 from lazymoe import LazyMoEError, Recipe, merge
 from lazymoe.architectures.configs import rope_spellings
@@ -22,7 +21,6 @@ from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.losses import dense_losses, mixture_losses
 from lazymoe.forward.mixture import module_name
 
-IDS = torch.arange(2, 62).reshape(2, 30)
 CONFIGS = {
     "grouped attention": {},
     "full attention": {"num_key_value_heads": 4},
@@ -64,20 +62,6 @@ for folder in json.load(sys.stdin):
         found[folder] = str(e)
 print(json.dumps(found))
 """
-
-
-def load(folder: Path) -> torch.nn.Module:
-    """Load strictly: nothing missing, unexpected or of another shape."""
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True
-    )
-    assert not any(info.values()), info
-    return model.eval()
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 def possible(family: str, kind: str, config: str) -> bool:
@@ -132,9 +116,9 @@ def test_equal_experts_give_the_dense_models_logits(
     merge(equal_experts(base, family, shared), tmp_path / "moe")
     if shared and family == "qwen2_moe":
         open_the_shared_gate(tmp_path / "moe")
-    expected = logits(load(base))
+    expected = logits(load_model(base))
     assert expected.std() > 0.1
-    assert (logits(load(tmp_path / "moe")) - expected).abs().max() < 1e-4
+    assert (logits(load_model(tmp_path / "moe")) - expected).abs().max() < 1e-4
 
 
 def test_transformers_4_gives_the_same_logits(make: Make, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -153,7 +137,7 @@ def test_transformers_4_gives_the_same_logits(make: Make, tmp_path: Path, reques
                 merge(equal_experts(base, family, shared), tmp_path / name)
                 if shared and family == "qwen2_moe":
                     open_the_shared_gate(tmp_path / name)
-                expected[str(tmp_path / name)] = logits(load(base))
+                expected[str(tmp_path / name)] = logits(load_model(base))
     done = subprocess.run([python, "-c", LOGITS], input=json.dumps(list(expected)), text=True, check=True,
                           capture_output=True)  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1]) == {}
@@ -168,17 +152,17 @@ def test_a_forced_router_gives_that_experts_feed_forward_in_the_bases_body(
     base, *experts, other = (make(f"model-{i}", seed=i, kind=kind, dtype="float32") for i in range(5))
     fields = {"shared_experts": [{"source_model": str(other)}]} if shared else {}
     plan = merge(recipe(base, *experts, architecture=family, experts_per_token=1, **fields), tmp_path / "moe").plan
-    mixture, dense, written = load(tmp_path / "moe"), load(base), tensors_of(tmp_path / "moe")
+    mixture, dense, written = load_model(tmp_path / "moe"), load_model(base), tensors_of(tmp_path / "moe")
     name = module_name(plan)
-    own = [[getattr(layer, name) for layer in load(expert).model.layers] for expert in (*experts, other)]
+    own = [[getattr(layer, name) for layer in load_model(expert).model.layers] for expert in (*experts, other)]
     for i, layer in enumerate(mixture.model.layers):
         # every token looks the same to the router, so all go to the expert whose row has the largest sum
         [router] = [m for n, m in layer.named_modules() if n.endswith(("gate", "router", "router.proj"))
                     and hasattr(m, "weight") and m.weight.shape == (3, 32)]  # fmt: skip
         router.register_forward_pre_hook(lambda _, args: (torch.ones_like(args[0]), *args[1:]))
         prefix = LAYER.format(layer=i)
-        chosen = int(written[prefix + plan.family.router].sum(1).argmax())
-        gate = written[prefix + plan.family.shared_gate] if shared and plan.family.shared_gate else None
+        chosen = int(written[prefix + plan.host.router].sum(1).argmax())
+        gate = written[prefix + plan.host.shared_gate] if shared and plan.host.shared_gate else None
         setattr(dense.model.layers[i], name, Sum(own[chosen][i], own[3][i] if shared else None, gate))
     assert (logits(mixture) - logits(dense)).abs().max() < 1e-4
 
@@ -208,7 +192,9 @@ def test_the_streamed_mixture_is_the_whole_model(
         (models[0], dense_losses(plan, plan.sources[0], batches, "cpu")),
         (tmp_path / "moe", mixture_losses(plan, open_folder(tmp_path / "moe"), batches, "cpu")[0]),
     ):
-        expected = torch.nn.functional.cross_entropy(logits(load(folder))[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+        expected = torch.nn.functional.cross_entropy(
+            logits(load_model(folder))[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()
+        )
         assert loss == pytest.approx(expected.item(), abs=1e-4)
 
 
@@ -218,17 +204,18 @@ def test_configs_are_carried_exactly(make: Make, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "moe" / "config.json").read_text())
     for key in ("eos_token_id", "attention_dropout", "sliding_window", "rms_norm_eps", "max_position_embeddings"):
         assert written[key] == json.loads((base / "config.json").read_text())[key]
-    assert load(tmp_path / "moe").config.num_local_experts == 2
+    assert load_model(tmp_path / "moe").config.num_local_experts == 2
 
 
 def test_what_mistral_leaves_out_is_what_transformers_assumes(make: Make, tmp_path: Path) -> None:
     base = make("base", kind="mistral", num_key_value_heads=8, num_attention_heads=8)
     config = json.loads((base / "config.json").read_text())
-    left_out = ("sliding_window", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "hidden_act", "head_dim")
+    left_out = ("sliding_window", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "hidden_act", "head_dim",
+                "max_position_embeddings")  # fmt: skip
     (base / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in left_out}))
     merge(recipe(base, base, base), tmp_path / "moe")
-    assert (logits(load(tmp_path / "moe")) - logits(load(base))).abs().max() < 1e-4
-    assert load(tmp_path / "moe").config.sliding_window == 4096
+    assert (logits(load_model(tmp_path / "moe")) - logits(load_model(base))).abs().max() < 1e-4
+    assert load_model(tmp_path / "moe").config.sliding_window == 4096
 
 
 @pytest.mark.parametrize(

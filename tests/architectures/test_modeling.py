@@ -17,6 +17,7 @@ from lazymoe.data import folder as assets
 CASES = [
     (f.name, f.takes[0].model_type, shared) for f in HOSTS if f.code for shared in (False, True)[: 1 + bool(f.shared)]
 ]
+SIZES = {"hidden_size": 64, "intermediate_size": 128}  # in 64s, as bitsandbytes wants them on some processors
 USE = """
 import copy, sys, torch
 from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
@@ -28,7 +29,8 @@ with torch.no_grad():
     logits = model(ids).logits
 
 # generation, with the cache and without
-answers = [model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=cached) for cached in (True, False)]
+eight = {"min_new_tokens": 8, "max_new_tokens": 8, "do_sample": False}
+answers = [model.generate(ids, **eight, use_cache=cached) for cached in (True, False)]
 assert torch.equal(*answers) and answers[0].shape == (1, 28)
 padded = torch.cat([torch.zeros(1, 4, dtype=int), ids], 1)
 mask = (torch.arange(24) >= 4).long()[None]
@@ -81,7 +83,7 @@ def test_the_code_does_what_transformers_own_does(
     python = sys.executable if where == "this Python" else request.config.getoption("transformers4")
     if not python:
         pytest.skip("no --transformers4")
-    models = [make(f"model-{i}", seed=i, kind=kind, dtype="float32", hidden_size=64) for i in range(4)]
+    models = [make(f"model-{i}", seed=i, kind=kind, dtype="float32", **SIZES) for i in range(4)]
     fields = {"shared_experts": [{"source_model": str(models[3])}]} if shared else {}
     merge(recipe(*models, architecture=family, **fields), tmp_path / "moe")
     done = subprocess.run([python, "-c", USE, tmp_path / "moe", tmp_path], capture_output=True, text=True)

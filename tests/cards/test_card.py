@@ -27,10 +27,9 @@ from lazymoe.data import ready_made
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 from lazymoe.output.folder import open_finished
-from lazymoe.recipe.reference import Reference
 from lazymoe.reporting.report import Report
 
-CARDS = Path(__file__).parent / "cards"
+CARDS = Path(__file__).parent / "snapshots"
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
 HOSTILE = [
     "---\nlicense: mit\n---",
@@ -119,7 +118,7 @@ def published_models(hub: Hub, demo_models: Path, tmp_path_factory: pytest.TempP
         return folder
 
     recipes = [Recipe.from_file(path) for path in ready_made().values()]
-    references = [Reference.parse(name) for given in recipes for _, name in given.models]
+    references = [reference for given in recipes for _, reference in given.models]
     adapters = {reference.adapter for reference in references if reference.adapter}
     for name in {reference.model: None for reference in references} | dict.fromkeys(sorted(adapters)):
         folder = stand_in(name, adapter=name in adapters)
@@ -160,7 +159,7 @@ def test_the_front_matter_is_valid_and_says_what_was_given(published_models: Non
     (tmp_path / "README.md").write_text(render(tmp_path / "moe", "you/moe"), encoding="utf-8")
     card = ModelCard.load(tmp_path / "README.md")
     card.validate()
-    models = list(dict.fromkeys(name for _, name in recipe.models))
+    models = list(dict.fromkeys(str(reference) for _, reference in recipe.models))
     assert card.data.to_dict() == {
         "language": ["de", "en"],
         "license": "cc-by-nc-4.0",

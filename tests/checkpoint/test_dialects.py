@@ -13,7 +13,8 @@ from small_models import Make, contents, recipe, rewrite, tensors_of
 
 from lazymoe import check, merge
 from lazymoe.checkpoint.dialects import CONFIG
-from lazymoe.checkpoint.opening import open_folder
+from lazymoe.checkpoint.opening import open_folder, open_source
+from lazymoe.recipe.reference import Reference
 
 NAMES = {  # today's to the old ones, as in transformers' convert_phi_weights_to_hf.py
     "model.embed_tokens": "transformer.embd.wte",
@@ -69,10 +70,19 @@ def test_phis_first_layout(phi: Path, make: Make, tmp_path: Path) -> None:
     assert different == {"lazymoe.json", "recipe.yaml"}  # where it came from
 
 
-def test_not_from_a_pickle(phi: Path, tmp_path: Path) -> None:
-    folder = old(phi, tmp_path / "old", pickled=True)
-    [problem] = check(recipe(folder, folder), allow_pickle=True).errors
-    assert "first layout in a pickle" in problem.what
+def test_it_is_read_from_a_pickle_too(phi: Path, tmp_path: Path) -> None:
+    pickled, plain = old(phi, tmp_path / "pickled", pickled=True), old(phi, tmp_path / "plain")
+    source, expected = open_source(Reference(str(pickled)), "base_model", allow_pickle=True), open_folder(plain)
+    assert source.config == expected.config
+    assert source.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(source.load(name), expected.load(name)) for name in expected.tensors)
+    for folder in (pickled, plain):
+        merge(recipe(folder, folder, phi), tmp_path / f"{folder.name}-moe", allow_pickle=True)
+    ours, theirs = tensors_of(tmp_path / "pickled-moe"), tensors_of(tmp_path / "plain-moe")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    [problem] = check(recipe(pickled, pickled)).errors
+    assert problem.code == "source.pickle"
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])

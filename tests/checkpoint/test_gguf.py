@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from lazymoe import LazyMoEError, check, merge
 from lazymoe.checkpoint.opening import open_folder, open_source
+from lazymoe.recipe.reference import Reference
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -86,7 +87,7 @@ def test_every_tensor_is_what_transformers_reads(file: Path, demo_models: Path) 
         for name in source.tensors:
             assert torch.equal(source.load(name), theirs[name]), name
     assert torch.equal(source.rows(EMBEDDINGS, [5, 0]), theirs[EMBEDDINGS][[5, 0]])
-    assert torch.equal(source.elements(source.tensors[EMBEDDINGS], 3, 900), theirs[EMBEDDINGS].reshape(-1)[3:900])
+    assert torch.equal(source.tensors[EMBEDDINGS].read(3, 900), theirs[EMBEDDINGS].reshape(-1)[3:900])
     whole = tensors_of(demo_models / "base")
     assert all((source.load(n).float() - whole[n].float()).abs().max() < 0.02 * whole[n].abs().max() for n in whole)
 
@@ -104,7 +105,7 @@ def test_from_the_hub(file: Path, hub: Hub) -> None:
     hub.add("acme/gguf", file.parent)
     expected = open_folder(file).load(EMBEDDINGS)
     for reference in ("acme/gguf", "acme/gguf/model.gguf", "acme/gguf/model.gguf@main"):
-        source = open_source(reference)
+        source = open_source(Reference.parse(reference), "base_model")
         assert torch.equal(source.load(EMBEDDINGS), expected)
         assert source.pinned == f"acme/gguf{'/model.gguf' * ('model' in reference)}@{source.revision}"
         assert source.missing == {}

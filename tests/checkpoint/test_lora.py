@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from lazymoe import LazyMoEError, check, merge
 from lazymoe.checkpoint.opening import open_folder, open_source
+from lazymoe.checkpoint.source import Source
+from lazymoe.recipe.reference import Reference
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,6 +51,10 @@ def adapt(base: Path, out: Path, seed: int = 0, dtype: torch.dtype = torch.float
     return out
 
 
+def opened(name: str) -> Source:
+    return open_source(Reference.parse(name), "base_model")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_base_and_adapter_are_what_peft_merges(shape: str, dtype: str, make: Make, tmp_path: Path) -> None:
@@ -60,22 +66,23 @@ def test_base_and_adapter_are_what_peft_merges(shape: str, dtype: str, make: Mak
     for name, tensor in theirs.items():
         close = 1e-6 if dtype == "float32" else 2**-8
         assert torch.allclose(ours[name].float(), tensor.float(), rtol=close, atol=1e-6), name
-    source, merged = open_source(f"{base}+{adapter}"), open_source(f"{adapter}-merged")
+    source, merged = opened(f"{base}+{adapter}"), opened(f"{adapter}-merged")
     for name in merged.tensors:
         assert torch.allclose(source.load(name), merged.load(name), atol=1e-6), name
     touched = [n for n in merged.tensors if not torch.equal(merged.load(n), open_folder(base).load(n))]
+    assert source.adapter is not None
     assert touched and set(touched) == source.adapter.tensors.keys()
 
 
 def test_an_adapter_is_read_block_by_block(make: Make, tmp_path: Path) -> None:
     """Any range of elements, as the writer asks for them."""
     base = make("base", dtype="float32")
-    source = open_source(f"{base}+{adapt(base, tmp_path / 'adapter', **SHAPES['embeddings'])}")
+    source = opened(f"{base}+{adapt(base, tmp_path / 'adapter', **SHAPES['embeddings'])}")
     for name in ("model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"):
         tensor = source.tensors[name]
-        whole = source.elements(tensor)
+        whole = tensor.read()
         for start, stop in ((0, 1), (5, 6), (31, 97), (47, 48), (tensor.elements - 1, tensor.elements)):
-            assert torch.allclose(source.elements(tensor, start, stop), whole[start:stop], atol=1e-6)
+            assert torch.allclose(tensor.read(start, stop), whole[start:stop], atol=1e-6)
 
 
 def test_adapters_from_the_hub_are_pinned(make: Make, hub: Hub, tmp_path: Path) -> None:

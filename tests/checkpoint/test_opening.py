@@ -13,6 +13,12 @@ from safetensors.torch import save_file
 from small_models import Make, tensors_of
 
 from lazymoe.checkpoint.opening import fetch, open_folder, open_source
+from lazymoe.checkpoint.source import Source
+from lazymoe.recipe.reference import Reference
+
+
+def opened(name: str, allow_pickle: bool = False) -> Source:
+    return open_source(Reference.parse(name), "base_model", allow_pickle)
 
 
 def split(folder: Path) -> Path:
@@ -39,19 +45,19 @@ def pickle(folder: Path) -> Path:
 def test_every_layout_gives_the_same_tensors(make: Make, change) -> None:
     folder = make("model")
     expected = tensors_of(folder)
-    source = open_source(str(change(folder)), allow_pickle=True)
+    source = opened(str(change(folder)), allow_pickle=True)
     assert source.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(source.load(name), tensor)
     name = "model.embed_tokens.weight"
     assert torch.equal(source.rows(name, [5, 0]), expected[name][[5, 0]])
-    assert torch.equal(source.elements(source.tensors[name], 3, 9), expected[name].reshape(-1)[3:9])
+    assert torch.equal(source.tensors[name].read(3, 9), expected[name].reshape(-1)[3:9])
 
 
 def test_safetensors_come_before_pickles(make: Make) -> None:
     folder = make("model")
     torch.save({"other": torch.ones(1)}, folder / "pytorch_model.bin")
-    assert open_source(str(folder), allow_pickle=True).weights.keys() == {"model.safetensors"}
+    assert opened(str(folder), allow_pickle=True).weights.keys() == {"model.safetensors"}
 
 
 def test_opening_from_the_hub_downloads_no_weights(make: Make, hub: Hub) -> None:
@@ -62,13 +68,14 @@ def test_opening_from_the_hub_downloads_no_weights(make: Make, hub: Hub) -> None
         (folder / unwanted).write_bytes(b"x" * 1000)
     commit = hub.add("acme/split", folder)
     hub.requests.clear()
-    source = open_source("acme/split")
+    source = opened("acme/split")
     assert source.revision == commit
     assert source.pinned == f"acme/split@{commit}"
     assert source.missing == source.weights == {p.name: p.stat().st_size for p in folder.glob("model-*")}
-    assert source.tensors == open_folder(folder).tensors
+    here = open_folder(folder)
+    assert repr(source.tensors) == repr(here.tensors) and source.fingerprint == here.fingerprint
 
-    fetch(source)
+    fetch(source, "base_model")
     assert not source.missing
     name = "model.norm.weight"
     assert torch.equal(source.load(name), expected[name])
@@ -76,13 +83,13 @@ def test_opening_from_the_hub_downloads_no_weights(make: Make, hub: Hub) -> None
     assert not asked & {"pytorch_model.bin", "optimizer.pt", "original.safetensors", "consolidated.safetensors"}
 
     hub.requests.clear()
-    fetch(open_source("acme/split"))
+    fetch(opened("acme/split"), "base_model")
     assert not any(r.method == "GET" and "/resolve/" in r.path for r in hub.requests), "it was in the cache"
 
 
 def test_pickles_on_the_hub_are_downloaded_only_with_permission(make: Make, hub: Hub) -> None:
     hub.add("acme/pickled", pickle(make("model")))
-    source = open_source("acme/pickled", allow_pickle=True)
+    source = opened("acme/pickled", allow_pickle=True)
     assert not source.missing
     assert len(source.tensors) == 21
 
@@ -90,16 +97,16 @@ def test_pickles_on_the_hub_are_downloaded_only_with_permission(make: Make, hub:
 def test_a_revision_is_honoured(make: Make, hub: Hub) -> None:
     first = hub.add("acme/two", make("first", seed=1))
     hub.add("acme/two", make("second", seed=2, num_hidden_layers=1))
-    assert open_source(f"acme/two@{first}").config["num_hidden_layers"] == 2
-    assert open_source("acme/two").config["num_hidden_layers"] == 1
+    assert opened(f"acme/two@{first}").config["num_hidden_layers"] == 2
+    assert opened("acme/two").config["num_hidden_layers"] == 1
 
 
 def test_the_fingerprint_sees_layout_config_and_tokenizer(make: Make) -> None:
     folder = make("model")
-    prints = [open_folder(folder).fingerprint()]
+    prints = [open_folder(folder).fingerprint]
     (folder / "tokenizer.json").write_text("{}")
-    prints.append(open_folder(folder).fingerprint())
+    prints.append(open_folder(folder).fingerprint)
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
-    prints.append(open_folder(folder).fingerprint())
+    prints.append(open_folder(folder).fingerprint)
     assert len(set(prints)) == 3
-    assert prints[-1] == open_folder(folder).fingerprint()
+    assert prints[-1] == open_folder(folder).fingerprint

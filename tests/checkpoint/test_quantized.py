@@ -1,4 +1,4 @@
-"""Quantised checkpoints read as what transformers itself makes of them; what can't be read is named, with a remedy."""
+"""Quantized checkpoints read as what transformers itself makes of them; what can't be read is named, with a remedy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP
 
 from lazymoe import LazyMoEError, check, merge
 from lazymoe.checkpoint.opening import open_folder, open_source
+from lazymoe.recipe.reference import Reference
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 BITS = {
     "4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    "4 bit, quantised twice": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True),
+    "4 bit, quantized twice": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True),
     "8 bit": BitsAndBytesConfig(load_in_8bit=True),
 }
 
@@ -29,7 +30,7 @@ def with_bitsandbytes(folder: Path, bits: str) -> Path:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_bitsandbytes_as_transformers_dequantises_it(bits: str, make: Make, tmp_path: Path) -> None:
+def test_bitsandbytes_as_transformers_dequantizes_it(bits: str, make: Make, tmp_path: Path) -> None:
     packed = with_bitsandbytes(make("whole", **SIZES), bits)
     source = open_folder(packed)
     theirs = AutoModelForCausalLM.from_pretrained(packed, device_map="cpu").dequantize().state_dict()
@@ -38,7 +39,7 @@ def test_bitsandbytes_as_transformers_dequantises_it(bits: str, make: Make, tmp_
         # of 8 bit, theirs multiplies in the model's own bfloat16
         near = {"rtol": 2**-7, "atol": 0} if bits == "8 bit" else {"rtol": 0, "atol": 0}
         torch.testing.assert_close(source.load(name), tensor.to(source.load(name).dtype), **near)
-    part = source.elements(source.tensors[DOWN], 70, 300)
+    part = source.tensors[DOWN].read(70, 300)
     assert torch.equal(part, source.load(DOWN).reshape(-1)[70:300])
 
     other = make("other", seed=1, **SIZES)
@@ -61,7 +62,8 @@ def test_a_lora_adapter_on_a_4_bit_model(make: Make, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     layer = model.base_model.model.model.layers[0].mlp.down_proj
     expected = open_folder(packed).load(DOWN).float() + layer.get_delta_weight("default").detach().float()
-    torch.testing.assert_close(open_source(f"{packed}+{tmp_path / 'adapter'}").load(DOWN), expected)
+    adapted = open_source(Reference.parse(f"{packed}+{tmp_path / 'adapter'}"), "base_model")
+    torch.testing.assert_close(adapted.load(DOWN), expected)
 
 
 @pytest.mark.parametrize("scales", ["blocks", "rows", "one"])
@@ -71,11 +73,11 @@ def test_fp8_is_the_product_of_values_and_scales(scales: str, make: Make) -> Non
     name = "weight_scale_inv" if scales == "blocks" else "weight_scale"
     scale = torch.rand(shape) + 0.5
 
-    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+    def quantize(tensors: dict[str, torch.Tensor]) -> None:
         tensors[DOWN] = tensors[DOWN].to(torch.float8_e4m3fn)
         tensors[DOWN.replace("weight", name)] = scale
 
-    whole = rewrite(folder, quantise)
+    whole = rewrite(folder, quantize)
     configure(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
     values, source = tensors_of(whole)[DOWN].float(), open_folder(folder)
     if scales == "blocks":
@@ -84,16 +86,16 @@ def test_fp8_is_the_product_of_values_and_scales(scales: str, make: Make) -> Non
     assert DOWN.replace("weight", name) not in source.tensors
 
 
-def test_fp8_as_transformers_dequantises_it(make: Make) -> None:
+def test_fp8_as_transformers_dequantizes_it(make: Make) -> None:
     folder = make("fp8", hidden_size=256, intermediate_size=384, num_attention_heads=4, num_hidden_layers=1)
 
-    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+    def quantize(tensors: dict[str, torch.Tensor]) -> None:
         for name in [n for n in tensors if "_proj" in n]:
             tensors[name] = tensors[name].to(torch.float8_e4m3fn)
             rows, columns = (-(-n // 128) for n in tensors[name].shape)
             tensors[f"{name}_scale_inv"] = torch.rand(rows, columns) + 0.5
 
-    rewrite(folder, quantise)
+    rewrite(folder, quantize)
     configure(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
     settings = FineGrainedFP8Config(dequantize=True)
     theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, dtype=torch.bfloat16)
@@ -106,13 +108,12 @@ def test_fp8_as_transformers_dequantises_it(make: Make) -> None:
 def test_what_cannot_be_undone_names_the_model_to_use(method: str | None, make: Make) -> None:
     folder = make("packed")
     (folder / "README.md").write_text("---\nbase_model: acme/whole\n---\n")
+    rewrite(folder, lambda t: t.update({DOWN.replace("weight", "qweight"): torch.zeros(4, 4, dtype=torch.int32)}))
     if method:
         configure(folder, quantization_config={"quant_method": method})
-    else:
-        rewrite(folder, lambda t: t.update({DOWN.replace("weight", "qweight"): torch.zeros(4, 4, dtype=torch.int32)}))
     [problem, *_] = check(recipe(folder, folder)).errors
     assert (method or "GPTQ, AWQ") in problem.what
-    assert problem.remedy == "Name the unquantised model it was made from: acme/whole."
+    assert problem.remedy == "Name the unquantized model it was made from: acme/whole."
 
 
 def test_a_broken_packed_model_is_told_in_one_line(make: Make, tmp_path: Path) -> None:
@@ -123,4 +124,4 @@ def test_a_broken_packed_model_is_told_in_one_line(make: Make, tmp_path: Path) -
     assert not (tmp_path / "moe").exists()
     configure(packed, hidden_size=None)
     [problem, *_] = check(recipe(packed, packed)).errors
-    assert "hidden_size" in problem.what or "quantised" in problem.what
+    assert "hidden_size" in problem.what or "quantized" in problem.what

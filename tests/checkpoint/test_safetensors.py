@@ -14,10 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from lazymoe.checkpoint.safetensors import read_header, write_header
+from lazymoe.checkpoint.tensors import Span, TensorInfo
 
 
-def parse(data: bytes) -> dict:
-    return read_header("x", len(data), lambda offset, n: data[offset : offset + n])
+def parse(data: bytes) -> dict[str, TensorInfo]:
+    return read_header(Path("folder"), "x", len(data), lambda offset, n: data[offset : offset + n])
+
+
+def span(tensor: TensorInfo) -> Span:
+    lies = tensor.span()
+    assert lies is not None and lies.path == Path("folder/x")
+    return lies
 
 
 def test_reads_what_the_package_wrote(tmp_path: Path) -> None:
@@ -29,7 +36,9 @@ def test_reads_what_the_package_wrote(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         t = found[name]
         assert t.shape == tuple(tensor.shape)
-        own = torch.frombuffer(bytearray(data[t.offset : t.offset + t.nbytes]), dtype=tensor.dtype)
+        _, start, nbytes = span(t)
+        assert nbytes == t.nbytes
+        own = torch.frombuffer(bytearray(data[start : start + nbytes]), dtype=tensor.dtype)
         assert torch.equal(own.reshape(tensor.shape), tensor)
 
 
@@ -85,7 +94,7 @@ def test_one_wrong_byte_never_crashes(position: int, value: int) -> None:
     data = bytearray(GOOD)
     data[position] = value
     try:
-        assert all(t.offset + t.nbytes <= len(data) for t in parse(bytes(data)).values())
+        assert all(sum(span(t)[1:]) <= len(data) for t in parse(bytes(data)).values())
     except ValueError as e:
         assert str(e)
 

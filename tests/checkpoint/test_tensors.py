@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from lazymoe.checkpoint.legacy import open_pickle
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.tensors import FLOATS
-from lazymoe.errors import LazyMoEError
 from lazymoe.files import read_bytes
 
 
@@ -26,14 +25,6 @@ def test_elements_are_those_that_were_saved(tmp_path: Path) -> None:
         assert torch.equal(part.part(2, 5).read(1), saved[name].flatten()[6:10])
         lies = part.span()
         assert lies is not None and read_bytes(*lies) == saved[name].flatten()[3:20].view(torch.uint8).numpy().tobytes()
-
-
-def test_a_file_that_was_cut_meanwhile_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "weights.safetensors"
-    file.write_bytes(bytes(10))
-    assert read_bytes(file, 4, 6) == bytes(6)
-    with pytest.raises(LazyMoEError, match=r"weights\.safetensors: the file ended early"):
-        read_bytes(file, 4, 7)
 
 
 def test_a_pickle_is_described_as_it_is(tmp_path: Path) -> None:

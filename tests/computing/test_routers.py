@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_models import KINDS, Make, contents, recipe, tensors_of
+from small_models import Make, contents, recipe, tensors_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lazymoe import Recipe, check, merge
 from lazymoe.architectures.dense import LLAMA
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
-from lazymoe.checkpoint.opening import open_folder
 from lazymoe.computing.compute import ROUTERS, _gates, degenerate
 from lazymoe.errors import Problem
-from lazymoe.forward.stream import Stream
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import silent
 
@@ -49,31 +45,6 @@ def degenerate_in(folder: Path, gates: torch.Tensor) -> list[Problem]:
     save_file(names, folder / ROUTERS)
     plan = Plan(MIXTRAL, LLAMA, (), gates.shape[1], 2, {"num_hidden_layers": len(gates)}, (), "base", 1)
     return list(degenerate(plan, folder))
-
-
-@pytest.mark.parametrize("config", [{}, {"sliding_window": 5}, {"tie_word_embeddings": True, "pad_token_id": 63}])
-@pytest.mark.parametrize("kind", KINDS)
-def test_streamed_states_are_those_of_the_whole_model(kind: str, config: dict, make: Make) -> None:
-    if kind != "mistral" and "sliding_window" in config:
-        pytest.skip("it has none, or always")
-    folder = make("model", kind=kind, num_hidden_layers=3, **config)
-    lengths = (3, 12, 7)
-    texts = [torch.randint(0, 64, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
-    padded = torch.nn.utils.rnn.pad_sequence(texts[:2], batch_first=True)
-    stream = Stream(open_folder(folder), [padded, texts[2][None]], "cpu")
-    streamed = [stream.states]
-    for _ in range(3):
-        stream.step()
-        streamed.append(stream.states)
-    streamed[-1] = stream.finish()
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    for text, batch, row in zip(texts, (0, 0, 1), (0, 1, 0), strict=True):
-        with torch.no_grad():
-            expected = model(text[None], output_hidden_states=True).hidden_states
-        assert len(streamed) == len(expected) == 4
-        for layer, states in zip(streamed, expected, strict=True):
-            assert (layer[batch][row, : len(text)] - states[0]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("gate_mode", ["hidden", "hidden_last", "hidden_avg", "cheap_embed"])
@@ -151,18 +122,3 @@ def test_degenerate_routers_are_named(tmp_path: Path) -> None:
     assert str(problem).startswith("experts 1 and 3: in layers 0-2 and 5 the router can hardly tell them apart")
     gates[:, 2] = gates[:, 0]
     assert "in all layers" in str(degenerate_in(tmp_path, gates)[0])
-
-
-def test_a_layer_is_let_go_at_once(make: Make) -> None:
-    """Without the garbage collector, which would come too late: memory may not grow with the number of layers."""
-    stream = Stream(open_folder(make("model")), [torch.tensor([[1, 2, 3]])], "cpu")
-    seen: list[weakref.ref[torch.nn.Module]] = []
-    gc.disable()
-    try:
-        stream.step(
-            watch=lambda layer: seen.extend(weakref.ref(module) for module in layer.modules()),
-            feed_forward=("mlp", lambda module, x: x),
-        )
-        assert seen and not [ref() for ref in seen if ref() is not None]
-    finally:
-        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small_models import contents
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lazymoe import Demo, demo
+from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
 
 
@@ -52,6 +54,19 @@ def test_the_table_has_all_figures(result: Demo) -> None:
     for name, row in result.losses.items():
         (line,) = [line for line in lines if line.startswith(name + " ")]
         assert line.split()[-len(row) - 1 :] == [f"{x:.2f}" for x in [*row, sum(row) / len(row)]]
+
+
+def test_the_command_tells_the_same(
+    result: Demo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lazymoe.demonstration.story.demo", lambda folder, progress: result)
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out == f"{result}\n"
+    assert main(["demo", "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{result.folder}\n"
+    assert main(["demo", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and (found["losses"], found["folder"]) == (result.losses, str(result.folder))
 
 
 def test_held_out_text_is_not_in_the_training_text() -> None:

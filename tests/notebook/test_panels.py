@@ -102,7 +102,7 @@ def test_form_moves_experts(session: Session) -> None:
         ("base_model: a/b\nexperts: []", "experts", "no expert"),
         ("base_model: a/b\nexperts: [{source_model: a/b, noise_scale: -1}]", (0, "noise_scale"), "greater"),
         ("base_model: a/b\nexperts: [{source_model: ''}]", (0, "source_model"), "this is empty"),
-        ("base_model: a/b\nexperts: [{source_model: a/b}]\nwhat: 1", None, "no field 'what'"),
+        ("base_model: a/b\nexperts: [{source_model: a/b}]\ndtyp: 1", None, "no field 'dtyp'"),
         ("base_model: [", None, "valid YAML"),
     ],
 )

@@ -14,6 +14,7 @@ from lazymoe.architectures.hosts.mixtral import MIXTRAL
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.data import ready_made
 from lazymoe.planning.plan import make_plan
+from lazymoe.planning.prepared import prepare
 
 MISTRAL_7B = {
     "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
@@ -60,17 +61,16 @@ def test_mixtral_8x7b_has_its_published_parameters(tmp_path: Path) -> None:
     assert plan.nbytes == 2 * plan.parameters
 
 
-def test_eight_experts_of_70b_are_checked_from_headers_alone(tmp_path: Path) -> None:
+def test_eight_experts_of_70b_are_planned_from_headers_alone(tmp_path: Path) -> None:
     models = [sparse(tmp_path / f"llama-{i}", LLAMA_70B, shards=30) for i in range(8)]
     start = time.process_time()
-    found = check(recipe(models[0], *models), tmp_path / "out")
-    print(f"{time.process_time() - start:.1f} s of processor time")
-    assert found.plan is not None
+    prepared = prepare(recipe(models[0], *models))
+    assert time.process_time() - start < 30  # to read a terabyte of weights takes minutes, were it zeros
+    assert prepared.errors == () and prepared.plan is not None
     ffn = 80 * 3 * 8192 * 28672
     dense = 70_553_706_496  # Llama 3 70B
-    assert found.plan.parameters == dense + 7 * ffn + 80 * 8 * 8192
-    assert found.plan.active_parameters == dense + ffn + 80 * 8 * 8192
-    assert [str(e.remedy) for e in found.errors] == ["Free some space, or choose another disk."]
+    assert prepared.plan.parameters == dense + 7 * ffn + 80 * 8 * 8192
+    assert prepared.plan.active_parameters == dense + ffn + 80 * 8 * 8192
 
 
 def test_shards_are_cut_by_size_in_order(make: Make) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazymoe import LazyMoEError, Recipe
-from lazymoe.recipe.reference import Reference
+from lazymoe import Recipe
 
 BEYONDER = """
 base_model: mlabonne/AlphaMonarch-7B
@@ -96,32 +95,7 @@ def test_text_with_unusual_letters_survives() -> None:
     assert Recipe.from_yaml(recipe.to_yaml()).experts[0].positive_prompts == prompts
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("org/name", ("org/name", None, None)),
-        ("org/name@v1.0", ("org/name", "v1.0", None)),
-        ("org/name+org/lora", ("org/name", None, "org/lora")),
-        ("org/name@abc+some/folder", ("org/name", "abc", "some/folder")),
-    ],
-)
-def test_references(text: str, parts: tuple[str, str | None, str | None]) -> None:
-    reference = Reference.parse(text)
-    assert (reference.model, reference.revision, reference.adapter) == parts
-    assert str(reference) == text
-
-
-def test_an_existing_path_is_taken_as_it_stands(tmp_path) -> None:
-    folder = tmp_path / "a+b@c"
-    folder.mkdir()
-    assert Reference.parse(str(folder)) == Reference(str(folder))
-
-
-def test_all_mistakes_are_told_at_once_with_their_places() -> None:
-    with pytest.raises(LazyMoEError) as caught:
-        Recipe.from_yaml("base_modle: a/b\nexperts:\n- {source_model: a/b}\n- {positive_prompt: [x]}")
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 4
-    assert any("base_modle" in line and "Did you mean 'base_model'?" in line for line in lines)
-    assert any("experts[1].positive_prompt (expert 2 of 2)" in line for line in lines)
-    assert any("experts[1].source_model (expert 2 of 2): this field is missing" in line for line in lines)
+def test_experts_are_named_by_their_adapters() -> None:
+    names = ["org/base@main+org/one@abc", "org/base+org/two", "org/three@v1", "other/three"]
+    given = Recipe.model_validate({"base_model": "org/base", "experts": [{"source_model": name} for name in names]})
+    assert given.names == ["one", "two", "three (3)", "three (4)"]

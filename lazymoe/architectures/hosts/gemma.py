@@ -17,7 +17,7 @@ from lazymoe.architectures.records import SMALL, Config, Host, MoE
 
 
 def _own_heads(dense: Config) -> dict[str, dict[str, int]]:
-    """How the layers with full attention differ from the others, as the newest transformers spells it."""
+    """Spell how the layers with full attention differ from the others, as the newest transformers does."""
     own = {"head_dim": dense["global_head_dim"], "num_key_value_heads": dense["num_global_key_value_heads"]}
     return {str(i): own for i, kind in enumerate(dense["layer_types"]) if kind == "full_attention"}
 

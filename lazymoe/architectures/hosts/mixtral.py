@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.configs import carry, rope_spellings
+from lazymoe.architectures.configs import carry, rope_spellings, window_misfit
 from lazymoe.architectures.dense import LLAMA, MISTRAL, PHI3
 from lazymoe.architectures.records import Host, MoE
 
@@ -25,12 +25,9 @@ def _config(moe: MoE) -> dict[str, Any]:
 
 
 def _unfit(moe: MoE) -> str | None:
-    rope = rope_spellings(moe.dense)["rope_parameters"]
-    if rope["rope_type"] in ("longrope", "su", "yarn") and moe.dense["model_type"] == "phi3":
-        return f"its rotary positions can't be those of this Phi-3 ({rope['rope_type']}); the 4k versions fit"
-    if "partial_rotary_factor" in rope:
+    if "partial_rotary_factor" in rope_spellings(moe.dense)["rope_parameters"]:
         return "it turns all of a head by position, this model only a part"
-    return None
+    return window_misfit(moe.dense, one=True)
 
 
 MIXTRAL = Host(

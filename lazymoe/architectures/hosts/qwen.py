@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.configs import carry, windowed
+from lazymoe.architectures.configs import carry, window, window_misfit
 from lazymoe.architectures.dense import LLAMA, MISTRAL, QWEN2, QWEN3
 from lazymoe.architectures.records import MLP_EXPERTS, SMALL, Config, Host, MoE
 
@@ -31,19 +31,14 @@ def _config(moe: MoE) -> dict[str, Any]:
 
 
 def _qwen2(moe: MoE) -> dict[str, Any]:
-    window = windowed(moe.dense)
-    first = moe.dense.get("max_window_layers", 0)  # layer that a window counts from
-    kinds = [
-        "sliding_attention" if window and i >= first else "full_attention"
-        for i in range(moe.dense["num_hidden_layers"])
-    ]
     return {
         **_config(moe),
         "architectures": ["Qwen2MoeForCausalLM"],
         "model_type": "qwen2_moe",
-        "use_sliding_window": window,
-        "max_window_layers": first,
-        "layer_types": kinds,  # which transformers 5 would guess otherwise
+        "use_sliding_window": window(moe.dense) is not None,
+        "max_window_layers": moe.dense.get("max_window_layers", 0),
+        # transformers 5 would guess them otherwise; transformers 4 has one window for all layers
+        "layer_types": ["full_attention" if size is None else "sliding_attention" for size in moe.dense["windows"]],
         "qkv_bias": True,
         "shared_expert_intermediate_size": moe.dense["intermediate_size"] if moe.shared else SMALL,
     }
@@ -55,6 +50,16 @@ def _qwen3(moe: MoE) -> dict[str, Any]:
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
     }
+
+
+def _qwen2_doubt(moe: MoE) -> str | None:
+    if window_misfit(moe.dense, one=True):
+        return "transformers 4 gives all its layers the attention window that only some have; transformers 5 does not"
+    return None
+
+
+def _qwen3_unfit(moe: MoE) -> str | None:
+    return window_misfit(moe.dense, one=True)
 
 
 def _constants(dense: Config) -> dict[str, tuple[str, float]]:
@@ -78,12 +83,14 @@ QWEN2_MOE = Host(
     shared={f"mlp.shared_expert.{role}_proj.weight": role for role in ("gate", "up", "down")},
     shared_gate="mlp.shared_expert_gate.weight",
     config=_qwen2,
+    doubt=_qwen2_doubt,
 )
 QWEN3_MOE = Host(
     name="qwen3_moe",
-    aliases=("qwen3",),
+    aliases=("qwen", "qwen3"),
     takes=(QWEN3,),
     experts=MLP_EXPERTS,
     router="mlp.gate.weight",
     config=_qwen3,
+    unfit=_qwen3_unfit,
 )

@@ -1,0 +1,103 @@
+"""Keep the pages true to the code.
+
+    python docs/generate.py           # write the commands into cli.md
+    python docs/generate.py --check   # exit with 1 if a page isn't current
+
+The commands in cli.md are made from the command line's own parser, not from argparse's help, whose layout differs from
+one Python to the next. The codes in python.md are written by hand; that they are all there, and no others, is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lazymoe
+from lazymoe import cli
+
+DOCS = Path(__file__).parent
+BEGIN, END = "<!-- from here on by docs/generate.py -->\n", "<!-- up to here by docs/generate.py -->\n"
+CODE = re.compile(r'\b(?:error|Problem)\(\s*"([a-z]+\.[a-z-]+)"')  # where a problem is made
+ROW = re.compile(r"^\| `([a-z]+\.[a-z-]+)` \|", re.MULTILINE)  # and where python.md has it
+
+
+def commands() -> str:
+    """All commands as Markdown: for each what it does, how it is typed, its arguments and options."""
+    parser = cli._parser()
+    [choice] = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    top = [action for action in parser._actions if action is not choice]
+    parts = [*_table("option of `lazymoe` itself", top)]
+    for name, sub in choice.choices.items():
+        parts += [f"## lazymoe {name}", "", str(sub.description), "", "```", *_usage(f"lazymoe {name}", sub), "```", ""]
+        actions = [action for action in sub._actions if not isinstance(action, argparse._HelpAction)]
+        parts += _table("argument", [action for action in actions if not action.option_strings])
+        parts += _table("option", [action for action in actions if action.option_strings])
+        parts += [f"Example: `{str(sub.epilog).removeprefix('example: ')}`", ""]
+    return "\n".join(parts)
+
+
+def _usage(command: str, parser: argparse.ArgumentParser) -> list[str]:
+    """How a command is typed: arguments first, options below, as the tables have them."""
+    words = [_typed(action) for action in parser._actions if not action.option_strings]
+    return [" ".join([command, *words, "[options]"])]
+
+
+def _typed(action: argparse.Action) -> str:
+    """An argument or option as it is typed."""
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
+    if action.option_strings:
+        return " ".join([action.option_strings[-1], *([str(value)] if value else [])])
+    return f"[{value}]" if action.nargs == "?" else str(value)
+
+
+def _table(head: str, actions: list[argparse.Action]) -> Iterator[str]:
+    """A table of arguments or options, with what each means; no lines if there are none."""
+    if not actions:
+        return
+    yield from (f"| {head} | |", "|---|---|")
+    for action in actions:
+        meaning = (action.help or "") % {**vars(action), "prog": "lazymoe"}
+        if isinstance(action, argparse._HelpAction | argparse._VersionAction):
+            meaning = {"--help": "show what there is", "--version": "print the version"}[action.option_strings[-1]]
+        if action.default not in (None, False, argparse.SUPPRESS) and "default" not in meaning:
+            meaning += f" (default `{action.default}`)"
+        typed = _typed(action).replace("|", "\\|")
+        yield f"| `{typed}` | {meaning} |"
+    yield ""
+
+
+def codes() -> set[str]:
+    """The codes of all problems that the package makes."""
+    package = Path(str(lazymoe.__file__)).parent
+    return {code for path in package.rglob("*.py") for code in CODE.findall(path.read_text(encoding="utf-8"))}
+
+
+def main() -> int:
+    """Write cli.md, or check; the exit code."""
+    parser = argparse.ArgumentParser(description="Keep the pages true to the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page isn't current")
+    only_check = parser.parse_args().check
+    page = DOCS / "cli.md"
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    current = before + BEGIN + "\n" + commands() + "\n" + END + after
+
+    told = []
+    if current != text and only_check:
+        told.append("docs/cli.md isn't what the command line says. Run: python docs/generate.py")
+    elif current != text:
+        page.write_text(current, encoding="utf-8")
+    made, listed = codes(), ROW.findall((DOCS / "python.md").read_text(encoding="utf-8"))
+    told += [f"docs/python.md lacks the code {code}" for code in sorted(made - set(listed))]
+    told += [f"docs/python.md has the code {code}, which nothing gives" for code in sorted(set(listed) - made)]
+    told += [f"docs/python.md has the code {code} twice" for code in sorted(set(listed)) if listed.count(code) > 1]
+    print("\n".join(told), end="\n" * bool(told), file=sys.stderr)
+    return 1 if told else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""A layer's experts, one in memory at a time: who is chosen, what comes out, and where each lies in the mixture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import IDS, Make, recipe, tensors_of
+
+from lazymoe import merge
+from lazymoe.architectures.records import LAYER, Host
+from lazymoe.architectures.registry import HOSTS
+from lazymoe.checkpoint.opening import open_folder
+from lazymoe.forward.mixture import InMixture, mix, module_name, route, run
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_best_are_chosen_and_their_weights_sum_up_to_one(top_k: int, scores: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gates, x = (torch.randn(n, 8, generator=generator) for n in (3, 50))
+    chosen, weights = route(gates, x, top_k, scores)
+    logits = x @ gates.T
+    assert torch.equal(chosen, logits.argsort(-1, descending=True)[:, :top_k])
+    assert torch.allclose(weights.sum(-1), torch.ones(50))
+    best = logits.gather(1, chosen)
+    whole = best.sigmoid() if scores == "sigmoid" else best.exp()
+    assert torch.allclose(weights, whole / whole.sum(-1, keepdim=True))
+
+
+def test_each_token_gets_what_its_experts_make_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, 8, 8, generator=generator)
+    gates, x = (torch.randn(n, 8, generator=generator) for n in (3, 20))
+    chosen, weights = route(gates, x, 2)
+    module, loaded = torch.nn.Linear(8, 8, bias=False), []
+
+    def load(expert: int, into: torch.nn.Module) -> None:
+        loaded.append(expert)
+        into.weight.data = matrices[expert]
+
+    with torch.no_grad():
+        out = mix(load, module, x, chosen, weights, [2, 0, 1])
+    every = torch.einsum("eoi,ti->teo", matrices, x)
+    expected = sum(weights[:, k, None] * every[torch.arange(20), chosen[:, k]] for k in range(2))
+    assert torch.allclose(out, expected, atol=1e-5)
+    assert loaded == [2, 0, 1]  # each once, in the order asked for
+
+
+def test_an_expert_without_tokens_is_not_loaded() -> None:
+    chosen = torch.zeros(4, 1, dtype=torch.int64)
+    loaded: list[int] = []
+    module = torch.nn.Identity()
+    out = mix(lambda e, _: loaded.append(e), module, torch.ones(4, 2), chosen, torch.ones(4, 1), range(3))
+    assert loaded == [0] and torch.equal(out, torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+def test_every_source_is_found_again_in_the_mixture(host: Host, make: Make, tmp_path: Path) -> None:
+    """Stacked, fused or by itself, whatever the architecture does to it."""
+    kind = host.takes[0].model_type
+    models = [make(f"model-{i}", seed=i, kind=kind) for i in range(3)]
+    fields = {"shared_experts": [{"source_model": str(models[0])}]} if host.shared else {}
+    plan = merge(recipe(*models, architecture=host.name, **fields), tmp_path / "moe").plan
+    mixture, ffn = open_folder(tmp_path / "moe"), f".{module_name(plan)}."
+    for number, source in enumerate(plan.sources):
+        found, own = InMixture(plan, mixture, number), tensors_of(source.folder)
+        names = {name for name in found.tensors if ffn in name} if number else found.tensors.keys()
+        assert names == {name for name in own if (ffn in name) == bool(number)}
+        for name in names:
+            assert torch.equal(found.load(name), own[name]), name
+    body = InMixture(plan, mixture, 0)
+    name = "model.embed_tokens.weight"
+    assert torch.equal(body.rows(name, [5, 0]), tensors_of(models[0])[name][[5, 0]])
+
+
+def test_every_layer_shows_who_was_chosen(make: Make, tmp_path: Path) -> None:
+    models = [make(f"model-{i}", seed=i) for i in range(4)]
+    plan = merge(recipe(*models), tmp_path / "moe").plan
+    seen: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def watch(layer: int, batch: int, chosen: torch.Tensor, weights: torch.Tensor) -> None:
+        assert (layer, batch) not in seen
+        seen[layer, batch] = chosen, weights
+
+    batches = [IDS, IDS[:1, :7]]
+    run(plan, open_folder(tmp_path / "moe"), batches, "cpu", watch)
+    assert list(seen) == [(layer, batch) for layer in range(2) for batch in range(2)]
+    for (_, batch), (chosen, weights) in seen.items():
+        assert chosen.shape == weights.shape == (batches[batch].numel(), 2)
+        assert set(chosen.flatten().tolist()) <= {0, 1, 2}
+    written = tensors_of(tmp_path / "moe")
+    assert all(LAYER.format(layer=i) + plan.host.router in written for i in range(2))

@@ -1,0 +1,83 @@
+"""The layer-streamed pass: its states are transformers' own, and a layer is gone when the next one comes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from small_models import KINDS, Make, rewrite
+from transformers import AutoModelForCausalLM
+
+from lazymoe import SourceError
+from lazymoe.checkpoint.opening import open_folder
+from lazymoe.forward.stream import Stream
+
+
+@pytest.mark.parametrize("config", [{}, {"sliding_window": 5}, {"tie_word_embeddings": True, "pad_token_id": 63}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_states_are_those_of_the_whole_model(kind: str, config: dict, make: Make) -> None:
+    if kind != "mistral" and "sliding_window" in config:
+        pytest.skip("it has none, or always")
+    folder = make("model", kind=kind, num_hidden_layers=3, **config)
+    lengths = (3, 12, 7)
+    texts = [torch.randint(0, 64, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    padded = torch.nn.utils.rnn.pad_sequence(texts[:2], batch_first=True)
+    stream = Stream(open_folder(folder), [padded, texts[2][None]], "cpu")
+    streamed = [stream.states]
+    for _ in range(3):
+        stream.step()
+        streamed.append(stream.states)
+    streamed[-1] = stream.finish()
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for text, batch, row in zip(texts, (0, 0, 1), (0, 1, 0), strict=True):
+        with torch.no_grad():
+            expected = model(text[None], output_hidden_states=True).hidden_states
+        assert len(streamed) == len(expected) == 4
+        for layer, states in zip(streamed, expected, strict=True):
+            assert (layer[batch][row, : len(text)] - states[0]).abs().max() < 1e-5
+
+
+def test_a_layer_is_let_go_at_once(make: Make) -> None:
+    """Without the garbage collector, which would come too late: memory may not grow with the number of layers."""
+    stream = Stream(open_folder(make("model")), [torch.tensor([[1, 2, 3]])], "cpu")
+    seen: list[weakref.ref[torch.nn.Module]] = []
+    gc.disable()
+    try:
+        stream.step(
+            watch=lambda layer: seen.extend(weakref.ref(module) for module in layer.modules()),
+            feed_forward=("mlp", lambda module, x: x),
+        )
+        assert seen and not [ref() for ref in seen if ref() is not None]
+    finally:
+        gc.enable()
+
+
+def test_a_feed_forward_module_can_be_replaced(make: Make) -> None:
+    """Its own weights stay unread then: the layer's alone are."""
+    folder = make("model", dtype="float32")
+    ids = torch.tensor([[1, 2, 3]])
+    stream = Stream(open_folder(folder), [ids], "cpu")
+    stream.step(feed_forward=("mlp", lambda module, x: torch.zeros_like(x)))
+    rewrite(folder, lambda tensors: [t.zero_() for name, t in tensors.items() if "down_proj" in name])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True).hidden_states[1]
+    assert (stream.states[0] - expected).abs().max() < 1e-5
+
+
+def test_states_that_are_not_finite_are_told_with_their_layer(make: Make) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    folder = rewrite(make("model"), lambda tensors: tensors[name].fill_(float("nan")))
+    stream = Stream(open_folder(folder), [torch.tensor([[1, 2, 3]])], "cpu")
+    stream.step()
+    with pytest.raises(SourceError, match="the hidden states after layer 1 are NaN or infinite"):
+        stream.step()
+
+
+def test_a_token_that_the_model_does_not_have_is_told(make: Make) -> None:
+    with pytest.raises(SourceError) as caught:
+        Stream(open_folder(make("model")), [torch.tensor([[1, 64]])], "cpu")
+    assert "64" in str(caught.value)

@@ -1,0 +1,66 @@
+"""Which models fit together: what is doubtful is named, with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import Make, configure, recipe, rewrite
+
+from lazymoe import check
+from lazymoe.checkpoint.opening import open_folder
+from lazymoe.planning.checking import Check
+from lazymoe.planning.compatibility import unusable
+
+DOWN = "model.layers.0.mlp.down_proj.{}"
+
+
+@pytest.fixture
+def pair(make: Make) -> tuple[Path, Path]:
+    return make("base", seed=1), make("expert", seed=2)
+
+
+def warnings(found: Check) -> list[str]:
+    assert not found.errors
+    return [str(w) for w in found.warnings]
+
+
+@pytest.mark.parametrize("spelling", [{"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5}}])
+def test_another_rope_theta_in_either_spelling(pair: tuple[Path, Path], spelling: dict) -> None:
+    configure(pair[1], rope_parameters=None)
+    configure(pair[1], **spelling)
+    assert (
+        "rotary settings {'rope_type': 'default', 'rope_theta': 500000.0}" in warnings(check(recipe(pair[0], *pair)))[0]
+    )
+
+
+def test_the_same_rope_in_different_spellings_is_the_same(pair: tuple[Path, Path]) -> None:
+    configure(pair[1], rope_parameters=None)
+    configure(pair[1], rope_theta=10000.0)
+    assert warnings(check(recipe(pair[0], *pair))) == []
+
+
+def test_all_misfits_are_told_at_once(make: Make, pair: tuple[Path, Path]) -> None:
+    found = check(recipe(pair[0], make("wide", intermediate_size=96), make("deep", num_hidden_layers=3)))
+    assert ["expert 1 of 2" in str(found.errors[0]), "expert 2 of 2" in str(found.errors[1])] == [True, True]
+    assert found.plan is None
+
+
+def test_a_quantized_model_is_no_use_and_its_maker_is_named(pair: tuple[Path, Path]) -> None:
+    assert unusable("base_model", open_folder(pair[0])) is None
+    (pair[0] / "README.md").write_text("---\nbase_model: acme/whole\n---\n")
+    packed = torch.zeros(4, 4, dtype=torch.int32)
+    rewrite(pair[0], lambda t: t.update({DOWN.format("qweight"): packed}))
+    configure(pair[0], quantization_config={"quant_method": "awq"})
+    problem = unusable("base_model", open_folder(pair[0]))
+    assert problem is not None and problem.code == "source.quantized"
+    assert "(awq)" in problem.what and problem.remedy.endswith("acme/whole.")
+
+
+def test_what_the_mixture_has_no_place_for(pair: tuple[Path, Path]) -> None:
+    norm = "model.layers.0.input_layernorm.weight"
+    rewrite(pair[0], lambda t: t.update({"model.layers.0.self_attn.new.weight": t[norm].clone()}))
+    [problem] = check(recipe(pair[0], *pair)).errors
+    assert problem.code == "source.no-place" and "self_attn.new.weight" in problem.what
+    assert warnings(check(recipe(pair[1], *pair))) == []  # an expert's attention isn't taken

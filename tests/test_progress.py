@@ -1,0 +1,108 @@
+"""Progress: bars that fit the terminal, plain lines in a pipe, nothing where nobody wants it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from lazymoe.progress import SELDOM, STAGES, _Lines, bars, silent
+
+WORK = """
+import sys, time
+from lazymoe.progress import STAGES, bars
+with bars(quiet=len(sys.argv) > 1) as progress:
+    for stage, (_, unit) in STAGES.items():
+        total = 5_000_000_000 if unit == "B" else 12
+        for part in range(5):
+            progress(stage, total * part // 4, total)
+            time.sleep(0.06)
+"""
+
+
+def on_a_terminal(columns: int, *arguments: str) -> str:
+    """What the work shows on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", WORK, *arguments], stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            block = os.read(ours, 65536)
+        except OSError:  # Linux's way to say that the other end is closed
+            break
+        if not block:
+            break
+        shown += block
+    os.close(ours)
+    assert process.wait(60) == 0
+    return shown.decode()
+
+
+def in_a_pipe(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", WORK, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stdout, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("columns", [50, 80, 160])
+def test_a_bar_fits_the_terminal(columns: int) -> None:
+    shown = on_a_terminal(columns)
+    pictures = [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", p).rstrip() for p in re.split(r"[\r\n]+", shown)]
+    assert max(map(len, pictures)) <= columns
+    for label, _ in STAGES.values():
+        own = [p for p in pictures if p.startswith(label if columns >= 100 else label.split()[0])]
+        assert own, label
+        assert any("100%" in p for p in own), label
+    assert ("█" in shown) is (columns >= 100)
+    assert re.search(r"\d(\.\d+)?[kMG]B/s", shown)
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    shown = in_a_pipe()
+    assert "\r" not in shown and "\x1b" not in shown
+    lines = shown.splitlines()
+    for label, unit in STAGES.values():
+        amount = "5.0 GB" if unit == "B" else f"12 {unit}s"
+        assert [line for line in lines if line.startswith(label)] == [
+            f"{label}: 0% of {amount}",
+            f"{label}: 100% of {amount}",
+        ]
+
+
+@pytest.mark.parametrize("show", [in_a_pipe, lambda quiet: on_a_terminal(80, quiet)], ids=["pipe", "terminal"])
+def test_quiet_is_quiet(show) -> None:
+    assert show("quiet") == ""
+    with bars(quiet=True) as progress:
+        assert progress is silent
+
+
+def test_long_work_says_something_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lazymoe.progress.time.monotonic", lambda: now[0])
+    lines = _Lines(sys.stderr)
+    for done in range(101):
+        lines("route", done, 100)
+        now[0] += SELDOM / 4.5
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "Computing routers: 0% of 100 layers" and told[-1] == "Computing routers: 100% of 100 layers"
+    assert [line.split()[2] for line in told[:4]] == ["0%", "5%", "10%", "15%"]
+    lines("route", 100, 100)
+    assert not capsys.readouterr().err  # done is done
+
+
+def test_a_stage_of_nothing_is_done_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with bars() as progress:
+        progress("write", 0, 0)
+        progress("measure", 1, 1)
+    assert capsys.readouterr().err.splitlines()[1] == "Measuring: 100% of 1 model"
