@@ -9,22 +9,22 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lazymoe.checkpoint.opening import open_folder
 from lazymoe.checkpoint.source import TOKENIZER_FILES
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, Problem, error, failure
 from lazymoe.files import absolute, shown, write_whole
 from lazymoe.forward.device import pick_device
-from lazymoe.output.folder import CONFIG, GENERATION, INDEX, RECIPE, RECORD, WORK
+from lazymoe.output.claims import check_sources, claim, discard, is_done, verify
+from lazymoe.output.folder import CONFIG, GENERATION, INDEX, RECIPE, RECORD
 from lazymoe.output.shards import write_shards
+from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
@@ -33,8 +33,6 @@ from lazymoe.recipe.schema import PROMPTED, Recipe
 from lazymoe.units import billions
 from lazymoe.version import __version__
 
-EXTRA_4, EXTRA_5 = "additional_special_tokens", "extra_special_tokens"  # what both versions read, and what 5 writes
-BEGINNERS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says of a full disk
 
 
@@ -123,11 +121,11 @@ def carry_out(
         raise failure(found.errors)
     plan = prepared.sound_plan
     fingerprint = plan.fingerprint(recipe=prepared.prompts.model_dump(), seed=seed)
-    if _is_done(folder, fingerprint):
+    if is_done(folder, fingerprint, plan):
         return Merged(folder, plan, found.warnings)
 
     prepared.fetch()
-    work = _claim(folder, fingerprint, plan)
+    work = claim(folder, fingerprint, plan)
     try:
         doubts: list[Problem] = []
         if prepared.recipe.gate_mode in PROMPTED or plan.shared == "regmean":
@@ -136,10 +134,11 @@ def carry_out(
             doubts += doubtful_prompts(prepared, plan)
         computed = compute(prepared, plan, work, seed, device, progress)
         write_shards(plan, computed, folder, work, seed, progress)
+        verify(plan, folder)
+        check_sources(folder, plan)
         _finish(prepared, plan, folder, fingerprint, seed)
-        _verify(plan, folder)
     except LazyMoEError:
-        _discard(plan, folder)
+        discard(plan, folder)
         raise
     except OSError as e:
         again = "run the same command again: it goes on from the last complete file."
@@ -152,61 +151,13 @@ def carry_out(
     return Merged(folder, plan, warnings)
 
 
-def _is_done(folder: Path, fingerprint: str) -> bool:
-    """Tell whether this very merge has been finished here.
-
-    Raises:
-        OutputError: if the folder holds anything but this merge, finished or not.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise error("output.taken", folder, "this is a file", "Name another output folder.")
-    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    if names <= {WORK} and not (folder / WORK / RECORD).exists():
-        return False
-    for record in (folder / WORK / RECORD, folder / RECORD):
-        if record.exists():
-            try:
-                if json.loads(record.read_text())["fingerprint"] == fingerprint:
-                    return record.parent == folder
-            except (ValueError, KeyError, TypeError):
-                pass
-            remedy = "Name another output folder, or delete this one."
-            raise error("output.taken", folder, "this folder holds another merge", remedy)
-    what = "this folder isn't empty, and what is in it isn't this merge"
-    raise error("output.taken", folder, what, "Name another output folder.")
-
-
-def _claim(folder: Path, fingerprint: str, plan: Plan) -> Path:
-    """Mark the folder as this merge's, and give the folder for what is half-made.
-
-    Raises:
-        SourceError: if a source was changed since the merge began here.
-        OutputError: if nothing can be written.
-    """
-    work = folder / WORK
-    stamps = {str(s.folder / f): (s.folder / f).stat().st_mtime_ns for s in plan.sources for f in s.weights}
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        if (work / RECORD).exists():
-            changed = [f for f, t in json.loads((work / RECORD).read_text())["stamps"].items() if stamps.get(f) != t]
-            if changed:
-                what = f"this file has changed since the merge into {folder} began"
-                raise error("source.changed", changed[0], what, f"Delete {folder} and start anew.")
-        else:
-            write_whole(work / RECORD, json.dumps({"fingerprint": fingerprint, "stamps": stamps}))
-    except OSError as e:
-        what = f"this folder can't be written: {e.strerror}"
-        raise error("output.unwritable", folder, what, "Name another output folder.") from None
-    return work
-
-
 def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int) -> None:
     """Write the small files, config.json and the index last: only they make the folder a model."""
     base, recipe = plan.sources[0], prepared.recipe
     for name in base.files(TOKENIZER_FILES):
         content = (base.folder / name).read_bytes()
         if name == "tokenizer_config.json":
-            content = _for_transformers_4(_without_code(content, bool(plan.host.code)), base.json("tokenizer.json"))
+            content = carried(content, base.json("tokenizer.json"), bool(plan.host.code))
         write_whole(folder / name, content)
     generation = base.folder / GENERATION
     ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
@@ -240,97 +191,11 @@ def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int) -> dict
         "bytes": plan.nbytes,
         "bytes_16bit": plan.bytes_16bit,
         "bytes_4bit": plan.bytes_4bit,
-        "sources": [{"license": source.license, "languages": source.languages} for source in plan.sources],
+        "sources": [
+            {"license": source.license, "languages": source.languages, "stamps": source.stamps}
+            for source in plan.sources
+        ],
     }
-
-
-def _without_code(tokenizer_config: bytes, named: bool) -> bytes:
-    """Make a tokenizer_config.json lead to no code but transformers' own; give it as it is if it did so already.
-
-    Args:
-        tokenizer_config: the base model's.
-        named: whether it must name its class, since config.json leads to code of a model, which transformers would
-            otherwise ask for the class.
-    """
-    try:
-        fields = json.loads(tokenizer_config)
-    except (ValueError, RecursionError):
-        return tokenizer_config  # no program can read it
-    if not isinstance(fields, dict) or not ("auto_map" in fields or (named and not fields.get("tokenizer_class"))):
-        return tokenizer_config
-    fields.pop("auto_map", None)
-    return _dump(({"tokenizer_class": "PreTrainedTokenizerFast"} if named else {}) | fields).encode()
-
-
-def _for_transformers_4(tokenizer_config: bytes, tokenizer: dict[str, Any]) -> bytes:
-    """Put a tokenizer_config.json of transformers 5 into words that transformers 4 knows as well: its general class,
-    which by default makes token_type_ids, and these no decoder takes; and a list of further special tokens. Any other
-    is returned as it is.
-
-    Args:
-        tokenizer_config: the base model's.
-        tokenizer: its tokenizer.json; empty if it has none.
-    """
-    known = rb'\1"PreTrainedTokenizerFast"'
-    if b'"model_input_names"' not in tokenizer_config:
-        known += b',\n  "model_input_names": ["input_ids", "attention_mask"]'
-    if _begins_otherwise(tokenizer_config, tokenizer):
-        tokenizer_config = re.sub(rb'("tokenizer_class":\s*)"\w+"', rb'\1"TokenizersBackend"', tokenizer_config)
-    tokenizer_config = re.sub(rb'("tokenizer_class":\s*)"TokenizersBackend"', known, tokenizer_config)
-    fields = _fields(tokenizer_config)
-    if not isinstance(extra := fields.get(EXTRA_5), list):
-        return tokenizer_config
-    before = fields.get(EXTRA_4)
-    every = extra + [token for token in (before if isinstance(before, list) else []) if token not in extra]
-    return _dump(
-        {key: value for key, value in fields.items() if key not in (EXTRA_4, EXTRA_5)} | {EXTRA_4: every}
-    ).encode()
-
-
-def _begins_otherwise(tokenizer_config: bytes, tokenizer: dict[str, Any]) -> bool:
-    """Tell whether transformers 4 would put other tokens around a text than the tokenizer.json of transformers 5 says.
-
-    Some of its classes add a begin-of-text token, unless a field says otherwise that transformers 5 doesn't write.
-    """
-    fields = _fields(tokenizer_config)
-    kind = str(fields.get("tokenizer_class")).removesuffix("Fast")
-    if not tokenizer or "backend" not in fields or "add_bos_token" in fields or kind not in BEGINNERS:
-        return False
-    whole = tokenizer.get("post_processor")
-    parts = whole.get("processors", [whole]) if isinstance(whole, dict) else []
-    templates = [p["single"] for p in parts if isinstance(p, dict) and "single" in p] if isinstance(parts, list) else []
-    pieces = [piece for template in templates if isinstance(template, list) for piece in template]
-    return [list(piece) for piece in pieces if isinstance(piece, dict)] != [["SpecialToken"], ["Sequence"]]
-
-
-def _fields(content: bytes) -> dict[str, Any]:
-    """Read a JSON object; empty if it is anything else."""
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _verify(plan: Plan, folder: Path) -> None:
-    """Read the output back, as anyone's checkpoint, and hold it against the plan.
-
-    Raises:
-        OutputError: if they differ.
-    """
-    found = {t.name: (t.dtype, t.shape) for t in open_folder(folder).tensors.values()}
-    if found != {o.name: (o.dtype, o.shape) for o in plan.outputs}:
-        what = "what was written isn't what was planned"
-        raise error("output.damaged", folder, what, "Please report this as a bug of LazyMoE.")
-
-
-def _discard(plan: Plan, folder: Path) -> None:
-    """Remove what this merge wrote, and nothing else."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    for name, _ in plan.shards:
-        (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _dump(fields: Any) -> str:

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from lazymoe import LazyMoEError, card, merge
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.cli import main
-from lazymoe.merging import _for_transformers_4
+from lazymoe.output.tokenizer_config import carried
 
 LANGUAGES: dict[str, list[str]] = {
     "no": ["no"],
@@ -228,7 +228,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
         tokenizer.save_pretrained(saved)
         tokenizer.save_pretrained(out)
         config = out / "tokenizer_config.json"
-        config.write_bytes(_for_transformers_4(config.read_bytes(), json.loads((out / "tokenizer.json").read_text())))
+        tokens = json.loads((out / "tokenizer.json").read_text())
+        config.write_bytes(carried(config.read_bytes(), tokens, False))
         folders[name] = saved, out
     return folders
 
@@ -280,15 +281,15 @@ def test_the_list_goes_by_the_name_that_both_know(make: Make, tmp_path: Path) ->
 def test_others_stay_as_they_are(fields: object) -> None:
     for indent in (None, 4):
         data = json.dumps(fields, indent=indent).encode()
-        assert _for_transformers_4(data, {"post_processor": None}) == data
-    assert _for_transformers_4(b"caf\xe9 {", {}) == b"caf\xe9 {"
+        assert carried(data, {"post_processor": None}, False) == data
+    assert carried(b"caf\xe9 {", {}, False) == b"caf\xe9 {"
 
 
 def test_both_lists_become_one() -> None:
     data = json.dumps(
         {"extra_special_tokens": ["a", "b"], "additional_special_tokens": ["b", {"content": "c"}]}
     ).encode()
-    assert json.loads(_for_transformers_4(data, {})) == {"additional_special_tokens": ["a", "b", {"content": "c"}]}
+    assert json.loads(carried(data, {}, False)) == {"additional_special_tokens": ["a", "b", {"content": "c"}]}
 
 
 @pytest.mark.parametrize("post", [3, "x", {"processors": 3}, {"processors": [3]}, {"single": 3}, {"single": [3, None]}])

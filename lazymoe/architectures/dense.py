@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.records import Config, Dense
+from lazymoe.architectures import settling
+from lazymoe.architectures.records import Dense
 
 _OUTER = {"model.embed_tokens.weight": "vocab hidden", "model.norm.weight": "hidden", "lm_head.weight": "vocab hidden"}
 _LAYER = {
@@ -50,62 +51,6 @@ _QWEN = {
 }
 
 
-def _windowless(config: dict[str, Any]) -> None:
-    """Forget a window: transformers' class has none, whatever a config says."""
-    config["sliding_window"] = None
-    config.pop("layer_types", None)
-
-
-def _mistral(config: dict[str, Any]) -> None:
-    """Settle the window: one for all layers, or for those of a type (Ministral); none where it is as long as a text."""
-    window, types = config["sliding_window"], config.get("layer_types") or []
-    if window is not None and window >= config["max_position_embeddings"]:
-        window = None
-    if window is None or (types and "sliding_attention" not in types):
-        window = None
-    config["sliding_window"] = window
-    if window is None or "full_attention" not in types:
-        config.pop("layer_types", None)
-
-
-def _mistral_windows(config: Config) -> list[int | None]:
-    window = config["sliding_window"]
-    types = config.get("layer_types") or ["sliding_attention"] * config["num_hidden_layers"]
-    return [window if kind == "sliding_attention" else None for kind in types]
-
-
-def _phi3(config: dict[str, Any]) -> None:
-    """Settle the window, one for all layers or none, and old names of stretched rotary positions."""
-    config.pop("layer_types", None)
-    _mistral(config)
-    for key in ("rope_scaling", "rope_parameters"):
-        settings = config.get(key)
-        if settings:
-            old = {name for name in ("type", "rope_type") if settings.get(name) in ("su", "yarn")}
-            config[key] = settings | dict.fromkeys(old, "longrope")
-
-
-def _qwen(config: dict[str, Any]) -> None:
-    """Settle the window where it is on, from one layer on or by type of layer; none where it is as long as a text."""
-    window = config["sliding_window"] if config["use_sliding_window"] else None
-    if window is not None and window >= config["max_position_embeddings"]:
-        window = None
-    first = config["max_window_layers"]
-    layers = range(config["num_hidden_layers"])
-    guessed = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in layers]
-    types = config.get("layer_types") or guessed
-    if window is None or "sliding_attention" not in types:
-        window, types = None, ["full_attention"] * len(layers)
-    config["sliding_window"], config["layer_types"] = window, types
-    config["use_sliding_window"] = window is not None
-
-
-def _typed_windows(config: Config) -> list[int | None]:
-    """List the windows where `layer_types` has them."""
-    types = config["layer_types"]
-    return [config["sliding_window"] if kind == "sliding_attention" else None for kind in types]
-
-
 def _without(items: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in items.items() if name not in names}
 
@@ -116,7 +61,7 @@ LLAMA = Dense(
     layer=_LAYER,
     ffn=_FFN,
     defaults={**_DEFAULTS, "sliding_window": None},
-    settle=_windowless,
+    settle=settling.no_window,
 )
 MISTRAL = Dense(
     "mistral",
@@ -124,8 +69,8 @@ MISTRAL = Dense(
     layer=_LAYER,
     ffn=_FFN,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    settle=_mistral,
-    windows=_mistral_windows,
+    settle=settling.mistral,
+    windows=settling.mistral_windows,
 )
 PHI3 = Dense(
     "phi3",
@@ -146,8 +91,8 @@ PHI3 = Dense(
         "rms_norm_eps": 1e-5,
         "sliding_window": None,
     },
-    settle=_phi3,
-    windows=_mistral_windows,
+    settle=settling.phi3,
+    windows=settling.mistral_windows,
 )
 QWEN2 = Dense(
     "qwen2",
@@ -155,8 +100,8 @@ QWEN2 = Dense(
     layer={**_LAYER, **_BIASES},
     ffn=_FFN,
     defaults=_QWEN,
-    settle=_qwen,
-    windows=_typed_windows,
+    settle=settling.qwen,
+    windows=settling.typed_windows,
 )
 QWEN3 = Dense(
     "qwen3",
@@ -164,8 +109,8 @@ QWEN3 = Dense(
     layer={**_LAYER, "self_attn.q_norm.weight": "head", "self_attn.k_norm.weight": "head"},
     ffn=_FFN,
     defaults={**_QWEN, "attention_bias": False, "head_dim": 128},
-    settle=_qwen,
-    windows=_typed_windows,
+    settle=settling.qwen,
+    windows=settling.typed_windows,
 )
 OLMO2 = Dense(
     "olmo2",
@@ -218,13 +163,6 @@ ERNIE4_5 = Dense(
 )
 
 
-def _cohere2(config: dict[str, Any]) -> None:
-    every = config.pop("sliding_window_pattern", None) or 4  # how often older configs have a layer without a window
-    config["layer_types"] = config.get("layer_types") or [
-        "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(config["num_hidden_layers"])
-    ]
-
-
 COHERE2 = Dense(
     "cohere2",
     outer=_OUTER,
@@ -241,23 +179,9 @@ COHERE2 = Dense(
         "sliding_window": 4096,
         "tie_word_embeddings": True,
     },
-    settle=_cohere2,
-    windows=_typed_windows,
+    settle=settling.cohere2,
+    windows=settling.typed_windows,
 )
-
-
-def _lfm2(config: dict[str, Any]) -> None:
-    """Work out which layers are which, and the width that its feed-forward networks have in truth."""
-    layers = range(config["num_hidden_layers"])
-    attention = config.get("full_attn_idxs") or layers
-    kinds = ["full_attention" if i in attention else "conv" for i in layers]
-    config["layer_types"] = config.get("layer_types") or kinds
-    if config["block_auto_adjust_ff_dim"]:
-        width, multiple = int(2 * config["intermediate_size"] / 3), config["block_multiple_of"]
-        if config["block_ffn_dim_multiplier"] is not None:
-            width = -(-int(config["block_ffn_dim_multiplier"] * width) // multiple) * multiple
-        config["intermediate_size"] = width
-        config["block_auto_adjust_ff_dim"] = False
 
 
 LFM2 = Dense(
@@ -299,26 +223,8 @@ LFM2 = Dense(
         "tie_word_embeddings": True,
     },
     renamed={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
-    settle=_lfm2,
+    settle=settling.lfm2,
 )
-
-
-def _gemma4(config: dict[str, Any]) -> None:
-    """Work out which layers are which, and the heads of those with full attention, which configs spell in two ways."""
-    layers = range(config["num_hidden_layers"])
-    kinds = config.get("layer_types") or ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in layers]
-    config["layer_types"] = [*kinds[:-1], "full_attention"]  # the last one is, whatever a config says
-    config["rope_parameters"] = config["rope_parameters"] or {
-        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
-    }
-    head, heads = config["global_head_dim"], config["attention_k_eq_v"] and config["num_global_key_value_heads"]
-    if config.get("per_layer_config") is not None:
-        config["per_layer_config"] = {str(int(i)): own for i, own in config["per_layer_config"].items()}  # "07" is "7"
-        own = config["per_layer_config"].get(str(layers[-1]), {})
-        head, heads = own.get("head_dim"), own.get("num_key_value_heads")
-    config["global_head_dim"] = head or config["head_dim"]
-    config["num_global_key_value_heads"] = heads or config["num_key_value_heads"]
 
 
 GEMMA4 = Dense(
@@ -368,8 +274,8 @@ GEMMA4 = Dense(
         "tie_word_embeddings": True,
         "use_bidirectional_attention": None,
     },
-    settle=_gemma4,
-    windows=_typed_windows,
+    settle=settling.gemma4,
+    windows=settling.typed_windows,
 )
 PHI = Dense(
     "phi",

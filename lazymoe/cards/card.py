@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lazymoe.architectures.records import Host
 from lazymoe.cards.escaping import fence, link, on_hub, python, text
 from lazymoe.cards.license import KNOWN, License, strictest
 from lazymoe.data import folder as data
@@ -103,6 +104,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "shared_experts": experts[routed:],
         "host": done.host,
         "trust": ", trust_remote_code=True" if done.host.code else "",
+        "four_bit": _four_bit(done.host),
         "base": _spell(done.recipe.models[0].reference),
         "recipe": done.recipe,
         "recipe_yaml": done.recipe.to_yaml(),
@@ -120,6 +122,15 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
         "chats": done.chats,
     }
+
+
+def _four_bit(host: Host) -> bool:
+    """Tell whether bitsandbytes quantizes the experts when transformers loads such a mixture: only linear layers are.
+
+    Modelling code of LazyMoE's has such layers in every transformers, classes of transformers' own before 5, if each
+    expert has tensors of its own.
+    """
+    return bool(host.code) or (host.since == "4.57" and all("{expert}" in name for name in host.experts))
 
 
 def _complete(done: Finished) -> bool:

@@ -68,6 +68,17 @@ class Source:
         return {file: size for file, size in self.weights.items() if not (self.folder / file).exists()}
 
     @property
+    def stamps(self) -> dict[str, str]:
+        """What tells each file of weights from another of its name: size and commit, or size and time of change."""
+        found = {}
+        for file, size in self.weights.items():
+            own = self.adapter.reference if self.adapter and file == str(self.adapter.file) else None
+            commit, path = own.revision if own else self.revision, self.folder / file
+            changed = commit or (str(path.stat().st_mtime_ns) if path.exists() else "gone")
+            found[Path(file).name] = f"{size} bytes, {changed}"
+        return found
+
+    @property
     def pinned(self) -> str:
         """The reference with its commit, so that it names the same weights for ever."""
         adapter = str(self.adapter.reference) if self.adapter else None

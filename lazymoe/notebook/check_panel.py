@@ -28,6 +28,7 @@ def check() -> w.Widget:
             told.value = ""
             told.add("error", *found.errors)
             told.add("warning", *found.warnings)
+            told.add("note", *found.notes)
             if not found.errors:
                 told.add("good", f"This can be merged{', with these doubts' if found.warnings else ''}.")
 

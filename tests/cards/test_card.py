@@ -17,7 +17,7 @@ import yaml
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from small_models import KINDS, SHAPE
+from small_models import KINDS, SHAPE, Make, recipe
 from transformers import AutoModelForCausalLM
 
 from lazymoe import LazyMoEError, Recipe, merge
@@ -240,3 +240,13 @@ def test_only_a_finished_mixture_has_a_card(tmp_path: Path, mixture: Path) -> No
     (broken / "lazymoe.json").write_text("{")
     with pytest.raises(LazyMoEError, match="can't be read"):
         render(broken)
+
+
+@pytest.mark.parametrize(("architecture", "advised"), [("mixtral", True), ("deepseek", True), ("granitemoe", False)])
+def test_four_bits_are_advised_only_where_they_reach_the_experts(
+    architecture: str, advised: bool, make: Make, tmp_path: Path
+) -> None:
+    """bitsandbytes quantizes linear layers; Granite's experts lie in one tensor, whatever the version."""
+    base = make("base")
+    merge(recipe(base, base, base, architecture=architecture), tmp_path / "moe")
+    assert ("4 bit" in render(tmp_path / "moe")) is advised

@@ -1,0 +1,157 @@
+"""Whose a folder is: claimed by a merge, finished by it, still whole, and of sources that are still the same.
+
+What is half-made lies in ``.lazymoe`` beside a record of the merge, so that another one doesn't take it for its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lazymoe.checkpoint.safetensors import open_file
+from lazymoe.errors import OutputError, error
+from lazymoe.files import shown, write_whole
+from lazymoe.output.folder import CONFIG, INDEX, RECORD, WORK, is_finished
+from lazymoe.planning.plan import Output, Plan
+
+
+def is_done(folder: Path, fingerprint: str, plan: Plan) -> bool:
+    """Tell whether this very merge has been finished here, and is still whole: what isn't is made anew.
+
+    Raises:
+        SourceError: if a source was changed since.
+        OutputError: if the folder holds anything but this merge, finished or not.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise error("output.taken", folder, "this is a file", "Name another output folder.")
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if names <= {WORK} and not (folder / WORK / RECORD).exists():
+        return False
+    if (folder / WORK / RECORD).exists():
+        if _read(folder / WORK / RECORD).get("fingerprint") == fingerprint:
+            return False
+    elif (folder / RECORD).exists():
+        record = _read(folder / RECORD)
+        if record.get("fingerprint") == fingerprint:
+            sources = record.get("sources")
+            known = [source.get("stamps") for source in sources] if isinstance(sources, list) else []
+            _compare(known, plan, "this mixture was made of it")
+            return _is_whole(folder, plan)
+    else:
+        what = "this folder isn't empty, and what is in it isn't this merge"
+        raise error("output.taken", folder, what, "Name another output folder.")
+    remedy = "Name another output folder, or delete this one."
+    raise error("output.taken", folder, "this folder holds another merge", remedy)
+
+
+def _is_whole(folder: Path, plan: Plan) -> bool:
+    """Look at a finished folder's files. Of a damaged one the sound shards stay, and it isn't a model any more."""
+    damaged = []
+    for name, outputs in plan.shards:
+        try:
+            _verify_shard(folder / name, outputs)
+        except OutputError:
+            damaged.append(name)
+    if not damaged and is_finished(folder) and (folder / INDEX).is_file():
+        return True
+    for name in (CONFIG, INDEX, RECORD, *damaged):
+        (folder / name).unlink(missing_ok=True)
+    return False
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """Read a record; an empty one if it can't be read."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _compare(known: list[Any], plan: Plan, since: str) -> None:
+    """Compare the sources' files with what was known of them.
+
+    Args:
+        known: the stamps of each source, as `Source.stamps` gave them.
+        plan: whose sources they are.
+        since: when they were known, for the message.
+
+    Raises:
+        SourceError: if one was changed.
+    """
+    for before, source in zip(known, plan.sources, strict=False):
+        stamps = source.stamps
+        for file, stamp in before.items() if isinstance(before, dict) else ():
+            if stamps.get(file) != stamp:
+                what = f"{file} of {source.reference} has changed since {since}"
+                remedy = "Delete that folder and start anew, or name another output folder."
+                raise error("source.changed", source.folder, what, remedy)
+
+
+def check_sources(folder: Path, plan: Plan) -> None:
+    """Compare the sources' files with what they were when the merge into a folder began.
+
+    Raises:
+        SourceError: if one was changed.
+    """
+    known = _read(folder / WORK / RECORD).get("stamps")
+    _compare(known if isinstance(known, list) else [], plan, f"the merge into {shown(folder)} began")
+
+
+def claim(folder: Path, fingerprint: str, plan: Plan) -> Path:
+    """Mark the folder as this merge's, and give the folder for what is half-made.
+
+    Raises:
+        SourceError: if a source was changed since the merge began here.
+        OutputError: if nothing can be written.
+    """
+    work = folder / WORK
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if (work / RECORD).exists():
+            check_sources(folder, plan)
+        else:
+            stamps = [source.stamps for source in plan.sources]
+            write_whole(work / RECORD, json.dumps({"fingerprint": fingerprint, "stamps": stamps}))
+    except OSError as e:
+        what = f"this folder can't be written: {e.strerror}"
+        raise error("output.unwritable", folder, what, "Name another output folder.") from None
+    return work
+
+
+def verify(plan: Plan, folder: Path) -> None:
+    """Read the shards back and hold them against the plan, before anything makes the folder a model.
+
+    Raises:
+        OutputError: if they aren't what was planned.
+    """
+    for name, outputs in plan.shards:
+        _verify_shard(folder / name, outputs)
+
+
+def _verify_shard(file: Path, outputs: Sequence[Output]) -> None:
+    """Hold the header and the size of one file against the plan.
+
+    Raises:
+        OutputError: if it can't be read, or isn't what was planned.
+    """
+    try:
+        found = {t.name: (t.dtype, t.shape) for t in open_file(file).values()}
+    except (OSError, ValueError) as e:
+        what = f"what was written can't be read back ({e})"
+        raise error("output.damaged", file, what, "Look at this disk, and merge again.") from None
+    if found != {o.name: (o.dtype, o.shape) for o in outputs}:
+        what = "what was written isn't what was planned"
+        raise error("output.damaged", file, what, "Please report this as a bug of LazyMoE.")
+
+
+def discard(plan: Plan, folder: Path) -> None:
+    """Remove what this merge wrote, and nothing else."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    for name, _ in plan.shards:
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
