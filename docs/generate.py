@@ -26,7 +26,7 @@ ROW = re.compile(r"^\| `([a-z]+\.[a-z-]+)` \|", re.MULTILINE)  # and where pytho
 
 def commands() -> str:
     """All commands as Markdown: for each what it does, how it is typed, its arguments and options."""
-    parser = cli._parser()
+    parser = cli.make_parser()
     [choice] = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     top = [action for action in parser._actions if action is not choice]
     parts = [*_table("option of `lazymoe` itself", top)]

@@ -73,7 +73,7 @@ def _run(arguments: Sequence[str], options: Options) -> int:
     Raises:
         LazyMoEError: for whatever a user can mend.
     """
-    parser = _parser()
+    parser = make_parser()
     if not arguments:
         parser.print_help()
         return 0
@@ -112,7 +112,7 @@ class _Completion(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser("lazymoe", description="Make a mixture of experts out of fine-tuned LLMs.")
     parser.add_argument("--version", action="version", version=f"lazymoe {__version__}")
     parser.add_argument(

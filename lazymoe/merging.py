@@ -21,8 +21,8 @@ from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, Problem, error, failure
 from lazymoe.files import absolute, shown, write_whole
 from lazymoe.forward.device import pick_device
-from lazymoe.output.claims import check_sources, claim, discard, is_done, verify
-from lazymoe.output.folder import CONFIG, GENERATION, INDEX, RECIPE, RECORD
+from lazymoe.output.claims import check_sources, claim, discard, is_done, locked, verify
+from lazymoe.output.folder import CONFIG, GENERATION, INDEX, RECIPE, RECORD, WORK, Record
 from lazymoe.output.shards import write_shards
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.checking import judge
@@ -126,6 +126,27 @@ def carry_out(
 
     prepared.fetch()
     work = claim(folder, fingerprint, plan)
+    with locked(work):
+        warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress))
+    shutil.rmtree(work)
+    return Merged(folder, plan, warnings)
+
+
+def _fill(
+    prepared: Prepared,
+    plan: Plan,
+    folder: Path,
+    fingerprint: str,
+    seed: int,
+    device: str | None,
+    progress: Progress,
+) -> list[Problem]:
+    """Compute, write, verify and finish, in a folder that is claimed; give the warnings.
+
+    Raises:
+        LazyMoEError: as `merge`; what was written is removed, but for a full disk or the like.
+    """
+    work = folder / WORK
     try:
         doubts: list[Problem] = []
         if prepared.recipe.gate_mode in PROMPTED or plan.shared == "regmean":
@@ -146,9 +167,7 @@ def carry_out(
             raise error("output.full", folder, f"writing failed: {e.strerror}", f"Make room and {again}") from None
         what = f"the merge stopped: {e.strerror or e}"
         raise error("output.failed", e.filename or folder, what, f"Mend that and {again}") from None
-    warnings = (*found.warnings, *doubts, *degenerate(plan, work))
-    shutil.rmtree(work)
-    return Merged(folder, plan, warnings)
+    return [*doubts, *degenerate(plan, work)]
 
 
 def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int) -> None:
@@ -178,7 +197,7 @@ def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed
 
 def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
     """Gather what a finished mixture says of itself, for its card, for a report and for a rerun."""
-    return {
+    fields = {
         "fingerprint": fingerprint,
         "versions": {"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
         "seed": seed,
@@ -196,6 +215,7 @@ def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int) -> dict
             for source in plan.sources
         ],
     }
+    return Record.model_validate(fields).model_dump()
 
 
 def _dump(fields: Any) -> str:

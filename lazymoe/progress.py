@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from lazymoe.units import gigabytes
+from lazymoe.units import counted, gigabytes
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -81,5 +81,6 @@ class _Lines:
         if self._told.get(stage) == float("inf") or not (begins or ends or now - self._told[stage] > SELDOM):
             return
         self._told[stage] = float("inf") if ends else now
-        amount = gigabytes(total) if STAGES[stage][1] == "B" else f"{total} {STAGES[stage][1]}{'s' * (total > 1)}"
+        unit = STAGES[stage][1]
+        amount = gigabytes(total) if unit == "B" else counted(total, unit)
         print(f"{label}: {done / max(total, 1):.0%} of {amount}", file=self._out, flush=True)

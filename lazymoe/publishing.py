@@ -8,13 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from lazymoe.cards.card import card
-from lazymoe.errors import error
+from lazymoe.cards.naming import without_places
+from lazymoe.checkpoint.safetensors import open_file
+from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import absolute
 from lazymoe.hub.accounts import account, find_token
 from lazymoe.hub.client import TOKENS_PAGE
 from lazymoe.hub.uploading import Upload
-from lazymoe.output.folder import CARD, RECORD, WEIGHTS, open_finished
+from lazymoe.output.folder import (
+    AGAIN,
+    CARD,
+    CONFIG,
+    PICTURES,
+    RECIPE,
+    RECORD,
+    WEIGHTS,
+    Finished,
+    open_finished,
+    trusted,
+)
 from lazymoe.progress import Progress, silent
+from lazymoe.recipe.secrets import REMEDY, TOKEN
+
+MENDED = "Run the same merge again: it makes damaged files anew."
 
 
 @dataclass(frozen=True)
@@ -61,15 +77,15 @@ def publish(
         Where it is, and how many bytes of weights were sent.
 
     Raises:
-        OutputError: if the folder isn't a finished mixture.
+        OutputError: if the folder isn't a finished mixture, is damaged, or has a link where a file should be.
         RecipeError: if the recipe in it can't be read.
         HubError: if the token may not write there, the name is taken by something else, or the Hub can't be reached or
             keeps failing.
-        LazyMoEError: if the template can't be rendered.
+        LazyMoEError: if the template can't be rendered, or something that looks like a token would be published.
     """
     done = open_finished(absolute(folder))
     text = card(folder, repo, license=license, template=template)
-    weights = {path.name: path for path in done.weights}
+    weights, small = _sound_weights(done), _small_files(done)
     if token is None and (found := find_token()):
         token = found[0]
     if not token:
@@ -89,7 +105,72 @@ def publish(
         sent += size if upload.send(name, path) else 0
         passed += size
         progress("upload", passed, total)
-    small: dict[str, Path | bytes] = {path.relative_to(done.folder).as_posix(): path for path in done.small}
     stale = [name for name in upload.remote if Path(name).match(WEIGHTS) and name not in weights]
     upload.commit(small | {CARD: text.encode()}, stale, "A mixture of experts by LazyMoE")
     return Published(upload.url, sent)
+
+
+def _sound_weights(done: Finished) -> dict[str, Path]:
+    """List the files of weights, after a look at whether each is what the index says.
+
+    Raises:
+        OutputError: if one isn't, or is a link.
+    """
+    weights = {path.name: path for path in done.weights}
+    named: dict[str, set[str]] = {}
+    for tensor, file in done.weight_map.items():
+        named.setdefault(file, set()).add(tensor)
+    for name, path in weights.items():
+        _no_link(done, path)
+        try:
+            found = set(open_file(path))
+        except (OSError, ValueError, LazyMoEError) as e:
+            reason = e.strerror if isinstance(e, OSError) else e
+            raise error("output.damaged", path, f"it can't be read ({reason})", MENDED) from None
+        if found != named[name]:
+            raise error(
+                "output.damaged",
+                path,
+                "its tensors aren't those that the index names",
+                "Delete its folder, and merge again.",
+            )
+    return weights
+
+
+def _small_files(done: Finished) -> dict[str, bytes]:
+    """Read the other files. What was looked at is what is sent, even if it changes in between.
+
+    Raises:
+        OutputError: if one can't be read or is a link, or code isn't LazyMoE's own.
+        LazyMoEError: if a text looks like a token.
+    """
+    if done.host.code and not trusted(done.folder):
+        what = f"{done.host.code} is missing or isn't LazyMoE's own, or {CONFIG} names other code"
+        raise error("output.damaged", done.folder, what, AGAIN)
+    if not done.host.code and "auto_map" in done.config:
+        raise error("output.damaged", done.folder, f"its {CONFIG} names code, and this architecture has none", AGAIN)
+    files = {}
+    for path in done.small:
+        _no_link(done, path)
+        name = path.relative_to(done.folder).as_posix()
+        try:
+            files[name] = path.read_bytes()
+        except OSError as e:
+            raise error("output.damaged", path, f"it can't be read ({e.strerror})", AGAIN) from None
+        if name not in PICTURES and TOKEN.search(files[name].decode(errors="replace")):
+            raise error("input.token", path, "in it there is what looks like a Hugging Face token", REMEDY)
+    return files | {RECIPE: without_places(done.recipe).to_yaml().encode()}
+
+
+def _no_link(done: Finished, path: Path) -> None:
+    """Refuse a file that is a link, or that lies behind one in the mixture's folder.
+
+    Raises:
+        OutputError: if it is or does.
+    """
+    for part in (path, *path.parents):
+        if part == done.folder:
+            return
+        if part.is_symlink():
+            what = "is a link, and what it points to may not be yours to publish"
+            raise error("output.link", part, what, "Put the file itself there.")

@@ -23,6 +23,16 @@ def gigabytes(n: int) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
+def counted(n: int, word: str) -> str:
+    """Spell a number of things: ``1 layer``, ``3 layers``.
+
+    Args:
+        n: how many.
+        word: for one of them.
+    """
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
 def spell_layers(layers: Sequence[int], of: int) -> str:
     """Spell some layers of so many: ``layers 0-3 and 7``.
 
@@ -40,4 +50,4 @@ def spell_layers(layers: Sequence[int], of: int) -> str:
             runs.append([layer, layer])
     words = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
     listed = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
-    return f"layer{'s' * (len(layers) > 1)} {listed}"
+    return f"{'layer' if len(layers) == 1 else 'layers'} {listed}"

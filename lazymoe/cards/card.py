@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from lazymoe.architectures.records import Host
 from lazymoe.cards.escaping import fence, link, on_hub, python, text
 from lazymoe.cards.license import KNOWN, License, strictest
+from lazymoe.cards.naming import spell, without_places
 from lazymoe.data import folder as data
 from lazymoe.errors import error
 from lazymoe.files import absolute
 from lazymoe.output.folder import PICTURE, Finished, open_finished
 from lazymoe.recipe.reference import Reference
+from lazymoe.recipe.secrets import REMEDY, TOKEN, WHAT
 from lazymoe.units import billions, gigabytes
 
 TEMPLATE = "model_card.md.jinja"
@@ -41,8 +42,8 @@ def find_license(folder: str | os.PathLike[str]) -> License:
 
 
 def _license(done: Finished) -> License:
-    stated = [source["license"] for source in done.record["sources"]]
-    return strictest([(_spell(m.reference), license) for m, license in zip(done.recipe.models, stated, strict=True)])
+    stated = [source.license for source in done.record.sources]
+    return strictest([(spell(m.reference), license) for m, license in zip(done.recipe.models, stated, strict=True)])
 
 
 def card(
@@ -71,6 +72,9 @@ def card(
     from jinja2 import FileSystemLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    for where, given in (("repo", repo), ("license", license)):
+        if TOKEN.search(given or ""):
+            raise error("input.token", where, WHAT, REMEDY)
     done = open_finished(absolute(folder))
     chosen = (license or "").strip() or _license(done).name
     path = absolute(template) if template else data("templates") / TEMPLATE
@@ -87,16 +91,19 @@ def card(
         "repo": repo or os.fspath(folder),
     }
     try:
-        return environment.get_template(path.name).render(known)
+        written = environment.get_template(path.name).render(known)
     except Exception as e:  # a template is code: it can raise anything
         what = f"the template can't be rendered ({e or type(e).__name__})"
         raise error("input.template", path, what, "Correct it, or leave it out.") from None
+    if TOKEN.search(written):
+        raise error("input.token", "the card", "in it there is what looks like a Hugging Face token", REMEDY)
+    return written
 
 
 def _known(done: Finished, license: str) -> dict[str, Any]:
     """Gather what a template is given, but for the mixture's name."""
     record, experts, routed = done.record, _experts(done), len(done.recipe.experts)
-    pickled = record.get("allow_pickle")
+    recipe = without_places(done.recipe)
     return {
         "front_matter": _front_matter(done, license),
         "license": license,
@@ -105,19 +112,19 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "host": done.host,
         "trust": ", trust_remote_code=True" if done.host.code else "",
         "four_bit": _four_bit(done.host),
-        "base": _spell(done.recipe.models[0].reference),
-        "recipe": done.recipe,
-        "recipe_yaml": done.recipe.to_yaml(),
-        "top_k": record["experts_per_token"],
-        "shared": record["shared_weights"],
-        "parameters": billions(record["parameters"]),
-        "active": billions(record["active_parameters"]),
-        "size": gigabytes(record["bytes"]),
-        "memory_16bit": gigabytes(record["bytes_16bit"]),
-        "memory_4bit": gigabytes(record["bytes_4bit"]),
-        "command": f"lazymoe merge recipe.yaml my-moe --seed {record['seed']}{' --allow-pickle' * bool(pickled)}",
+        "base": spell(done.recipe.models[0].reference),
+        "recipe": recipe,
+        "recipe_yaml": recipe.to_yaml(),
+        "top_k": record.experts_per_token,
+        "shared": record.shared_weights,
+        "parameters": billions(record.parameters),
+        "active": billions(record.active_parameters),
+        "size": gigabytes(record.bytes),
+        "memory_16bit": gigabytes(record.bytes_16bit),
+        "memory_4bit": gigabytes(record.bytes_4bit),
+        "command": f"lazymoe merge recipe.yaml my-moe --seed {record.seed}{' --allow-pickle' * record.allow_pickle}",
         "complete": _complete(done),
-        "versions": record["versions"],
+        "versions": record.versions,
         "report": done.report,
         "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
         "chats": done.chats,
@@ -145,9 +152,9 @@ def _front_matter(done: Finished, license: str) -> str:
     """Write what the Hub reads of a card, as YAML."""
     from huggingface_hub import ModelCardData
 
-    names = [part for model in done.recipe.models for part in _spell(model.reference).split(" + ")]
+    names = [part for model in done.recipe.models for part in spell(model.reference).split(" + ")]
     hub_ids = [name for name in dict.fromkeys(names) if on_hub(name)]
-    stated = {code for source in done.record["sources"] for code in source["languages"]}
+    stated = {code for source in done.record.sources for code in source.languages}
     named = license in (*KNOWN, "unknown", "other")
     front = ModelCardData(
         language=sorted(code for code in stated if LANGUAGE.fullmatch(code)) or None,
@@ -155,7 +162,7 @@ def _front_matter(done: Finished, license: str) -> str:
         license_name=None if named else _slug(license),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["moe", "frankenmoe", "merge", done.config["model_type"], "lazymoe"],
+        tags=["moe", "frankenmoe", "merge", done.host.name, "lazymoe"],
         base_model=hub_ids or None,
         base_model_relation="merge" if hub_ids else None,
     )
@@ -168,32 +175,26 @@ def _experts(done: Finished) -> list[dict[str, Any]]:
     if done.report:  # mean_shares is [D][E]
         shares = [sum(column) / len(column) for column in zip(*done.report["mean_shares"], strict=True)]
     every = zip(
-        done.recipe.every_expert,
+        without_places(done.recipe).every_expert,
         done.recipe.models[1:],
-        done.record["sources"][1:],
+        done.record.sources[1:],
         [*shares, *[1.0] * len(done.recipe.shared_experts or [])],
         strict=True,
     )
     return [
         {
-            "model": _spell(model.reference),
+            "model": spell(model.reference),
             "prompts": _prompts(expert.positive_prompts or []),
-            "license": source["license"] or "unknown",
+            "license": source.license or "unknown",
             "share": f"{share:.0%}",
         }
         for expert, model, source, share in every
     ]
 
 
-def _spell(reference: Reference) -> str:
-    """Spell a model for people: a folder by its name only, for where it lay concerns nobody."""
-    name = reference.model if reference.revision else Path(reference.model).name
-    return f"{name} + {_spell(Reference.parse(reference.adapter))}" if reference.adapter else name
-
-
 def _prompts(prompts: list[Any]) -> list[str]:
     """List the first prompts of an expert, shortened; for files and data sets, their names."""
-    shown = [p if isinstance(p, str) else f"texts of {p.dataset or Path(p.file or '').name}" for p in prompts]
+    shown = [p if isinstance(p, str) else f"texts of {p.dataset or p.file}" for p in prompts]
     shown = [p if len(p) <= LONGEST else p[: LONGEST - 1] + "…" for p in shown]
     return shown[:SHOWN] + ["…"] * (len(shown) > SHOWN)
 

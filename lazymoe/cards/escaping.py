@@ -8,6 +8,7 @@ import re
 from lazymoe.recipe.reference import HUB_ID
 
 ASCII_MARKUP = re.compile(r"([\\`*_{}\[\]()#~|$])")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what a terminal would obey
 
 
 def text(value: object) -> str:
@@ -16,7 +17,12 @@ def text(value: object) -> str:
     Args:
         value: what to show; taken as ``str`` gives it.
     """
-    line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = (
+        CONTROL.sub("", _whole(" ".join(str(value).split())))
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
     line = ASCII_MARKUP.sub(r"\\\1", line)
     return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
@@ -51,7 +57,12 @@ def python(value: str) -> str:
     Args:
         value: the text.
     """
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(_whole(value), ensure_ascii=False)
+
+
+def _whole(value: str) -> str:
+    """Put question marks in place of halves of pairs of surrogates, which no file can hold."""
+    return value.encode(errors="replace").decode()
 
 
 def on_hub(name: str) -> bool:

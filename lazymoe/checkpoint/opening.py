@@ -6,6 +6,7 @@ It takes a few kilobytes, also where the weights are still on the Hub; `fetch` b
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,14 +45,14 @@ def open_source(reference: Reference, where: str, allow_pickle: bool = False) ->
     if reference.adapter:
         return _with_adapter(reference, open_source(replace(reference, adapter=None), where, allow_pickle), where)
     path = reference.path
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):
         return _open_gguf(reference, path, None, where)
-    if path.is_dir():
+    if os.path.isdir(path):  # False, and no error, if the name is too long
         sizes = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
         if file := only_gguf(sizes, where, reference.model):
             return _open_gguf(reference, path / file, None, where)
         return _open(reference, where, path.resolve(), None, sizes, allow_pickle, None)
-    if path.exists():
+    if os.path.exists(path):
         remedy = "Name the folder with config.json and the safetensors in it."
         raise error("source.not-found", where, f"'{reference.model}' is a file", remedy)
     if problem := reference.nowhere(where):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +177,7 @@ def run(
     """
     experts = [InMixture(plan, mixture, number) for number in range(1, len(plan.sources))]
     stream = Stream(InMixture(plan, mixture, 0), batches, device)
-    place = [0]  # the batch that comes next: each layer runs them in order
+    numbers = cycle(range(len(batches)))  # each layer runs the batches in order
 
     def load(expert: int, module: nn.Module) -> None:
         fill(plan, module, experts[expert], stream.next)
@@ -188,8 +189,7 @@ def run(
     def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)
         chosen, weights = route(gate(plan.host.router), flat, plan.top_k, plan.host.scores)
-        seen(stream.next, place[0], chosen, weights)
-        place[0] = (place[0] + 1) % len(batches)
+        seen(stream.next, next(numbers), chosen, weights)
         own = gate(plan.host.shared_gate) if plan.gates > plan.experts else flat[:0]
         out = mix(load, module, flat, chosen, weights, range(plan.experts))
         return (out + shared(plan, load, module, flat, own)).view_as(x)

@@ -18,6 +18,7 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.recipe.review import review
 from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.yaml_text import parse
 
 DEMO = "demo: four tiny experts, offline"
 GATES = {  # what a person reads of each gate mode
@@ -157,8 +158,8 @@ class Form:
         if self.filling:
             return
         try:
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError):
+            data = parse(text, "recipe")
+        except LazyMoEError:
             data = None
         if isinstance(data, dict) and isinstance(data.get("experts"), list):
             self.filling = True

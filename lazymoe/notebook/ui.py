@@ -18,7 +18,7 @@ import ipywidgets as w
 
 from lazymoe.errors import LazyMoEError
 from lazymoe.progress import STAGES
-from lazymoe.units import gigabytes
+from lazymoe.units import counted, gigabytes
 
 SIGNS = {"error": "✕", "warning": "!", "good": "✓", "note": "·"}
 REDRAW = 0.1  # seconds between two pictures of a progress bar
@@ -178,7 +178,7 @@ class Bars(w.VBox):
         unit = STAGES[stage][1]
         rate = (done - first) / max(now - begin, 1e-3)
         if done >= total:
-            amount = gigabytes(total) if unit == "B" else f"{total} {unit}" + "s" * (total > 1)
+            amount = gigabytes(total) if unit == "B" else counted(total, unit)
             return f"{amount} in {now - begin:.0f} s"
         amount = f"{gigabytes(done)} of {gigabytes(total)}" if unit == "B" else f"{unit} {done} of {total}"
         if not rate:

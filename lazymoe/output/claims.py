@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import OutputError, error
 from lazymoe.files import shown, write_whole
 from lazymoe.output.folder import CONFIG, INDEX, RECORD, WORK, is_finished
 from lazymoe.planning.plan import Output, Plan
+
+LOCK = "lock"
 
 
 def is_done(folder: Path, fingerprint: str, plan: Plan) -> bool:
@@ -120,6 +125,28 @@ def claim(folder: Path, fingerprint: str, plan: Plan) -> Path:
         what = f"this folder can't be written: {e.strerror}"
         raise error("output.unwritable", folder, what, "Name another output folder.") from None
     return work
+
+
+@contextmanager
+def locked(work: Path) -> Iterator[None]:
+    """Hold a folder of half-made files for this process alone. A process that is killed lets go of it.
+
+    Raises:
+        OutputError: if another process has it.
+    """
+    lock = FileLock(work / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        what = "another process is merging into this folder"
+        raise error("output.busy", work.parent, what, "Wait for it, or stop it first.") from None
+    except (OSError, NotImplementedError):  # a file system without locks, such as some network drives
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def verify(plan: Plan, folder: Path) -> None:

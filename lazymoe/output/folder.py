@@ -6,17 +6,20 @@ Everything half-made lies in ``.lazymoe`` or lacks a config.json, so it can't be
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lazymoe.architectures.records import Host
-from lazymoe.architectures.registry import HOSTS, host_of
+from lazymoe.architectures.registry import host_of
 from lazymoe.checkpoint.source import TOKENIZER_FILES
 from lazymoe.data import folder as data
-from lazymoe.errors import error
+from lazymoe.errors import LazyMoEError, error
 from lazymoe.planning.plan import WORK as WORK
-from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.schema import Recipe, SharedWeights
 
 RECORD = "lazymoe.json"  # what a complete output says of itself
 RECIPE = "recipe.yaml"
@@ -24,12 +27,84 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model-*.safetensors"
+SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CARD = "README.md"
 REPORT = "report.json"
 PICTURE = "routing.png"
 PICTURES = {PICTURE: False, "routing-dark.png": True}  # name to whether it is for a dark page
-CODE = tuple(host.code for host in HOSTS if host.code)  # LazyMoE's own modelling code
-SMALL = (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *CODE, RECIPE, RECORD, REPORT, *PICTURES)  # that is published
+SMALL = (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, RECIPE, RECORD)  # that is published, and the code of some hosts
+AGAIN = "Delete it, and merge again."
+
+
+def _writable(value: Any) -> Any:
+    """Put question marks in place of halves of pairs of surrogates, which no file can hold."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_writable)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class SourceRecord(_Read):
+    """What a mixture keeps of one of its models: what its card states, and what tells its files from later ones."""
+
+    license: Text | None
+    languages: list[Text]
+    stamps: dict[Text, Text] = {}
+
+
+class Record(_Read):
+    """What a finished mixture says of itself in lazymoe.json, for its card, for a report and for a rerun.
+
+    Attributes:
+        fingerprint: of what was merged.
+        versions: of the programs that made it, by name.
+        seed, shard_size, allow_pickle: as they were given.
+        shared_weights: where attention, norms and embeddings came from.
+        experts_per_token: top-k.
+        parameters, active_parameters: how many.
+        bytes: of its weights' files; bytes_16bit and bytes_4bit of memory to run it.
+        sources: of each model, in the order of `Recipe.models`.
+    """
+
+    fingerprint: Text
+    versions: dict[Text, Text]
+    seed: int
+    shard_size: Annotated[int, Field(ge=1)] | None = None
+    allow_pickle: bool = False
+    shared_weights: SharedWeights
+    experts_per_token: Count
+    parameters: Count
+    active_parameters: Count
+    bytes: Count
+    bytes_16bit: Count
+    bytes_4bit: Count
+    sources: list[SourceRecord]
+
+
+class _Measured(_Read):
+    """What a card shows of report.json. D experts of the recipe have D domains."""
+
+    names: list[Text]
+    held_out: bool
+    mean_accuracy: Figure
+    mean_shares: list[list[Figure]]
+    losses: dict[Text, list[Figure]]
+    recovered: list[Figure] | None = None
+
+    def fits(self, experts: int) -> bool:
+        """Tell whether everything has the length that belongs to so many experts."""
+        rows: list[Any] = [self.names, self.mean_shares, *self.mean_shares]
+        if self.losses:
+            rows += [self.losses.get(key, []) for key in ("base", "average", "mixture", *self.names)]
+            rows.append(self.recovered or [])
+        return all(len(row) == experts for row in rows)
 
 
 @dataclass(frozen=True)
@@ -41,13 +116,13 @@ class Finished:
         recipe: with revisions pinned to commits.
         record: of the merge: versions, seed, sizes, the sources' licences.
         config: its config.json.
-        report: its report.json; empty if it wasn't measured.
+        report: its report.json; empty if it wasn't measured, or if that can't be read.
         chats: whether its tokenizer has a chat template.
     """
 
     folder: Path
     recipe: Recipe
-    record: dict[str, Any]
+    record: Record
     config: dict[str, Any]
     report: dict[str, Any]
     chats: bool
@@ -59,10 +134,11 @@ class Finished:
         Raises:
             OutputError: if it is none of LazyMoE's.
         """
-        host = host_of(self.config.get("model_type"))
+        named = self.config.get("model_type")
+        host = host_of(named)
         if host is None:
-            what = f"its config.json says '{self.config.get('model_type')}', which LazyMoE doesn't make"
-            raise error("output.damaged", self.folder, what, "Delete it, and merge again.")
+            says = f"says '{named}', which LazyMoE doesn't make" if isinstance(named, str) else "names no model_type"
+            raise error("output.damaged", self.folder, f"its config.json {says}", AGAIN)
         return host
 
     @property
@@ -70,18 +146,42 @@ class Finished:
         """The files of weights that its index names.
 
         Raises:
-            OutputError: if one of them isn't there.
+            OutputError: if it can't be read, names anything but files of weights in this folder, or one isn't there.
         """
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        weights = [self.folder / name for name in sorted(set(index["weight_map"].values()))]
+        weights = [self.folder / name for name in sorted(set(self.weight_map.values()))]
         if lost := [path.name for path in weights if not path.is_file()]:
-            raise error("output.damaged", self.folder, f"it lacks {lost[0]}", "Delete it, and merge again.")
+            raise error("output.damaged", self.folder, f"it lacks {lost[0]}", AGAIN)
         return weights
 
     @property
+    def weight_map(self) -> dict[str, str]:
+        """The names of its tensors, each with the name of its file.
+
+        Raises:
+            OutputError: if its index can't be read, or names anything but files of weights in this folder.
+        """
+        found = _object(self.folder, INDEX).get("weight_map")
+        if not isinstance(found, dict) or not found:
+            raise error("output.damaged", self.folder, f"its {INDEX} names no weights", AGAIN)
+        for file in found.values():
+            if not isinstance(file, str) or not SHARD.fullmatch(file):
+                named = f"'{file}'" if isinstance(file, str) else "something"
+                what = f"its {INDEX} names {named}, which can't be a file of its weights"
+                raise error("output.damaged", self.folder, what, AGAIN)
+        return found
+
+    @property
     def small(self) -> list[Path]:
-        """Its other files, those that a model on the Hub has."""
-        return list(dict.fromkeys(p for name in SMALL for p in sorted(self.folder.glob(name)) if p.is_file()))
+        """Its other files, those that a model on the Hub has, by a fixed list.
+
+        Raises:
+            OutputError: if its architecture is none of LazyMoE's, or something else is in place of such a file.
+        """
+        names = (*SMALL, *filter(None, [self.host.code]), *((REPORT, *PICTURES) if self.report else ()))
+        there = dict.fromkeys(p for name in names for p in sorted(self.folder.glob(name)))
+        if wrong := [p.name for p in there if not p.is_file() and not p.is_symlink()]:
+            raise error("output.damaged", self.folder, f"{wrong[0]} isn't a file", AGAIN)
+        return list(there)
 
 
 def is_finished(folder: Path) -> bool:
@@ -106,16 +206,53 @@ def open_finished(folder: Path) -> Finished:
     if not is_finished(folder):
         what = "this isn't a finished mixture"
         raise error("output.unfinished", folder, what, "Name a folder that 'lazymoe merge' has completed.")
+    record, recipe, config = _record(folder), Recipe.from_file(folder / RECIPE), _object(folder, CONFIG)
+    if len(record.sources) != len(recipe.models):
+        what = f"its {RECORD} tells of {len(record.sources)} models, its {RECIPE} of {len(recipe.models)}"
+        raise error("output.damaged", folder, what, AGAIN)
+    tokenizer = _object(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    chats = (folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template"))
+    return Finished(folder, recipe, record, config, _measured(folder, len(recipe.experts)), chats)
+
+
+def _object(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON file of a mixture.
+
+    Raises:
+        OutputError: if it can't be read, or holds no object.
+    """
     try:
-        record, config, tokenizer, report = (
-            json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            for file in (folder / name for name in (RECORD, CONFIG, "tokenizer_config.json", REPORT))
-        )
-        chats = (folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template"))
-        return Finished(folder, Recipe.from_file(folder / RECIPE), record, config, report, chats)
-    except (OSError, ValueError, AttributeError) as e:
-        what = f"its files can't be read ({e})"
-        raise error("output.damaged", folder, what, "Delete it, and merge again.") from None
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is too deep" if isinstance(e, RecursionError) else e
+        raise error("output.damaged", folder, f"its {name} can't be read ({reason})", AGAIN) from None
+    if not isinstance(found, dict):
+        raise error("output.damaged", folder, f"its {name} isn't a JSON object", AGAIN)
+    return found
+
+
+def _record(folder: Path) -> Record:
+    """Read what a mixture says of itself.
+
+    Raises:
+        OutputError: if it can't be read, or isn't what LazyMoE wrote.
+    """
+    try:
+        return Record.model_validate(_object(folder, RECORD))
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = f"its {RECORD} isn't as LazyMoE wrote it ({place}: {first['msg']})"
+        raise error("output.damaged", folder, what, AGAIN) from None
+
+
+def _measured(folder: Path, experts: int) -> dict[str, Any]:
+    """Read the report of a mixture of so many experts; empty if there is none, or if it isn't what LazyMoE wrote."""
+    found = read_report(folder)
+    try:
+        return found if _Measured.model_validate(found).fits(experts) else {}
+    except ValidationError:
+        return {}
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -126,7 +263,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -139,9 +276,12 @@ def trusted(folder: Path) -> bool:
     Args:
         folder: the mixture's.
     """
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    host = host_of(config.get("model_type"))
-    if not host or not host.code or not (folder / host.code).is_file():
+    try:
+        config = _object(folder, CONFIG)
+    except LazyMoEError:
         return False
-    named = [str(name).startswith(f"{Path(host.code).stem}.") for name in config.get("auto_map", {}).values()]
-    return all(named) and (folder / host.code).read_bytes() == (data("templates") / host.code).read_bytes()
+    host, named = host_of(config.get("model_type")), config.get("auto_map", {})
+    if not host or not host.code or not isinstance(named, dict) or not (folder / host.code).is_file():
+        return False
+    own = [str(name).startswith(f"{Path(host.code).stem}.") for name in named.values()]
+    return all(own) and (folder / host.code).read_bytes() == (data("templates") / host.code).read_bytes()

@@ -64,13 +64,14 @@ class Computed:
         name: of the tensor; of merged weights the name that they have in the sources.
         start, elements: which of its elements.
         scale: what they are multiplied by when they are written.
+        source: number of the source that they stand for in the plan: merged weights for the base model's.
     """
 
-    source = 0  # merged weights stand for the base model's
     name: str
     start: int
     elements: int
     scale: float = 1.0
+    source: int = 0
 
 
 Part = Piece | Constant | Computed

@@ -32,12 +32,12 @@ class Reference:
         Args:
             text: as the recipe has it.
         """
-        if cls(text).path.exists():
+        if os.path.exists(cls(text).path):  # also of a name that is too long
             return cls(text)
         model, _, adapter = text.partition("+")
         model, _, revision = model.partition("@")
         in_repo = GGUF_FILE.fullmatch(model)
-        if in_repo and not cls(model).path.exists():
+        if in_repo and not os.path.exists(cls(model).path):
             return cls(in_repo[1], revision or None, adapter or None, in_repo[2])
         return cls(model, revision or None, adapter or None)
 
@@ -59,11 +59,13 @@ class Reference:
         Args:
             where: how messages name the place it was asked for.
         """
-        if (self.model and self.path.exists()) or HUB_ID.fullmatch(self.model):
+        if (self.model and os.path.exists(self.path)) or HUB_ID.fullmatch(self.model):
             return None
         what = f"there is no folder '{self.model}'"
         return Problem("source.not-found", where, what, "Check the path, or use a Hub id such as 'org/name'.")
 
     def __str__(self) -> str:
         model = f"{self.model}/{self.file}" if self.file else self.model
-        return model + (f"@{self.revision}" * bool(self.revision)) + (f"+{self.adapter}" * bool(self.adapter))
+        revision = f"@{self.revision}" if self.revision else ""
+        adapter = f"+{self.adapter}" if self.adapter else ""
+        return f"{model}{revision}{adapter}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from lazymoe.errors import Problem
 from lazymoe.recipe.mergekit import passed_over
 from lazymoe.recipe.schema import PROMPTED, SIDES, Expert, Recipe, Texts
+from lazymoe.units import counted
 
 FEW = 20  # words of prompts under which routers are the worse for it (benchmarks/router.py: keywords)
 
@@ -67,7 +68,7 @@ def doubtful(recipe: Recipe) -> Iterator[Problem]:
             yield from _contradictions(recipe, i)
         words = sum(len(p.split()) for p in recipe.experts[i].positive)
         if recipe.gate_mode == "fit" and 0 < words < FEW:
-            what = f"{words} word{'s' * (words > 1)} say little about what this expert is for"
+            what = f"{counted(words, 'word')} say little about what this expert is for"
             remedy = "Add whole sentences of that kind, or better, samples: '{file: texts.jsonl, field: text}'."
             yield Problem("recipe.few-words", where, what, remedy)
         if (twin := models.index(models[i])) < i:

@@ -35,6 +35,7 @@ from lazymoe.errors import error, failure, nearest
 from lazymoe.recipe.mergekit import is_dense, sift, spell_reference
 from lazymoe.recipe.mistakes import Loc, explain, place
 from lazymoe.recipe.reference import Reference
+from lazymoe.recipe.secrets import REMEDY, WHAT, find_token
 from lazymoe.recipe.yaml_text import SURROGATE, parse
 
 GateMode = Literal["fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
@@ -200,6 +201,10 @@ class Recipe(_Strict):
     _origin: Origin = PrivateAttr(default=Origin())
 
     def __init__(self, /, **fields: Any) -> None:
+        if (loc := find_token(fields)) is not None:
+            listed = fields.get("experts")
+            where = place(loc, len(listed) if isinstance(listed, list) else 0)
+            raise error("recipe.token", where or "recipe", WHAT, REMEDY)
         if is_dense(fields, list(Recipe.model_fields)):
             what = "this is a recipe for mergekit's dense merges, which mix weights"
             remedy = "A mixture needs 'experts': [{source_model: your-name/your-model}] in place of models and slices."

@@ -69,7 +69,7 @@ def _read(prompt: str | Texts, where: str, folder: Path | None) -> tuple[str | T
         return prompt, [prompt]
     place = f"{where}, {prompt.dataset or prompt.file}"
     file = os.path.expanduser(prompt.file or "")
-    if folder and folder != Path() and not prompt.dataset and not os.path.isabs(file) and (folder / file).exists():
+    if folder and folder != Path() and not prompt.dataset and not os.path.isabs(file) and os.path.exists(folder / file):
         prompt = prompt.model_copy(update={"file": str(folder / file)})  # which the mixture's own recipe names as well
     try:
         prompt, name, opened = _open(prompt, place)

@@ -196,8 +196,8 @@ def reopen(folder: Path) -> Prepared:
         RecipeError: if the recipe in it can't be read.
     """
     done = open_finished(folder)
-    options = {"shard_size": SHARD_SIZE, "allow_pickle": False}
-    return prepare(done.recipe, **{key: done.record.get(key, default) for key, default in options.items()})
+    shard_size = done.record.shard_size or SHARD_SIZE
+    return prepare(done.recipe, shard_size=shard_size, allow_pickle=done.record.allow_pickle)
 
 
 def read_texts(path: Path) -> Texts:

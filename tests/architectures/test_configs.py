@@ -38,7 +38,7 @@ def state(folder: Path, **fields: object) -> Path:
         ("phi3", {"rope_scaling": {"type": "longrope", **LONG}, "original_max_position_embeddings": 16,
                   "sliding_window": 262144}),
         ("llama", {"rope_scaling": None, "head_dim": None, "pretraining_tp": 1}),
-        ("llama", {"rms_norm_eps": 1e-5, "torch_dtype": "torch.bfloat16"}),
+        ("llama", {"rms_norm_eps": 1e-5, "torch_dtype": "bfloat16"}),
         ("qwen2", {"sliding_window": None, "max_window_layers": None, "layer_types": None}),
     ],
 )  # fmt: skip

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from lazymoe import LazyMoEError, Recipe, merge
 from lazymoe.cards.card import card as render
 from lazymoe.cards.card import find_license
+from lazymoe.cards.naming import without_places
 from lazymoe.data import ready_made
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
@@ -207,7 +208,7 @@ def test_nothing_from_outside_breaks_the_card(mixture: Path, tmp_path: Path, hos
     kinds, blocks, front = shape(shown)
     harmless_kinds, _, harmless_front = shape(card("harmless")[0])
     assert kinds == harmless_kinds
-    assert any(Recipe.from_yaml(block) == recipe for block in blocks if block.startswith("base_model"))
+    assert any(Recipe.from_yaml(block) == without_places(recipe) for block in blocks if block.startswith("base_model"))
     assert front.keys() == harmless_front.keys()
     assert re.fullmatch(r"[a-z0-9.-]+", front["license_name"]) and front["license"] == "other"
     cells = [t.content for t in MARKDOWN.parse(shown.split("---\n", 2)[2]) if t.type == "inline"]

@@ -106,6 +106,14 @@ def test_an_interrupted_merge_goes_on_after_the_cache_is_gone(make: Make, hub: H
     assert contents(tmp_path / "moe") == contents(tmp_path / "whole")
 
 
+def test_two_processes_do_not_share_a_folder(given: Recipe, tmp_path: Path) -> None:
+    def another(stage: str, done: int, total: int) -> None:
+        with pytest.raises(LazyMoEError, match="another process is merging into this folder"):
+            merge(given, tmp_path / "moe")
+
+    assert merge(given, tmp_path / "moe", progress=another).folder == tmp_path / "moe"
+
+
 def test_the_record_names_no_place_on_this_machine(given: Recipe, tmp_path: Path) -> None:
     record = (merge(given, tmp_path / "moe").folder / RECORD).read_text()
     assert str(tmp_path) not in record and "model.safetensors" in record

@@ -34,7 +34,7 @@ def test_it_says_what_it_is(moe: Path) -> None:
     done = open_finished(moe)
     assert done.host.name == "mixtral" and done.chats and done.report == {}
     assert [e.source_model for e in done.recipe.experts] == [str(moe.with_name(n)) for n in ("base", "expert")]
-    assert done.record["parameters"] == sum(p.stat().st_size for p in done.weights) // 2 - _headers(done.weights) // 2
+    assert done.record.parameters == sum(p.stat().st_size for p in done.weights) // 2 - _headers(done.weights) // 2
     assert len(done.weights) > 1 and all(path.suffix == ".safetensors" for path in done.weights)
     every = {path.name for path in moe.iterdir()}
     assert {p.name for p in done.small} | {p.name for p in done.weights} == every
@@ -57,12 +57,12 @@ def test_without_one_of_its_files_it_is_not_finished(moe: Path, name: str) -> No
     assert caught.value.problems[0].code == "output.unfinished"
 
 
-@pytest.mark.parametrize("name", [CONFIG, RECORD, REPORT])
+@pytest.mark.parametrize("name", [CONFIG, RECORD, INDEX])
 @pytest.mark.parametrize("content", ["{", "\udcff"])
 def test_what_can_not_be_read_is_told(moe: Path, name: str, content: str) -> None:
     (moe / name).write_text(content, errors="surrogateescape")
     with pytest.raises(OutputError) as caught:
-        open_finished(moe)
+        _ = open_finished(moe).weights
     [problem] = caught.value.problems
     assert (problem.code, problem.where) == ("output.damaged", str(moe))
 
