@@ -5,7 +5,7 @@
 
 Makes synthetic bf16 checkpoints of a known shape, merges them with random routers, each run a whole process, in turns
 with its rivals, and prints the medians. Then `hidden` routers, against a pass through the whole model; and `fit`
-routers, with what the fitting adds to the pass. With ``--hosts``: every family, and LoRA experts, against `cp` alone.
+routers, with what the fitting adds to the pass. With ``--hosts``: every host, and LoRA experts, against `cp` alone.
 Needs disk for the checkpoints and two outputs: 25 GB for TinyLlama's shape.
 """
 
@@ -69,7 +69,7 @@ with torch.no_grad():
 FITTING = """
 import sys, time
 from lazymoe import cli
-from lazymoe.router import fit
+from lazymoe.computing import router_fit as fit
 solve, passed, spent = fit.fit, fit.fit_gates, {"fit": 0.0, "all": 0.0}
 def timed(name, call):
     def run(*arguments):
@@ -162,12 +162,12 @@ def make_recipe(folder: Path, gate_mode: str, tokens: int = 25) -> Path:
 
 
 def compare_hosts(folder: Path, config: dict[str, int], runs: int) -> None:
-    """Every family from the first dense architecture that it takes, and those whose tensors are cut or computed."""
-    cases = [(family, family.takes[0], False) for family in HOSTS]
+    """Every host from the first dense architecture that it takes, and those whose tensors are cut or computed."""
+    cases = [(host, host.takes[0], False) for host in HOSTS]
     cases[1:1] = [(MIXTRAL, PHI3, False), (MIXTRAL, LLAMA, True)]
     print(f"{EXPERTS} experts, random routers, median of {runs}")
     print(f"{'':<34}{'bytes':>9}{'LazyMoE':>9}{'cp':>9}{'ratio':>7}{'memory':>9}")
-    for family, dense, adapted in cases:
+    for host, dense, adapted in cases:
         models = folder / "models"
         for i in range(1 if adapted else EXPERTS):
             make_checkpoint(models / f"expert-{i}", config, i, dense)
@@ -177,8 +177,8 @@ def compare_hosts(folder: Path, config: dict[str, int], runs: int) -> None:
                 make_adapter(models / f"adapter-{i}", config)
             experts = [f"{models}/expert-0+{models}/adapter-{i}" for i in range(EXPERTS)]
         recipe: dict[str, Any] = {"base_model": str(models / "expert-0"), "gate_mode": "random", "dtype": "bfloat16"}
-        recipe |= {"architecture": family.name, "experts": [{"source_model": name} for name in experts]}
-        recipe |= {"shared_experts": recipe["experts"][:1]} if family.shared else {}
+        recipe |= {"architecture": host.name, "experts": [{"source_model": name} for name in experts]}
+        recipe |= {"shared_experts": recipe["experts"][:1]} if host.shared else {}
         (folder / "recipe.yaml").write_text(json.dumps(recipe))
         out, copy = folder / "out", folder / "copy"
         merging = [sys.executable, "-m", "lazymoe", "merge", str(folder / "recipe.yaml"), str(out)]
@@ -187,7 +187,8 @@ def compare_hosts(folder: Path, config: dict[str, int], runs: int) -> None:
         os.replace(out, copy)
         found = compare({"LazyMoE": merging, "cp": ["cp", "-r", str(copy), str(out)]}, out, runs)
         (seconds, memory), (cp, _) = found["LazyMoE"], found["cp"]
-        name = f"{family.name} from {dense.model_type}{' with LoRA' * adapted}{', shared' * bool(family.shared)}"
+        more = (" with LoRA" if adapted else "") + (", shared" if host.shared else "")
+        name = f"{host.name} from {dense.model_type}{more}"
         figures = f"{gigabytes(size):>9}{seconds:>8.1f}s{cp:>8.1f}s{seconds / cp:>7.2f}{gigabytes(memory):>9}"
         print(f"{name:<34}{figures}", flush=True)
         shutil.rmtree(copy)
@@ -230,7 +231,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    parser.add_argument("--hosts", action="store_true", help="compare every family with cp instead")
+    parser.add_argument("--hosts", action="store_true", help="compare every host with cp instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:
         folder = Path(name)

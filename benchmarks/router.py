@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from lazymoe import Recipe, check, merge
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.opening import open_folder, open_source
-from lazymoe.checkpoint.safetensors import read_header
+from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.source import Source
-from lazymoe.files import read_bytes
 from lazymoe.forward.losses import dense_losses, mixture_losses
 from lazymoe.forward.mixture import InMixture, module_name
 from lazymoe.forward.stream import Stream
 from lazymoe.forward.tokens import load_tokenizer, pack, pad, windows
 from lazymoe.planning.plan import Plan
+from lazymoe.recipe.reference import Reference
 
 SETS = ("keywords", "prompts", "samples")
 SAMPLES, SAMPLE = 32, 64  # passages in a set of samples, tokens of each
@@ -112,9 +112,8 @@ def perfect_row(name: str, plan: Plan, mixture: Source, batches: Batches) -> Row
 
 def with_gates(plan: Plan, mixture: Source, gates: Sequence[Tensor], file: Path) -> Source:
     """A mixture with other routers ``[E, H]``, which are put into a file."""
-    save_file({LAYER.format(layer=i) + plan.family.router: g.clone() for i, g in enumerate(gates)}, file)
-    found = read_header(str(file), file.stat().st_size, lambda offset, n: read_bytes(file, offset, n))
-    return replace(mixture, tensors=mixture.tensors | found)
+    save_file({LAYER.format(layer=i) + plan.host.router: g.clone() for i, g in enumerate(gates)}, file)
+    return replace(mixture, tensors=mixture.tensors | open_file(file))
 
 
 @torch.no_grad()
@@ -193,7 +192,7 @@ def main() -> None:
     options = parser.parse_args()
     experts, texts = zip(*(pair.split("=", 1) for pair in options.experts), strict=True)
     names, top_k = [Path(e).name for e in experts], options.experts_per_token
-    base = open_source(options.base)
+    base = open_source(Reference.parse(options.base), "BASE")
     domains = [read_domain(base, t) for t in texts]
     batches = [windows(base, [held], options.tokens) for held, _ in domains]
     rows: list[Row] = []
