@@ -116,8 +116,8 @@ def sparse(folder: Path, config: dict[str, object], shards: int = 1) -> Path:
     """A checkpoint of any size that takes no room: true headers over holes in the file."""
     dense = dense_of(config["model_type"])
     assert dense is not None
-    body, ffn = dense.all_shapes(dense.complete(config))
-    shapes = list((body | ffn).items())
+    backbone, ffn = dense.all_shapes(dense.complete(config))
+    shapes = list((backbone | ffn).items())
     folder.mkdir()
     weight_map = {}
     for i in range(shards):

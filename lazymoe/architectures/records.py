@@ -91,7 +91,7 @@ class Dense:
         full["windows"] = self.windows(full)
         return full
 
-    def body(self, layer: int, config: Config) -> dict[str, Place]:
+    def backbone(self, layer: int, config: Config) -> dict[str, Place]:
         """List the tensors of a layer but for its feed-forward network, by the names that a mixture gives them.
 
         Args:
@@ -125,7 +125,7 @@ class Dense:
             layer: its number, from 0.
             config: a complete config.
         """
-        return _whole(self.body(layer, config))
+        return _whole(self.backbone(layer, config))
 
     def ffn_shapes(self, config: Config) -> Shapes:
         """List the tensors of a layer's feed-forward network, as they lie on disk, by name.
@@ -136,17 +136,17 @@ class Dense:
         return _whole(self.roles(config))
 
     def all_shapes(self, config: Config) -> tuple[Shapes, Shapes]:
-        """List all tensors of a model, full names to shape: those of its body, those of its feed-forward networks.
+        """List all tensors of a model, full names to shape: those of its backbone, those of its feed-forward networks.
 
         Args:
             config: a complete config.
         """
-        body, ffn = self.outer_shapes(config), Shapes()
+        backbone, ffn = self.outer_shapes(config), Shapes()
         for layer in range(config["num_hidden_layers"]):
             prefix = LAYER.format(layer=layer)
-            body |= {prefix + name: of for name, of in self.layer_shapes(layer, config).items()}
+            backbone |= {prefix + name: of for name, of in self.layer_shapes(layer, config).items()}
             ffn |= {prefix + name: of for name, of in self.ffn_shapes(config).items()}
-        return body, ffn
+        return backbone, ffn
 
     def _places(self, tensors: Mapping[str, str], config: Config) -> dict[str, Place]:
         filled: dict[str, int] = {}  # elements taken so far in each tensor on disk

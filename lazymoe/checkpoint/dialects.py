@@ -44,11 +44,11 @@ def translate(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[d
     if config.get("model_type") != "phi-msft":
         return config, tensors
     today = {CONFIG.get(key, key): value for key, value in config.items() if key != "auto_map"}
-    hidden, heads, turned = (today.get(key) for key in ("hidden_size", "num_attention_heads", "rotary_dim"))
+    hidden, heads, rotary = (today.get(key) for key in ("hidden_size", "num_attention_heads", "rotary_dim"))
     if isinstance(hidden, int):
         today["intermediate_size"] = today.get("intermediate_size") or 4 * hidden
-    if isinstance(hidden, int) and isinstance(heads, int) and isinstance(turned, int) and heads:
-        today["partial_rotary_factor"] = turned / (hidden // heads)
+    if isinstance(hidden, int) and isinstance(heads, int) and isinstance(rotary, int) and heads:
+        today["partial_rotary_factor"] = rotary / (hidden // heads)
     return today | {"model_type": "phi"}, _renamed(tensors)
 
 

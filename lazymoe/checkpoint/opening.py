@@ -93,7 +93,7 @@ def open_folder(folder: Path) -> Source:
 
 
 def fetch(source: Source, where: str) -> None:
-    """Download the weights that aren't here yet, and nothing else.
+    """Download the weights that aren't here yet, and nothing else; look whether all of them are whole.
 
     Args:
         source: the checkpoint.
@@ -101,11 +101,17 @@ def fetch(source: Source, where: str) -> None:
 
     Raises:
         HubError: if the Hub can't be reached, or refuses.
+        SourceError: if a file isn't as long as it should be.
     """
     if source.missing:
         from lazymoe.hub.reading import download
 
         download(source.reference.model, source.revision, list(source.missing), where)
+    for file, size in source.weights.items():
+        path = source.folder / file
+        if path.exists() and path.stat().st_size != size:
+            what = f"{path.name} of {source.reference} has {path.stat().st_size:,} bytes here instead of {size:,}"
+            raise error("source.cut", where, what, f"Delete {path.resolve()} and try again.")
 
 
 def _open_remote(reference: Reference, where: str, allow_pickle: bool) -> Source:

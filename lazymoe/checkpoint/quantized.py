@@ -89,8 +89,8 @@ def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tu
         return None, dict(tensors)
     stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     dtype = CODES.get(stated, "BF16")
-    body, ffn = dense.all_shapes(config)
-    shapes = body | ffn
+    backbone, ffn = dense.all_shapes(config)
+    shapes = backbone | ffn
     settings = config.get("quantization_config")
     rows, columns = (settings.get("weight_block_size") if isinstance(settings, dict) else None) or BLOCK
     gone = {tensor.name for parts in beside.values() for tensor in parts.values()}

@@ -57,8 +57,8 @@ def compute(
         share(recipe, plan, folder, pick_device(device), progress)
     if not (folder / ROUTERS).exists():
         base = plan.sources[0]
-        body = replace(base, tensors=base.tensors | _computed(folder))  # the mixture's own, where it is merged
-        gates = _gates(recipe, plan, body, seed, device, progress)
+        backbone = replace(base, tensors=base.tensors | _computed(folder))  # the mixture's own, where it is merged
+        gates = _gates(recipe, plan, backbone, seed, device, progress)
         if not np.isfinite(gates).all():
             what = "the routers came out as NaN"
             raise error("source.broken", "gate_mode", what, "The base model may be broken: try it by itself.")
@@ -83,7 +83,9 @@ def _computed(folder: Path) -> dict[str, TensorInfo]:
     return found
 
 
-def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str | None, progress: Progress) -> np.ndarray:
+def _gates(
+    recipe: Recipe, plan: Plan, backbone: Source, seed: int, device: str | None, progress: Progress
+) -> np.ndarray:
     """Compute the rows that are computed for each layer ``[L, gates, H]``, float32; see `Plan.gates`."""
     if recipe.gate_mode in ("random", "uniform_random"):
         from lazymoe.computing.router_random import random_gates
@@ -93,7 +95,7 @@ def _gates(recipe: Recipe, plan: Plan, body: Source, seed: int, device: str | No
     if recipe.gate_mode == "fit":
         from lazymoe.computing.router_fit import fit_gates
 
-        return fit_gates(recipe, plan, body, pick_device(device), progress).numpy()
+        return fit_gates(recipe, plan, backbone, pick_device(device), progress).numpy()
     from lazymoe.computing.router_prompts import prompt_gates
 
     return prompt_gates(recipe, plan, pick_device(device), progress).numpy()

@@ -26,12 +26,12 @@ from lazymoe.recipe.schema import Recipe
 PENALTY = 1e-2  # on the squared weights, for inputs of unit mean square
 
 
-def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: Progress) -> Tensor:
+def fit_gates(recipe: Recipe, plan: Plan, backbone: Source, device: str, progress: Progress) -> Tensor:
     """Fit the routers and, where a shared expert has one, its gate.
 
     Args:
         recipe, plan: what is wanted; the sources must be on the disk.
-        body: the backbone: the checkpoint that gives attention, norms and embeddings.
+        backbone: the checkpoint that gives attention, norms and embeddings.
         device: where to compute.
         progress: told of the layers done, stage ``route``.
 
@@ -63,7 +63,7 @@ def fit_gates(recipe: Recipe, plan: Plan, body: Source, device: str, progress: P
     routed = label < plan.experts
 
     # layer by layer: fit the router on what it will read, then run the mixture's own feed-forward network
-    stream = Stream(body, [batch], device)
+    stream = Stream(backbone, [batch], device)
     gates: list[Tensor] = []
 
     def load(expert: int, module: nn.Module) -> None:

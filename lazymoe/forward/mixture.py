@@ -108,8 +108,8 @@ def shared(plan: Plan, load: Load, module: nn.Module, x: Tensor, gate: Tensor) -
 
 
 class InMixture:
-    """One of a plan's sources as it lies in the finished mixture, by its own names: of the base model that is the body,
-    of an expert its feed-forward networks.
+    """One of a plan's sources as it lies in the finished mixture, by its own names: of the base model that is the
+    backbone, of an expert its feed-forward networks.
     """
 
     def __init__(self, plan: Plan, mixture: Source, source: int) -> None:

@@ -52,10 +52,10 @@ def _sizes(disk: int, memory: int, run: int) -> str:
     lines = []
     for experts, size in MIXTURES:
         dense, config = SHAPES[size]
-        body, ffn = (sum(map(math.prod, shapes.values())) for shapes in dense.all_shapes(dense.complete(config)))
-        parameters = body + experts * ffn
-        room = 2 * (experts * (body + ffn) + parameters)  # bytes: the downloads and the mixture, in 16 bit
-        layer = RUNTIME + 4 * (body + ffn) // config["num_hidden_layers"]
+        backbone, ffn = (sum(map(math.prod, shapes.values())) for shapes in dense.all_shapes(dense.complete(config)))
+        parameters = backbone + experts * ffn
+        room = 2 * (experts * (backbone + ffn) + parameters)  # bytes: the downloads and the mixture, in 16 bit
+        layer = RUNTIME + 4 * (backbone + ffn) // config["num_hidden_layers"]
         made = "no memory" if layer > memory else "yes" if room < disk else f"needs {gigabytes(room)} of disk"
         four = parameters * NF4_BITS / 8 + CONTEXT
         runs = "in 16 bit" if 2 * parameters + CONTEXT < run else "in 4 bit" if four < run else "too large"

@@ -55,10 +55,10 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
         dense, host: the records from `find_host`.
     """
     base, config = sources[0], sources[0].config
-    body, ffn = dense.all_shapes(config)
-    yield from _tensors("base_model", base, body)
+    backbone, ffn = dense.all_shapes(config)
+    yield from _tensors("base_model", base, backbone)
     yield from vocabularies.spoiled(base)
-    alien = sorted(name for name in base.tensors if name not in body | ffn)
+    alien = sorted(name for name in base.tensors if name not in backbone | ffn)
     if alien:
         what = f"{base.reference} has {some(alien)}, for which {host.name} has no place"
         yield Problem("source.no-place", "base_model", what, "Use a base model without such weights.")
@@ -81,7 +81,7 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
             yield Problem("source.mismatch", where, what, "Use fine-tunes of one model, all of one size.")
         else:
             yield from _tensors(where, source, ffn)
-            yield from _homeless(where, source, body | ffn, dense)
+            yield from _homeless(where, source, backbone | ffn, dense)
 
 
 def _homeless(where: str, source: Source, shapes: Shapes, dense: Dense) -> Iterator[Problem]:
@@ -100,12 +100,12 @@ def unmergeable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
         recipe, sources, dense: as in `misfits`; the models must fit together.
     """
     for (where, _), source in zip(recipe.models[1:], sources[1 : 1 + len(recipe.experts)], strict=False):
-        body, _ = dense.all_shapes(source.config)
+        backbone, _ = dense.all_shapes(source.config)
         if source.config.get("layer_types") != sources[0].config.get("layer_types") and dense.kinds:
             what = f"{source.reference} has layers of other types than the base model"
             yield Problem("source.mismatch", where, what, "Use 'shared_weights: base', or fine-tunes of one model.")
         else:
-            yield from _tensors(where, source, body)
+            yield from _tensors(where, source, backbone)
 
 
 def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iterator[Problem]:
@@ -132,7 +132,7 @@ def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
 
 
 def _computed_otherwise(where: str, base: Source, expert: Source, dense: Dense) -> Iterator[Problem]:
-    """Yield what an expert's layers computed otherwise when it was trained than they will in the base's body."""
+    """Yield what an expert's layers computed otherwise when it was trained than they will in the base's backbone."""
     keys = ["windows", *(key for key in dense.defaults if key not in (*SAME, *HARMLESS))]
     other = [k for k in keys if expert.config.get(k) != base.config.get(k)]
     if other:

@@ -265,7 +265,7 @@ def make_plan(
     roles = dense.roles(config)
 
     # attention, norms, embeddings, head: one output for each, the base model's or merged before the writing
-    def body(name: str, prefix: str, place: Place, scale: float = 1.0) -> Iterator[Output]:
+    def backbone(name: str, prefix: str, place: Place, scale: float = 1.0) -> Iterator[Output]:
         tensor = base.tensors.get(prefix + place.name)  # a tied lm_head has no tensor of its own
         if tensor:
             n = math.prod(place.shape)
@@ -298,7 +298,7 @@ def make_plan(
                 size = shape(words, config)
                 yield Output(prefix + name, dtype, size, (Constant(value, math.prod(size)),))
         for name, (own, factor) in host.copies.items():
-            yield from body(name, prefix, places[own], factor(config))
+            yield from backbone(name, prefix, places[own], factor(config))
         yield computed(host.router, routed)
 
         # experts with tensors of their own, expert by expert; then tensors that hold all of them
@@ -320,15 +320,15 @@ def make_plan(
 
     # in the order of a forward pass: embeddings, layer after layer, final norm and head
     first, *last = (Place(name, 0, size) for name, size in dense.outer_shapes(config).items())
-    outputs = list(body(first.name, "", first))
+    outputs = list(backbone(first.name, "", first))
     for layer in range(config["num_hidden_layers"]):
         prefix = LAYER.format(layer=layer)
-        places = dense.body(layer, config)
+        places = dense.backbone(layer, config)
         for name, place in places.items():
-            outputs += body(name, prefix, place)
+            outputs += backbone(name, prefix, place)
         outputs += feed_forward(prefix, places)
     for place in last:
-        outputs += body(place.name, "", place)
+        outputs += backbone(place.name, "", place)
 
     written = host.config(MoE(config, routed, top_k, together))
     written |= {"dtype": FLOATS[dtype], "torch_dtype": FLOATS[dtype]}

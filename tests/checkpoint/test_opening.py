@@ -12,6 +12,7 @@ from hub_server import Hub
 from safetensors.torch import save_file
 from small_models import Make, tensors_of
 
+from lazymoe import LazyMoEError
 from lazymoe.checkpoint.opening import fetch, open_folder, open_source
 from lazymoe.checkpoint.source import Source
 from lazymoe.recipe.reference import Reference
@@ -110,3 +111,18 @@ def test_the_fingerprint_sees_layout_config_and_tokenizer(make: Make) -> None:
     prints.append(open_folder(folder).fingerprint)
     assert len(set(prints)) == 3
     assert prints[-1] == open_folder(folder).fingerprint
+
+
+def test_a_download_that_was_cut_is_not_believed(make: Make, hub: Hub, tmp_path: Path) -> None:
+    hub.add("acme/cut", make("cut", seed=5))
+    source = open_source(Reference("acme/cut"), "base_model")
+    fetch(source, "base_model")
+    blob = (source.folder / "model.safetensors").resolve()
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-10])
+    with pytest.raises(LazyMoEError, match=r"model\.safetensors of acme/cut has .* bytes here instead of") as told:
+        fetch(source, "base_model")
+    assert told.value.problems[0].remedy == f"Delete {blob} and try again."
+    blob.unlink()
+    fetch(source, "base_model")
+    assert (source.folder / "model.safetensors").read_bytes() == whole

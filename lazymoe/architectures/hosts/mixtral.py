@@ -26,7 +26,7 @@ def _config(moe: MoE) -> dict[str, Any]:
 
 def _unfit(moe: MoE) -> str | None:
     if "partial_rotary_factor" in rope_spellings(moe.dense)["rope_parameters"]:
-        return "it turns all of a head by position, this model only a part"
+        return "it has no partial rotary positions, this model has"
     return window_misfit(moe.dense, one=True)
 
 
