@@ -120,8 +120,9 @@ def with_gates(plan: Plan, mixture: Source, gates: Sequence[Tensor], file: Path)
 def dume_gates(plan: Plan, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
     """DUME's routers: ridge regression from what each expert's own feed-forward networks read to whose text it is."""
     seen: list[list[Tensor]] = [[] for _ in range(plan.layers)]
+    tokenizer = load_tokenizer(plan.sources[0])
     for expert, texts in zip(plan.expert_sources, prompts, strict=True):
-        batch, real = pad(pack(plan.sources[0], texts))
+        batch, real = pad(pack(tokenizer, texts))
         stream = Stream(expert, [batch], "cpu")
         for layer in range(plan.layers):
 
@@ -194,7 +195,8 @@ def main() -> None:
     names, top_k = [Path(e).name for e in experts], options.experts_per_token
     base = open_source(Reference.parse(options.base), "BASE")
     domains = [read_domain(base, t) for t in texts]
-    batches = [windows(base, [held], options.tokens) for held, _ in domains]
+    tokenizer = load_tokenizer(base)
+    batches = [windows(tokenizer, [held], options.tokens) for held, _ in domains]
     rows: list[Row] = []
 
     def show(row: Row) -> None:

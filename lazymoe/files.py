@@ -97,6 +97,15 @@ def read_bytes(path: Path, offset: int, length: int) -> bytearray:
     return data
 
 
+def writable(text: str) -> str:
+    """Put question marks in place of halves of pairs of surrogates, which no file can hold.
+
+    Args:
+        text: the text.
+    """
+    return text.encode(errors="replace").decode()
+
+
 def write_whole(path: Path, data: str | bytes) -> None:
     """Write a small file whole or not at all, with the folders above it.
 

@@ -15,19 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lazymoe.checkpoint.source import TOKENIZER_FILES
+from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, Problem, error, failure
 from lazymoe.files import absolute, shown, write_whole
 from lazymoe.forward.device import pick_device
 from lazymoe.output.claims import check_sources, claim, discard, is_done, locked, verify
-from lazymoe.output.folder import CONFIG, GENERATION, INDEX, RECIPE, RECORD, WORK, Record
+from lazymoe.output.folder import CONFIG, INDEX, RECIPE, RECORD, TOKENIZER_CONFIG, WORK, Record
 from lazymoe.output.shards import write_shards
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.checking import judge
-from lazymoe.planning.plan import Plan
-from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
+from lazymoe.planning.plan import SHARD_SIZE, Plan
+from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.schema import PROMPTED, Recipe
 from lazymoe.units import billions
@@ -175,7 +175,7 @@ def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed
     base, recipe = plan.sources[0], prepared.recipe
     for name in base.files(TOKENIZER_FILES):
         content = (base.folder / name).read_bytes()
-        if name == "tokenizer_config.json":
+        if name == TOKENIZER_CONFIG:
             content = carried(content, base.json("tokenizer.json"), bool(plan.host.code))
         write_whole(folder / name, content)
     generation = base.folder / GENERATION

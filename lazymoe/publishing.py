@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lazymoe.cards.card import card
+from lazymoe.cards.card import render
 from lazymoe.cards.naming import without_places
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import LazyMoEError, error
@@ -84,7 +84,7 @@ def publish(
         LazyMoEError: if the template can't be rendered, or something that looks like a token would be published.
     """
     done = open_finished(absolute(folder))
-    text = card(folder, repo, license=license, template=template)
+    text = render(done, repo, license=license, template=template)
     weights, small = _sound_weights(done), _small_files(done)
     if token is None and (found := find_token()):
         token = found[0]

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from lazymoe import Recipe
 from lazymoe.architectures.registry import dense_of
 from lazymoe.checkpoint.safetensors import write_header
+from lazymoe.planning.checking import Check
 
 SHAPE = {
     "vocab_size": 64,
@@ -182,3 +183,9 @@ def apart(one: Path, other: Path, python: str | None = None) -> float:
             for f in (one, other)
         ]
     return float((found[0] - found[1]).abs().max())
+
+
+def warnings(found: Check) -> list[str]:
+    """The warnings of a check that found no errors."""
+    assert not found.errors
+    return [str(w) for w in found.warnings]

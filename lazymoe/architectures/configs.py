@@ -25,6 +25,21 @@ def carry(dense: Config, *more: str) -> dict[str, Any]:
     return carried | ({"sliding_window": window(dense)} if "sliding_window" in dense else {}) | rope_spellings(dense)
 
 
+def auto_map(file: str, name: str) -> dict[str, str]:
+    """Give what leads transformers from a mixture's config.json to modelling code that comes with it.
+
+    Args:
+        file: the code's.
+        name: that its classes begin with.
+    """
+    module = file.removesuffix(".py")
+    return {
+        "AutoConfig": f"{module}.{name}Config",
+        "AutoModel": f"{module}.{name}Model",
+        "AutoModelForCausalLM": f"{module}.{name}ForCausalLM",
+    }
+
+
 def window(dense: Config) -> int | None:
     """Say how far attention looks back in the layers that have a window, in tokens; None if none has.
 

@@ -38,7 +38,7 @@ _DEFAULTS = {
     "use_cache": True,
 }
 
-_BIASES = {f"self_attn.{part}_proj.bias": words for part, words in
+BIASES = {f"self_attn.{part}_proj.bias": words for part, words in
            (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))}  # fmt: skip
 _QWEN = {
     **_DEFAULTS,
@@ -97,7 +97,7 @@ PHI3 = Dense(
 QWEN2 = Dense(
     "qwen2",
     outer=_OUTER,
-    layer={**_LAYER, **_BIASES},
+    layer={**_LAYER, **BIASES},
     ffn=_FFN,
     defaults=_QWEN,
     settle=settling.qwen,
@@ -290,7 +290,7 @@ PHI = Dense(
         "input_layernorm.weight": "hidden",
         "input_layernorm.bias": "hidden",
         **{name: words for name, words in _LAYER.items() if name[10:11] in ("q", "k", "v")},
-        **_BIASES,
+        **BIASES,
         "self_attn.dense.weight": "hidden heads",
         "self_attn.dense.bias": "hidden",
     },

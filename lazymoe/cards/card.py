@@ -69,13 +69,35 @@ def card(
         RecipeError: if the recipe in it can't be read.
         LazyMoEError: if the template can't be rendered.
     """
+    return render(open_finished(absolute(folder)), repo, os.fspath(folder), license=license, template=template)
+
+
+def render(
+    done: Finished,
+    repo: str | None,
+    place: str = "",
+    *,
+    license: str | None = None,
+    template: str | os.PathLike[str] | None = None,
+) -> str:
+    """Write the model card of an opened mixture.
+
+    Args:
+        done: the mixture.
+        repo: the Hub id it will have.
+        place: what stands in the usage code if `repo` is absent.
+        license, template: as in `card`.
+
+    Raises:
+        OutputError: if its architecture is none of LazyMoE's.
+        LazyMoEError: if the template can't be rendered, or something that looks like a token would stand in the card.
+    """
     from jinja2 import FileSystemLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     for where, given in (("repo", repo), ("license", license)):
         if TOKEN.search(given or ""):
             raise error("input.token", where, WHAT, REMEDY)
-    done = open_finished(absolute(folder))
     chosen = (license or "").strip() or _license(done).name
     path = absolute(template) if template else data("templates") / TEMPLATE
     environment = ImmutableSandboxedEnvironment(
@@ -88,7 +110,7 @@ def card(
     environment.filters |= {"text": text, "link": link, "fence": fence, "python": python}
     known = _known(done, chosen) | {
         "title": repo.rpartition("/")[2] if repo else done.folder.name,
-        "repo": repo or os.fspath(folder),
+        "repo": repo or place,
     }
     try:
         written = environment.get_template(path.name).render(known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from lazymoe.files import writable
 from lazymoe.recipe.reference import HUB_ID
 
 ASCII_MARKUP = re.compile(r"([\\`*_{}\[\]()#~|$])")
@@ -18,7 +19,7 @@ def text(value: object) -> str:
         value: what to show; taken as ``str`` gives it.
     """
     line = (
-        CONTROL.sub("", _whole(" ".join(str(value).split())))
+        CONTROL.sub("", writable(" ".join(str(value).split())))
         .replace("&", "&amp;")
         .replace("<", "&lt;")
         .replace(">", "&gt;")
@@ -57,12 +58,7 @@ def python(value: str) -> str:
     Args:
         value: the text.
     """
-    return json.dumps(_whole(value), ensure_ascii=False)
-
-
-def _whole(value: str) -> str:
-    """Put question marks in place of halves of pairs of surrogates, which no file can hold."""
-    return value.encode(errors="replace").decode()
+    return json.dumps(writable(value), ensure_ascii=False)
 
 
 def on_hub(name: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lazymoe.recipe.reference import HUB_ID, Reference
-from lazymoe.recipe.schema import Recipe, Texts
+from lazymoe.recipe.schema import SIDES, Recipe, Texts
 
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # how a path begins there
 
@@ -33,7 +33,7 @@ def without_places(recipe: Recipe) -> Recipe:
     experts = []
     for expert in recipe.every_expert:
         changed: dict[str, Any] = {"source_model": _named(expert.source_model)}
-        for side in ("positive_prompts", "negative_prompts"):
+        for side in SIDES:
             if prompts := getattr(expert, side):
                 changed[side] = [_texts(p) if isinstance(p, Texts) else p for p in prompts]
         experts.append(expert.model_copy(update=changed))

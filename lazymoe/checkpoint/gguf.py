@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazymoe.checkpoint.lfs import refuse_pointer
+from lazymoe.checkpoint.source import CARD
 from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
 from lazymoe.errors import error
 from lazymoe.files import cache, stamp
@@ -32,7 +33,6 @@ BY_ROWS = ("token_embd.weight", "output.weight")  # as large as the vocabulary, 
 DTYPE = (
     "BF16"  # what the weights are written in where a recipe doesn't say: the format's own are none of a checkpoint's
 )
-CARD = "README.md"
 
 
 @dataclass(frozen=True)

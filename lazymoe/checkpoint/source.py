@@ -26,7 +26,8 @@ TOKENIZER_FILES = (
     "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
-SMALL_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json", "*.index.json")
+GENERATION = "generation_config.json"
+SMALL_FILES = (*TOKENIZER_FILES, "config.json", GENERATION, "*.index.json")
 CARD = "README.md"
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 

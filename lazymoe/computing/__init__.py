@@ -2,3 +2,7 @@
 
 One file for each method; `compute` calls them.
 """
+
+ROUTERS = "router.safetensors"  # the files that hold what was worked out
+SHARED = "shared-{layer}.safetensors"
+OUTER = SHARED.format(layer="outer")

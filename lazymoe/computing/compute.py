@@ -12,6 +12,7 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import CODES, TensorInfo
+from lazymoe.computing import OUTER, ROUTERS, SHARED
 from lazymoe.errors import Problem, error
 from lazymoe.files import read_bytes, write_whole
 from lazymoe.floats import decode, encode
@@ -23,9 +24,6 @@ from lazymoe.recipe.schema import Recipe
 from lazymoe.seeding import generator
 from lazymoe.units import spell_layers
 
-ROUTERS = "router.safetensors"
-SHARED = "shared-{layer:05}.safetensors"
-OUTER = "shared-outer.safetensors"
 PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to both experts
 
 
@@ -77,7 +75,7 @@ def compute(
 def _computed(folder: Path) -> dict[str, TensorInfo]:
     """List what a folder holds of computed tensors, by name."""
     found: dict[str, TensorInfo] = {}
-    for file in (*sorted(folder.glob("shared-*.safetensors")), folder / ROUTERS):
+    for file in (*sorted(folder.glob(SHARED.format(layer="*"))), folder / ROUTERS):
         if file.exists():
             found |= open_file(file)
     return found

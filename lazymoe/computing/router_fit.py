@@ -18,7 +18,7 @@ from lazymoe.checkpoint.source import Source
 from lazymoe.computing.order import canonical
 from lazymoe.forward.mixture import fill, mix, module_name, route, shared
 from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import pack, pad
+from lazymoe.forward.tokens import load_tokenizer, pack, pad
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -44,11 +44,12 @@ def fit_gates(recipe: Recipe, plan: Plan, backbone: Source, device: str, progres
     # every prompt as tokens, labelled with its expert's place in the canonical order
     order = canonical(recipe, plan)
     gated = [plan.experts] if plan.gates > plan.experts else []  # the shared expert, by its number
+    tokenizer = load_tokenizer(plan.sources[0])
     sequences, labels, signs = [], [], []
     for place, expert in enumerate([*order, *gated]):
         asked = recipe.every_expert[expert]
         for side, prompts in ((1, asked.positive), (-1, asked.negative)):
-            packed = pack(plan.sources[0], prompts)
+            packed = pack(tokenizer, prompts)
             sequences += packed
             labels += [place] * len(packed)
             signs += [side] * len(packed)

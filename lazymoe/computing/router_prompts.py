@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import tokenize
+from lazymoe.forward.tokens import load_tokenizer, tokenize
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -42,13 +43,13 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
             texts += prompts
             groups += [(i, sign)] * len(prompts)
     base = plan.sources[0]
-    tokens = tokenize(base, texts)
+    tokens = tokenize(load_tokenizer(base), texts)
     some = [t for t in range(len(tokens)) if len(tokens[t])]  # a text may come to no token at all
     tokens, groups = [tokens[t] for t in some], [groups[t] for t in some]
     if recipe.gate_mode == "cheap_embed":
         ids = torch.cat(tokens)
         unique, places = torch.unique(ids, return_inverse=True)
-        embeddings = base.rows("model.embed_tokens.weight", unique.tolist()).float()[places]  # [tokens, H]
+        embeddings = base.rows(EMBEDDINGS, unique.tolist()).float()[places]  # [tokens, H]
         summed = [part.sum(0) for part in embeddings.split([len(t) for t in tokens])]
         # as mergekit: prompts are summed and the sum is scaled, so that longer prompts weigh more
         rows = _combine(torch.stack(summed)[None], groups, plan.gates, normalise_parts=True)  # [1, E, H]

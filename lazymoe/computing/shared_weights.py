@@ -24,14 +24,15 @@ from torch import Tensor, nn
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import write_header
-from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.source import HEAD, Source
 from lazymoe.checkpoint.tensors import CODES
+from lazymoe.computing import OUTER, SHARED
 from lazymoe.computing.order import canonical
 from lazymoe.errors import error
 from lazymoe.files import write_whole
 from lazymoe.forward.mixture import module_name
 from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import pack, pad
+from lazymoe.forward.tokens import load_tokenizer, pack, pad
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -60,16 +61,17 @@ def share(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
     streams: list[Stream] = []
     real: list[Tensor] = []
     if plan.shared == "regmean" and all(prompts):
+        tokenizer = load_tokenizer(plan.sources[0])
         for source, texts in zip(experts, prompts, strict=True):
-            batch, mask = pad(pack(plan.sources[0], texts))
+            batch, mask = pad(pack(tokenizer, texts))
             streams.append(Stream(source, [batch], device))
             real.append(mask.to(device))
     for layer in range(plan.layers):
         inputs = [_watched_step(s, mask, module_name(plan)) for s, mask in zip(streams, real, strict=True)]
-        _save(plan, folder / f"shared-{layer:05}.safetensors", _layer(plan, layer, experts, inputs, device))
+        _save(plan, folder / SHARED.format(layer=f"{layer:05}"), _layer(plan, layer, experts, inputs, device))
         progress("share", layer + 1, plan.layers)
     last = [stream.finish()[0][mask] for stream, mask in zip(streams, real, strict=True)]
-    _outer(plan, experts, last, device, folder / "shared-outer.safetensors")
+    _outer(plan, experts, last, device, folder / OUTER)
 
 
 def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names, Tensor]:
@@ -123,7 +125,7 @@ def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device
     """Merge the tensors outside the layers, some rows at a time: a vocabulary can be larger than any layer."""
     base, dtype = plan.sources[0], plan.config["dtype"]
     names = [name for name in plan.dense.outer if name in base.tensors]
-    head = "lm_head.weight" if "lm_head.weight" in names else names[0]  # tied embeddings are merged as the head
+    head = HEAD if HEAD in names else names[0]  # tied embeddings are merged as the head
     temporary = file.with_name(file.name + ".tmp")
     with open(temporary, "wb") as f:
         f.write(write_header((name, CODES[dtype], base.tensors[name].shape) for name in names))

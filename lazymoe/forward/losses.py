@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
 from lazymoe.forward.mixture import InMixture, run
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.plan import Plan
 
-HEAD = 256  # tokens that go through the head at a time
+AT_ONCE = 256  # tokens that go through the head at a time
 
 
 class Routing(NamedTuple):
@@ -112,7 +112,7 @@ def _head(
     plan: Plan, stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
 ) -> list[float]:
     """Measure the mean loss per token of the next one, for each batch, from the states after all layers."""
-    name = "lm_head.weight" if "lm_head.weight" in source.tensors else "model.embed_tokens.weight"
+    name = HEAD if HEAD in source.tensors else EMBEDDINGS
     head = source.load(name).float().to(device)  # [V, H]
     bias = source.load("lm_head.bias").float().to(device) if "lm_head.bias" in source.tensors else 0.0  # [V]
     config = source.config
@@ -122,7 +122,7 @@ def _head(
     for states, (ids, real) in zip(stream.finish(), batches, strict=True):
         known = real[:, 1:].to(device)
         x, target = states[:, :-1][known], ids[:, 1:].to(device)[known]  # [n, H], [n]
-        parts = zip(x.split(HEAD), target.split(HEAD), strict=True)
+        parts = zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True)
         logits = ((scale * (a @ head.T + bias), t) for a, t in parts)
         logits = ((cap * (found / cap).tanh() if cap else found, t) for found, t in logits)
         total = sum(torch.nn.functional.cross_entropy(found, t, reduction="sum").item() for found, t in logits)

@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 
 from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
 
@@ -191,9 +192,10 @@ def _record(
         SourceError: if there is a token that its embeddings lack.
     """
     ids, places = torch.unique(torch.cat([b.reshape(-1) for b in batches]), return_inverse=True)
-    name = "model.embed_tokens.weight"
     decoder.embed_tokens.padding_idx = None  # a number among all tokens, of which only some are here
-    decoder.embed_tokens.weight = nn.Parameter(source.rows(name, ids.tolist()).float().to(device), requires_grad=False)
+    decoder.embed_tokens.weight = nn.Parameter(
+        source.rows(EMBEDDINGS, ids.tolist()).float().to(device), requires_grad=False
+    )
 
     states: list[Tensor] = []
     calls: list[list[Call]] = [[] for _ in decoder.layers]

@@ -81,42 +81,35 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def tokenize(source: Source, texts: Sequence[str]) -> list[Tensor]:
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
     """Tokenize each text, raw, after the tokenizer's begin-of-text token if it has one.
 
     Args:
-        source: the model that has the tokenizer.
+        tokenizer: as `load_tokenizer` gives it.
         texts: the texts.
 
     Returns:
         The token ids of each text ``[T]``, int64.
-
-    Raises:
-        SourceError: if the tokenizer can't be loaded.
     """
-    tokenizer = load_tokenizer(source)
     bos = tokenizer.bos_token or ""
     ids = (tokenizer(bos + text, add_special_tokens=False)["input_ids"] for text in texts)
     return [torch.tensor(i, dtype=torch.int64) for i in ids]
 
 
-def pack(source: Source, texts: Sequence[str]) -> list[Tensor]:
+def pack(tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
     """Join texts, by line breaks and in several orders, into sequences of up to `LENGTH` tokens.
 
     A few keywords say more about a domain in each other's company than alone, at the beginning of a text where a model
     has no context yet.
 
     Args:
-        source: the model that has the tokenizer.
+        tokenizer: as `load_tokenizer` gives it.
         texts: of one group of prompts.
 
     Returns:
         The token ids of each sequence ``[T]``, int64.
-
-    Raises:
-        SourceError: if the tokenizer can't be loaded.
     """
-    sequences, _, _ = _packed(load_tokenizer(source), texts)
+    sequences, _, _ = _packed(tokenizer, texts)
     return [torch.tensor(s) for s in sequences]
 
 
@@ -206,21 +199,17 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return batch, real
 
 
-def windows(source: Source, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
+def windows(tokenizer: Any, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
     """Cut texts, one after the other, into windows of `WINDOW` tokens.
 
     Args:
-        source: the model that has the tokenizer.
+        tokenizer: as `load_tokenizer` gives it.
         texts: of one domain.
         tokens: how many to take at most.
 
     Returns:
         The token ids ``[B, T]``, int64, and which places are real, bool ``[B, T]``.
-
-    Raises:
-        SourceError: if the tokenizer can't be loaded.
     """
-    tokenizer = load_tokenizer(source)
     listed = [i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"]][:tokens]
     ids = torch.tensor(listed, dtype=torch.int64)
     return pad([w for w in ids.split(WINDOW) if len(w) > 1] or [ids])

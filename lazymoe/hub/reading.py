@@ -65,13 +65,13 @@ def _model_info(about: About) -> Any:
     """Ask the Hub what it says of a model; None where it can't be reached and the cache has the model."""
 
     def call() -> Any:
-        return HfApi().model_info(about.name, revision=about.revision, files_metadata=True)
+        try:
+            return HfApi().model_info(about.name, revision=about.revision, files_metadata=True)
+        except Exception as e:
+            if is_unreachable(e) and _is_cached(about):
+                return None
+            raise
 
-    try:
-        return call()
-    except Exception as e:
-        if is_unreachable(e) and _is_cached(about):
-            return None
     return ask(about, call)
 
 

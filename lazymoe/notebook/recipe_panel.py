@@ -17,7 +17,7 @@ from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.recipe.review import review
-from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.schema import SIDES, Recipe
 from lazymoe.recipe.yaml_text import parse
 
 DEMO = "demo: four tiny experts, offline"
@@ -32,8 +32,7 @@ GATES = {  # what a person reads of each gate mode
 }
 EXPERT = re.compile(r"experts\[(\d+)\]\.(\w+)")  # a field of an expert, as messages name it
 _FIELDS = ("base_model", "experts", "gate_mode", "experts_per_token", "dtype")  # that the form shows
-_SIDES = ("positive_prompts", "negative_prompts")
-_EXPERT_FIELDS = ("source_model", *_SIDES, "residual_scale", "noise_scale")
+_EXPERT_FIELDS = ("source_model", *SIDES, "residual_scale", "noise_scale")
 DTYPES = ("", "bfloat16", "float16", "float32")
 
 
@@ -44,7 +43,7 @@ class ExpertRow:
         self, data: dict[str, Any], changed: Callable[[], None], act: Callable[[str, ExpertRow], None]
     ) -> None:
         self.other = {k: v for k, v in data.items() if k not in _EXPERT_FIELDS}
-        self.named = {side: [p for p in _list(data.get(side)) if not isinstance(p, str)] for side in _SIDES}
+        self.named = {side: [p for p in _list(data.get(side)) if not isinstance(p, str)] for side in SIDES}
         self.model = ui.field(
             w.Text, "Model", "expert-model", placeholder="org/name or a folder", continuous_update=True
         )
@@ -81,7 +80,7 @@ class ExpertRow:
     def data(self) -> dict[str, Any]:
         """Give what the recipe says of this expert, field to value."""
         data: dict[str, Any] = {"source_model": self.model.value.strip()}
-        for side, text in zip(_SIDES, (self.positive.value, self.negative.value), strict=True):
+        for side, text in zip(SIDES, (self.positive.value, self.negative.value), strict=True):
             prompts = [*(line.replace("\\n", "\n") for line in text.splitlines() if line.strip()), *self.named[side]]
             if prompts:
                 data[side] = prompts

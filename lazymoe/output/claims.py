@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import OutputError, error
 from lazymoe.files import shown, write_whole
-from lazymoe.output.folder import CONFIG, INDEX, RECORD, WORK, is_finished
+from lazymoe.output.folder import CONFIG, INDEX, RECORD, WORK, is_finished, readable
 from lazymoe.planning.plan import Output, Plan
 
 LOCK = "lock"
@@ -36,10 +36,10 @@ def is_done(folder: Path, fingerprint: str, plan: Plan) -> bool:
     if names <= {WORK} and not (folder / WORK / RECORD).exists():
         return False
     if (folder / WORK / RECORD).exists():
-        if _read(folder / WORK / RECORD).get("fingerprint") == fingerprint:
+        if readable(folder / WORK / RECORD).get("fingerprint") == fingerprint:
             return False
     elif (folder / RECORD).exists():
-        record = _read(folder / RECORD)
+        record = readable(folder / RECORD)
         if record.get("fingerprint") == fingerprint:
             sources = record.get("sources")
             known = [source.get("stamps") for source in sources] if isinstance(sources, list) else []
@@ -65,15 +65,6 @@ def _is_whole(folder: Path, plan: Plan) -> bool:
     for name in (CONFIG, INDEX, RECORD, *damaged):
         (folder / name).unlink(missing_ok=True)
     return False
-
-
-def _read(record: Path) -> dict[str, Any]:
-    """Read a record; an empty one if it can't be read."""
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _compare(known: list[Any], plan: Plan, since: str) -> None:
@@ -102,7 +93,7 @@ def check_sources(folder: Path, plan: Plan) -> None:
     Raises:
         SourceError: if one was changed.
     """
-    known = _read(folder / WORK / RECORD).get("stamps")
+    known = readable(folder / WORK / RECORD).get("stamps")
     _compare(known if isinstance(known, list) else [], plan, f"the merge into {shown(folder)} began")
 
 

@@ -15,21 +15,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lazymoe.architectures.records import Host
 from lazymoe.architectures.registry import host_of
-from lazymoe.checkpoint.source import TOKENIZER_FILES
+from lazymoe.checkpoint.source import CARD as CARD
+from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, error
+from lazymoe.files import writable
 from lazymoe.planning.plan import WORK as WORK
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
 RECORD = "lazymoe.json"  # what a complete output says of itself
 RECIPE = "recipe.yaml"
 CONFIG = "config.json"
-GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model-*.safetensors"
 SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 TOKENIZER_CONFIG = "tokenizer_config.json"
-CARD = "README.md"
 REPORT = "report.json"
 PICTURE = "routing.png"
 PICTURES = {PICTURE: False, "routing-dark.png": True}  # name to whether it is for a dark page
@@ -37,12 +37,7 @@ SMALL = (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, RECIPE, RECORD)  # that is
 AGAIN = "Delete it, and merge again."
 
 
-def _writable(value: Any) -> Any:
-    """Put question marks in place of halves of pairs of surrogates, which no file can hold."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
-
-
-Text = Annotated[str, BeforeValidator(_writable)]
+Text = Annotated[str, BeforeValidator(lambda value: writable(value) if isinstance(value, str) else value)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -261,8 +256,17 @@ def read_report(folder: Path) -> dict[str, Any]:
     Args:
         folder: the mixture's.
     """
+    return readable(folder / REPORT)
+
+
+def readable(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; empty if there is none that can be read.
+
+    Args:
+        path: of the file.
+    """
     try:
-        found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

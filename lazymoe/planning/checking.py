@@ -17,8 +17,8 @@ import psutil
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
-from lazymoe.planning.plan import WORK, Computed, Plan
-from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
+from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
+from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes
 

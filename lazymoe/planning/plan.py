@@ -19,6 +19,7 @@ from lazymoe.checkpoint.tensors import BITS, CODES, FLOATS, TensorInfo
 from lazymoe.recipe.schema import Recipe
 
 WORK = ".lazymoe"  # folder in the output for what is half-made
+SHARD_SIZE = 4_000_000_000  # bytes
 NF4_BITS = 4.5  # bitsandbytes: four bits a weight and a float32 for each block of 64
 
 
@@ -245,7 +246,7 @@ def make_plan(
     dense: Dense,
     host: Host,
     shared: str = "base",
-    shard_size: int = 4_000_000_000,
+    shard_size: int = SHARD_SIZE,
 ) -> Plan:
     """Lay out the output of a recipe.
 

@@ -12,14 +12,12 @@ from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import LazyMoEError, Problem, failure
 from lazymoe.planning.compatibility import adapters, differences, misfits, some, unmergeable, unusable
-from lazymoe.planning.plan import Plan, make_plan
+from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
 from lazymoe.planning.vocabularies import forget, same_tokens
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.review import doubtful, notes, unsupported
 from lazymoe.recipe.schema import Recipe
 from lazymoe.recipe.texts import read_prompts
-
-SHARD_SIZE = 4_000_000_000  # bytes
 
 
 @dataclass(frozen=True)

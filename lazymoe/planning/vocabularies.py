@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lazymoe.checkpoint.lfs import is_pointer, refuse_pointer
-from lazymoe.checkpoint.source import TOKENIZER_FILES, Source
+from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES, Source
 from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.files import stamp
-
-GENERATION = "generation_config.json"
 
 
 def spoiled(base: Source) -> Iterator[Problem]:

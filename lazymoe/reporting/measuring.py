@@ -20,7 +20,8 @@ from lazymoe.forward.mixture import run
 from lazymoe.forward.stream import Weights
 from lazymoe.forward.tokens import WINDOW, load_tokenizer, windows
 from lazymoe.output.folder import open_finished
-from lazymoe.planning.prepared import SHARD_SIZE, Prepared, prepare
+from lazymoe.planning.plan import SHARD_SIZE
+from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.yaml_text import parse
 from lazymoe.reporting.report import Report
@@ -83,7 +84,8 @@ def measure(
     names = prepared.recipe.names
     given = _by_expert(texts or [e.positive for e in prepared.prompts.experts], names)
     prepared.fetch()
-    batches = [windows(plan.sources[0], domain) for domain in given]
+    tokenizer = load_tokenizer(plan.sources[0])
+    batches = [windows(tokenizer, domain) for domain in given]
     if short := [name for name, (_, real) in zip(names, batches, strict=True) if real.sum() < 2]:
         what = f"those for {', '.join(short)} are too short: they have no token that follows another"
         raise error("input.texts", "texts", what, "Give whole sentences.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_models import Make
 
 from lazymoe import Recipe, merge
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.checkpoint.source import Source
 from lazymoe.errors import Problem
 from lazymoe.forward.tokens import LENGTH, LIMIT, load_tokenizer, pack
 
@@ -19,24 +19,22 @@ SHAPE = {"vocab_size": 512, "max_position_embeddings": 512}
 
 
 @pytest.fixture
-def base(demo_models: Path) -> Source:
-    return open_folder(demo_models / "base")
+def tokenizer(demo_models: Path) -> Any:
+    return load_tokenizer(open_folder(demo_models / "base"))
 
 
 def numbered(n: int, words: int = 30) -> list[str]:
     return [f"<{i}> " + " ".join(f"word{(i * 7 + j) % 10}" for j in range(words)) for i in range(n)]
 
 
-def length(source: Source, texts: list[str]) -> int:
-    tokenizer = load_tokenizer(source)
+def length(tokenizer: Any, texts: list[str]) -> int:
     return sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
 
 
-def before(source: Source, texts: list[str]) -> list[list[int]]:
+def before(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """As packing was before it chose from all over the texts."""
     import random
 
-    tokenizer = load_tokenizer(source)
     line, start = tokenizer("\n", add_special_tokens=False)["input_ids"], [tokenizer.bos_token_id]
     pieces = []
     for text in texts:
@@ -58,31 +56,29 @@ def before(source: Source, texts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 10, 40, 90])
-def test_few_prompts_are_packed_as_ever(base: Source, n: int) -> None:
+def test_few_prompts_are_packed_as_ever(tokenizer: Any, n: int) -> None:
     for words in (1, 10, 30):
         texts = numbered(n, words)
-        if length(base, texts) < LIMIT:
-            assert [s.tolist() for s in pack(base, texts)] == before(base, texts)
+        if length(tokenizer, texts) < LIMIT:
+            assert [s.tolist() for s in pack(tokenizer, texts)] == before(tokenizer, texts)
 
 
-def test_of_many_prompts_a_part_from_all_over_them_is_taken(base: Source) -> None:
+def test_of_many_prompts_a_part_from_all_over_them_is_taken(tokenizer: Any) -> None:
     texts = numbered(400)
-    assert length(base, texts) > 2 * LIMIT
-    sequences = pack(base, texts)
+    assert length(tokenizer, texts) > 2 * LIMIT
+    sequences = pack(tokenizer, texts)
     assert len(sequences) <= LIMIT // LENGTH and all(len(s) <= LENGTH for s in sequences)
     assert sum(map(len, sequences)) > 0.7 * LIMIT
-    tokenizer = load_tokenizer(base)
     read = "\n".join(tokenizer.decode(s) for s in sequences)
     used = [i for i in range(400) if f"<{i}>" in read]
     assert used[0] == 0 and used[-1] > 390
     gaps = [b - a for a, b in itertools.pairwise(used)]
     assert max(gaps) - min(gaps) <= 1
-    assert [s.tolist() for s in pack(base, texts)] == [s.tolist() for s in sequences]
+    assert [s.tolist() for s in pack(tokenizer, texts)] == [s.tolist() for s in sequences]
 
 
-def test_one_long_text_is_read_from_all_over_it_too(base: Source) -> None:
-    sequences = pack(base, [" ".join(numbered(500))])
-    tokenizer = load_tokenizer(base)
+def test_one_long_text_is_read_from_all_over_it_too(tokenizer: Any) -> None:
+    sequences = pack(tokenizer, [" ".join(numbered(500))])
     read = "".join(tokenizer.decode(s) for s in sequences)
     assert "<1>" in read and any(f"<{i}>" in read for i in range(485, 500))
 
@@ -101,19 +97,19 @@ def said(models: Path, make: Make, out: Path, gate_mode: str, prompts: list[str]
     return [problem for problem in found if problem.code == "recipe.long-prompts"]
 
 
-def test_what_is_left_out_is_said(demo_models: Path, make: Make, tmp_path: Path, base: Source) -> None:
+def test_what_is_left_out_is_said(demo_models: Path, make: Make, tmp_path: Path, tokenizer: Any) -> None:
     texts = numbered(150)
     (problem,) = said(demo_models, make, tmp_path / "moe", "fit", texts)
     assert problem.where == "experts[0].positive_prompts (expert 1 of 2)"
-    used = sum(map(len, pack(base, texts)))
-    assert problem.what.startswith(f"about {round(used, -2)} of their {length(base, texts)} tokens are used")
+    used = sum(map(len, pack(tokenizer, texts)))
+    assert problem.what.startswith(f"about {round(used, -2)} of their {length(tokenizer, texts)} tokens are used")
     assert "taken evenly from all of them" in problem.what
 
 
-def test_what_is_cut_below_the_limit_is_said_too(demo_models: Path, make: Make, tmp_path: Path, base: Source) -> None:
+def test_what_is_cut_below_the_limit_is_said_too(demo_models: Path, make: Make, tmp_path: Path, tokenizer: Any) -> None:
     texts = [" ".join(["word"] * words) for words in [*[45] * 40, 3]]
-    each = length(base, texts[:1])
-    assert LENGTH / 2 < each < LENGTH and length(base, texts) < LIMIT
+    each = length(tokenizer, texts[:1])
+    assert LENGTH / 2 < each < LENGTH and length(tokenizer, texts) < LIMIT
     (problem,) = said(demo_models, make, tmp_path / "moe", "fit", texts)
     assert "the first ones" in problem.what
 

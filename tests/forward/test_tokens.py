@@ -18,7 +18,7 @@ TEXTS = ["def add(a, b):", "A sentence, with «marks».", ""]
 
 def test_each_text_begins_as_the_model_expects(demo_models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo_models / "base")
-    for text, ids in zip(TEXTS, tokenize(open_folder(demo_models / "base"), TEXTS), strict=True):
+    for text, ids in zip(TEXTS, tokenize(load_tokenizer(open_folder(demo_models / "base")), TEXTS), strict=True):
         assert ids.dtype == torch.int64
         assert ids.tolist() == [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
         assert tokenizer.decode(ids[1:]) == text
@@ -31,40 +31,40 @@ def test_padding_lies_on_the_right_and_is_not_real() -> None:
 
 
 def test_windows_hold_the_texts_one_after_the_other(demo_models: Path) -> None:
-    source = open_folder(demo_models / "base")
+    tokenizer = load_tokenizer(open_folder(demo_models / "base"))
     texts = ["import os\n" * 100, "The end."]
-    expected = [i for text in texts for i in load_tokenizer(source)(text, add_special_tokens=False)["input_ids"]]
+    expected = [i for text in texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
     assert len(expected) > WINDOW
-    batch, real = windows(source, texts)
+    batch, real = windows(tokenizer, texts)
     assert batch.shape[1] == WINDOW and batch[real].tolist() == expected
-    batch, real = windows(source, texts, tokens=10)
+    batch, real = windows(tokenizer, texts, tokens=10)
     assert batch[real].tolist() == expected[:10]
 
 
 def test_a_last_window_of_one_token_is_left_out(demo_models: Path) -> None:
     """There is no next token in it to measure."""
-    source = open_folder(demo_models / "base")
-    batch, real = windows(source, ["import os\n" * 200], tokens=WINDOW + 1)
+    tokenizer = load_tokenizer(open_folder(demo_models / "base"))
+    batch, real = windows(tokenizer, ["import os\n" * 200], tokens=WINDOW + 1)
     assert batch.shape == (1, WINDOW) and real.all()
 
 
 def test_packed_prompts_hold_every_prompt_and_begin_as_the_model_expects(demo_models: Path) -> None:
-    source = open_folder(demo_models / "base")
+    tokenizer = load_tokenizer(open_folder(demo_models / "base"))
     words = ["alpha", "beta", "gamma " * 300]
-    sequences = pack(source, words)
+    sequences = pack(tokenizer, words)
     assert all(s[0] == 0 and len(s) <= LENGTH for s in sequences)
     assert sum(map(len, sequences)) >= 1024
-    assert [s.tolist() for s in pack(source, words)] == [s.tolist() for s in sequences]
-    assert pack(source, []) == []
+    assert [s.tolist() for s in pack(tokenizer, words)] == [s.tolist() for s in sequences]
+    assert pack(tokenizer, []) == []
 
 
 def test_packs_are_not_longer_than_they_need_be(demo_models: Path) -> None:
-    sequences = pack(open_folder(demo_models / "base"), ["import os\n" * 5000])
+    sequences = pack(load_tokenizer(open_folder(demo_models / "base")), ["import os\n" * 5000])
     assert len(sequences) == LIMIT // LENGTH
 
 
 def test_a_model_without_a_tokenizer_is_told(make: Make) -> None:
     with pytest.raises(SourceError) as caught:
-        tokenize(open_folder(make("model")), ["text"])
+        load_tokenizer(open_folder(make("model")))
     [problem] = caught.value.problems
     assert problem.code == "source.tokenizer" and "random" in problem.remedy

@@ -9,21 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 from hub_server import Hub
-from small_models import Make, recipe, sparse
+from small_models import recipe, sparse, warnings
 
 from lazymoe import RecipeError, check
-from lazymoe.planning.checking import RUNTIME, Check, judge
+from lazymoe.planning.checking import RUNTIME, judge
 from lazymoe.planning.prepared import Prepared, prepare
-
-
-@pytest.fixture
-def pair(make: Make) -> tuple[Path, Path]:
-    return make("base", seed=1), make("expert", seed=2)
-
-
-def warnings(found: Check) -> list[str]:
-    assert not found.errors
-    return [str(w) for w in found.warnings]
 
 
 def test_a_good_recipe_passes_in_silence(pair: tuple[Path, Path]) -> None:

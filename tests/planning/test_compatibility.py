@@ -6,24 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import Make, configure, recipe, rewrite
+from small_models import Make, configure, recipe, rewrite, warnings
 
 from lazymoe import check
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.planning.checking import Check
 from lazymoe.planning.compatibility import unusable
 
 DOWN = "model.layers.0.mlp.down_proj.{}"
-
-
-@pytest.fixture
-def pair(make: Make) -> tuple[Path, Path]:
-    return make("base", seed=1), make("expert", seed=2)
-
-
-def warnings(found: Check) -> list[str]:
-    assert not found.errors
-    return [str(w) for w in found.warnings]
 
 
 @pytest.mark.parametrize("spelling", [{"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5}}])

@@ -16,7 +16,8 @@ from small_models import Make, configure, recipe, rewrite, tensors_of, write_rec
 
 from lazymoe import LazyMoEError, RecipeError
 from lazymoe.cli import main
-from lazymoe.planning.prepared import SHARD_SIZE, prepare
+from lazymoe.planning.plan import SHARD_SIZE
+from lazymoe.planning.prepared import prepare
 
 OPENED: list[str] = []
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from small_models import Make, recipe
+from small_models import recipe
 
 from lazymoe import LazyMoEError, Recipe, check, merge
 from lazymoe.errors import Problem
@@ -54,11 +54,6 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
-
-
-@pytest.fixture
-def pair(make: Make) -> tuple[Path, Path]:
-    return make("base", seed=1), make("expert", seed=2)
 
 
 def one_line(problem: Problem) -> bool:

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from small_models import Make, recipe
+from small_models import Make, recipe, warnings
 
 from lazymoe import check
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.planning.checking import Check
 from lazymoe.planning.vocabularies import same_tokens
 
 
@@ -21,16 +20,6 @@ def tokenizer(folder: Path, *tokens: str, added: tuple[str, ...] = (), template:
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": extra}))
     if template:
         (folder / "chat_template.jinja").write_text(template)
-
-
-@pytest.fixture
-def pair(make: Make) -> tuple[Path, Path]:
-    return make("base", seed=1), make("expert", seed=2)
-
-
-def warnings(found: Check) -> list[str]:
-    assert not found.errors
-    return [str(w) for w in found.warnings]
 
 
 def test_tokens_that_the_base_lacks(pair: tuple[Path, Path]) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazymoe import LazyMoEError, card, merge
+from lazymoe import LazyMoEError, card
 from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
-from lazymoe.demonstration.story import demo_recipe
 from lazymoe.reporting.measuring import _cut, read_texts, report, trace
 from lazymoe.reporting.report import Report
 
@@ -69,13 +68,6 @@ def test_an_expert_with_a_layer_to_itself_is_told_with_two_for_each_token() -> N
 def test_a_report_without_first_choices_is_judged_by_all_of_them() -> None:
     old = replace(routed([[0.5, 0.5], [0.48, 0.52]], top_k=1), first=[])
     assert "report.alike" in codes(old)
-
-
-@pytest.fixture(scope="module")
-def moe(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("alarms") / "moe"
-    merge(demo_recipe(demo_models, domains(), "fit"), out, device="cpu")
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -10,21 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lazymoe import merge
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
-from lazymoe.demonstration.story import demo_recipe
 from lazymoe.forward.tokens import load_tokenizer, windows
 from lazymoe.reporting.measuring import report, trace
 from lazymoe.reporting.report import Report
-
-
-@pytest.fixture(scope="module")
-def moe(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("report") / "moe"
-    merge(demo_recipe(demo_models, domains(), "fit"), out, device="cpu")
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +35,14 @@ def test_losses_are_those_of_the_whole_models(found: Report, moe: Path, demo_mod
     for name, folder in folders.items():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         for kind, loss in zip(domains(), found.losses[name], strict=True):
-            ids, real = windows(open_folder(demo_models / "base"), [kind.held[:4000]])
+            ids, real = windows(load_tokenizer(open_folder(demo_models / "base")), [kind.held[:4000]])
             assert loss == pytest.approx(expected_loss(model, ids, real), abs=1e-4)
 
 
 def test_routing_is_that_of_the_whole_model(found: Report, moe: Path, demo_models: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32).eval()
     for d, kind in enumerate(domains()):
-        ids, real = windows(open_folder(demo_models / "base"), [kind.held[:4000]])
+        ids, real = windows(load_tokenizer(open_folder(demo_models / "base")), [kind.held[:4000]])
         with torch.no_grad():
             logits = model(ids, output_router_logits=True).router_logits
         for layer, rows in enumerate(logits):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.configs import carry, head_misfit, window_misfit
+from lazymoe.architectures.configs import auto_map, carry, head_misfit, window_misfit
 from lazymoe.architectures.dense import LLAMA, MISTRAL
 from lazymoe.architectures.records import MLP_EXPERTS, SHARED_EXPERTS, Host, MoE
 
@@ -17,17 +17,12 @@ CODE = "modeling_deepseek.py"
 
 
 def _config(moe: MoE) -> dict[str, Any]:
-    module = CODE.removesuffix(".py")
     return {
         **carry(moe.dense),
         "sliding_window": None,
         "architectures": ["DeepseekForCausalLM"],
         "model_type": "deepseek",
-        "auto_map": {
-            "AutoConfig": f"{module}.DeepseekConfig",
-            "AutoModel": f"{module}.DeepseekModel",
-            "AutoModelForCausalLM": f"{module}.DeepseekForCausalLM",
-        },
+        "auto_map": auto_map(CODE, "Deepseek"),
         "attention_bias": False,
         "n_routed_experts": moe.experts,
         "n_shared_experts": moe.shared or None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.configs import carry
+from lazymoe.architectures.configs import auto_map, carry
 from lazymoe.architectures.dense import PHI
 from lazymoe.architectures.records import Host, MoE
 
@@ -17,16 +17,11 @@ CARRIED = ("embd_pdrop", "layer_norm_eps", "partial_rotary_factor", "qk_layernor
 
 
 def _config(moe: MoE) -> dict[str, Any]:
-    module = CODE.removesuffix(".py")
     return {
         **carry(moe.dense, *CARRIED),
         "architectures": ["PhixtralForCausalLM"],
         "model_type": "phixtral",
-        "auto_map": {
-            "AutoConfig": f"{module}.PhixtralConfig",
-            "AutoModel": f"{module}.PhixtralModel",
-            "AutoModelForCausalLM": f"{module}.PhixtralForCausalLM",
-        },
+        "auto_map": auto_map(CODE, "Phixtral"),
         "num_local_experts": moe.experts,
         "num_experts_per_tok": moe.top_k,
     }

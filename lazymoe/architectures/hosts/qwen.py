@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.architectures.configs import carry, window, window_misfit
-from lazymoe.architectures.dense import LLAMA, MISTRAL, QWEN2, QWEN3
+from lazymoe.architectures.dense import BIASES, LLAMA, MISTRAL, QWEN2, QWEN3
 from lazymoe.architectures.records import MLP_EXPERTS, SMALL, Config, Host, MoE
 
 CARRIED = ("attention_bias", "max_window_layers", "use_sliding_window")
@@ -63,9 +63,8 @@ def _qwen3_unfit(moe: MoE) -> str | None:
 
 
 def _constants(dense: Config) -> dict[str, tuple[str, float]]:
-    biases = {f"self_attn.{part}_proj.bias": ("heads" if part == "q" else "kv_heads", 0.0) for part in "qkv"}
     return {
-        **({} if dense["model_type"] == "qwen2" else biases),
+        **({} if dense["model_type"] == "qwen2" else {name: (words, 0.0) for name, words in BIASES.items()}),
         "mlp.shared_expert.gate_proj.weight": ("small hidden", 0.0),
         "mlp.shared_expert.up_proj.weight": ("small hidden", 0.0),
         "mlp.shared_expert.down_proj.weight": ("hidden small", 0.0),
