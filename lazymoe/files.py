@@ -1,13 +1,22 @@
-"""Paths, and files that are read in ranges or written whole. Knows nothing of what is in them."""
+"""Paths, and files that are read in ranges or written whole. Knows nothing of what is in them.
+
+A file gets its name when its bytes are on the disk: a power cut leaves it whole or absent. As disks and people do
+more than that, size and checksum of what is to be believed later are kept beside it, its seal.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import zlib
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 from lazymoe.errors import error
+
+BLOCK = 1 << 20  # bytes read at a time
+SEAL = ".seal"  # ends the name of the file that holds another's seal
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
@@ -106,6 +115,32 @@ def writable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def settle(temporary: Path, path: Path) -> None:
+    """Give a file or folder its final name once it is on the disk, and see to it that the name gets there too.
+
+    Args:
+        temporary: where it is, written whole, on the same disk.
+        path: its name from now on; what was there before is gone.
+    """
+    for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+        _flush(file)
+    os.replace(temporary, path)
+    if path.parent != temporary.parent:
+        _flush(temporary.parent)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk."""
+    if path.is_dir() and sys.platform == "win32":  # which opens no folders
+        return
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def write_whole(path: Path, data: str | bytes) -> None:
     """Write a small file whole or not at all, with the folders above it.
 
@@ -116,4 +151,70 @@ def write_whole(path: Path, data: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(temporary, path)
+    settle(temporary, path)
+
+
+def seal(nbytes: int, checksum: int) -> str:
+    """Spell out what a file is known by: its size and the CRC-32 of its bytes.
+
+    Args:
+        nbytes: its size.
+        checksum: as `zlib.crc32` gives it.
+    """
+    return f"{nbytes} bytes, CRC-32 {checksum:08x}"
+
+
+def seal_of(path: Path) -> str:
+    """Read a file, and give its seal.
+
+    Args:
+        path: of the file.
+    """
+    nbytes = checksum = 0
+    with open(path, "rb", buffering=0) as f:
+        while block := f.read(BLOCK):
+            nbytes, checksum = nbytes + len(block), zlib.crc32(block, checksum)
+    return seal(nbytes, checksum)
+
+
+def is_sealed(path: Path, kept: str | None) -> bool:
+    """Tell whether a file is what its seal says.
+
+    Args:
+        path: of the file.
+        kept: its seal; None if it has none, and isn't believed.
+    """
+    with suppress(OSError):
+        return kept is not None and kept.startswith(f"{path.stat().st_size} ") and seal_of(path) == kept
+    return False
+
+
+def read_seal(path: Path) -> str | None:
+    """Read a seal; None if there is none.
+
+    Args:
+        path: of its file.
+    """
+    with suppress(OSError, ValueError):
+        return path.read_text(encoding="utf-8")
+    return None
+
+
+def write_sealed(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all, with its seal beside it.
+
+    Args:
+        path: of the file.
+        data: its bytes.
+    """
+    write_whole(path.with_name(path.name + SEAL), seal(len(data), zlib.crc32(data)))
+    write_whole(path, data)
+
+
+def is_sound(path: Path) -> bool:
+    """Tell whether a file is as `write_sealed` wrote it.
+
+    Args:
+        path: of the file.
+    """
+    return is_sealed(path, read_seal(path.with_name(path.name + SEAL)))

@@ -10,6 +10,8 @@ import errno
 import json
 import os
 import shutil
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +21,19 @@ from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, Problem, error, failure
-from lazymoe.files import absolute, shown, write_whole
+from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
 from lazymoe.output.claims import check_sources, claim, discard, is_done, locked, verify
-from lazymoe.output.folder import CONFIG, INDEX, RECIPE, RECORD, TOKENIZER_CONFIG, WORK, Record
+from lazymoe.output.folder import (
+    CONFIG,
+    INDEX,
+    RECIPE,
+    RECORD,
+    TOKENIZER_CONFIG,
+    WORK,
+    Record,
+    SourceRecord,
+)
 from lazymoe.output.shards import write_shards
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.checking import judge
@@ -171,51 +182,60 @@ def _fill(
 
 
 def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int) -> None:
-    """Write the small files, config.json and the index last: only they make the folder a model."""
+    """Write the other files, the record and config.json last: only they make the folder a finished model."""
+    small = {name: s.encode() if isinstance(s, str) else s for name, s in _small_files(prepared, plan)}
+    files = {name: seal(len(s), zlib.crc32(s)) for name, s in small.items()}
+    for name, _ in plan.shards:
+        files[name] = read_seal(folder / WORK / f"{name}{SEAL}") or seal_of(folder / name)
+    record = _record(prepared, plan, fingerprint, seed, files)
+    for name, content in small.items():
+        if name == CONFIG:
+            write_whole(folder / RECORD, _dump(record.model_dump()))
+        write_whole(folder / name, content)
+
+
+def _small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | str]]:
+    """Yield the files beside weights and record, name and content; config.json last."""
     base, recipe = plan.sources[0], prepared.recipe
     for name in base.files(TOKENIZER_FILES):
         content = (base.folder / name).read_bytes()
         if name == TOKENIZER_CONFIG:
             content = carried(content, base.json("tokenizer.json"), bool(plan.host.code))
-        write_whole(folder / name, content)
+        yield name, content
     generation = base.folder / GENERATION
     ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
-    write_whole(folder / GENERATION, generation.read_bytes() if generation.exists() else _dump(ids))
+    yield GENERATION, generation.read_bytes() if generation.exists() else _dump(ids)
 
     if plan.host.code:
-        write_whole(folder / plan.host.code, (data("templates") / plan.host.code).read_bytes())
+        yield plan.host.code, (data("templates") / plan.host.code).read_bytes()
     pinned = [source.pinned for source in plan.sources]
     experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.every_expert, pinned[1:], strict=True)]
-    write_whole(folder / RECIPE, recipe.with_experts(experts).with_fields(base_model=pinned[0]).to_yaml())
-    write_whole(folder / RECORD, _dump(_record(prepared, plan, fingerprint, seed)))
+    yield RECIPE, recipe.with_experts(experts).with_fields(base_model=pinned[0]).to_yaml()
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
-    write_whole(folder / INDEX, _dump({"metadata": metadata, "weight_map": weight_map}))
-    write_whole(folder / CONFIG, _dump(plan.config))
+    yield INDEX, _dump({"metadata": metadata, "weight_map": weight_map})
+    yield CONFIG, _dump(plan.config)
 
 
-def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int) -> dict[str, Any]:
+def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files: dict[str, str]) -> Record:
     """Gather what a finished mixture says of itself, for its card, for a report and for a rerun."""
-    fields = {
-        "fingerprint": fingerprint,
-        "versions": {"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
-        "seed": seed,
-        "shard_size": plan.shard_size,
-        "allow_pickle": prepared.allow_pickle,
-        "shared_weights": plan.shared,
-        "experts_per_token": plan.top_k,
-        "parameters": plan.parameters,
-        "active_parameters": plan.active_parameters,
-        "bytes": plan.nbytes,
-        "bytes_16bit": plan.bytes_16bit,
-        "bytes_4bit": plan.bytes_4bit,
-        "sources": [
-            {"license": source.license, "languages": source.languages, "stamps": source.stamps}
-            for source in plan.sources
-        ],
-    }
-    return Record.model_validate(fields).model_dump()
+    return Record(
+        fingerprint=fingerprint,
+        versions={"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        seed=seed,
+        shard_size=plan.shard_size,
+        allow_pickle=prepared.allow_pickle,
+        shared_weights=plan.shared,
+        experts_per_token=plan.top_k,
+        parameters=plan.parameters,
+        active_parameters=plan.active_parameters,
+        bytes=plan.nbytes,
+        bytes_16bit=plan.bytes_16bit,
+        bytes_4bit=plan.bytes_4bit,
+        sources=[SourceRecord(license=s.license, languages=s.languages, stamps=s.stamps) for s in plan.sources],
+        files=files,
+    )
 
 
 def _dump(fields: Any) -> str:

@@ -24,6 +24,7 @@ from lazymoe.output.folder import (
     RECORD,
     WEIGHTS,
     Finished,
+    is_unchanged,
     open_finished,
     trusted,
 )
@@ -127,6 +128,8 @@ def _sound_weights(done: Finished) -> dict[str, Path]:
         except (OSError, ValueError, LazyMoEError) as e:
             reason = e.strerror if isinstance(e, OSError) else e
             raise error("output.damaged", path, f"it can't be read ({reason})", MENDED) from None
+        if not is_unchanged(path, done.record.files.get(name)):
+            raise error("output.damaged", path, "its bytes aren't those that the merge wrote", MENDED)
         if found != named[name]:
             raise error(
                 "output.damaged",

@@ -4,5 +4,13 @@ One file for each method; `compute` calls them.
 """
 
 ROUTERS = "router.safetensors"  # the files that hold what was worked out
-SHARED = "shared-{layer}.safetensors"
-OUTER = SHARED.format(layer="outer")
+SHARED = "shared-{}.safetensors"
+
+
+def shared_files(layers: int) -> list[str]:
+    """Name the files of shared weights: one for each layer, then that of what is outside the layers.
+
+    Args:
+        layers: how many there are.
+    """
+    return [SHARED.format(place) for place in (*(f"{layer:05}" for layer in range(layers)), "outer")]

@@ -12,9 +12,9 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import CODES, TensorInfo
-from lazymoe.computing import OUTER, ROUTERS, SHARED
+from lazymoe.computing import ROUTERS, SHARED, shared_files
 from lazymoe.errors import Problem, error
-from lazymoe.files import read_bytes, write_whole
+from lazymoe.files import is_sound, read_bytes, write_sealed
 from lazymoe.floats import decode, encode
 from lazymoe.forward.device import pick_device
 from lazymoe.planning.plan import Plan
@@ -49,11 +49,12 @@ def compute(
         LazyMoEError: if there is no such device.
     """
     recipe = prepared.prompts
-    if plan.shared != "base" and not (folder / OUTER).exists():
+    if plan.shared != "base" and not all(is_sound(folder / name) for name in shared_files(plan.layers)):
         from lazymoe.computing.shared_weights import share
 
         share(recipe, plan, folder, pick_device(device), progress)
-    if not (folder / ROUTERS).exists():
+    if not is_sound(folder / ROUTERS):
+        (folder / ROUTERS).unlink(missing_ok=True)
         base = plan.sources[0]
         backbone = replace(base, tensors=base.tensors | _computed(folder))  # the mixture's own, where it is merged
         gates = _gates(recipe, plan, backbone, seed, device, progress)
@@ -68,14 +69,14 @@ def compute(
                 rows[f"{prefix}{plan.host.shared_gate}"] = gate[plan.experts :]
         dtype = CODES[plan.config["dtype"]]
         header = write_header((name, dtype, gate.shape) for name, gate in rows.items())
-        write_whole(folder / ROUTERS, header + b"".join(encode(gate, dtype).tobytes() for gate in rows.values()))
+        write_sealed(folder / ROUTERS, header + b"".join(encode(gate, dtype).tobytes() for gate in rows.values()))
     return _computed(folder)
 
 
 def _computed(folder: Path) -> dict[str, TensorInfo]:
     """List what a folder holds of computed tensors, by name."""
     found: dict[str, TensorInfo] = {}
-    for file in (*sorted(folder.glob(SHARED.format(layer="*"))), folder / ROUTERS):
+    for file in (*sorted(folder.glob(SHARED.format("*"))), folder / ROUTERS):
         if file.exists():
             found |= open_file(file)
     return found

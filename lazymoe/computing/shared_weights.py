@@ -14,7 +14,6 @@ fine-tuning moves a matrix in the directions of its inputs (WUDI, https://arxiv.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,10 +25,10 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.checkpoint.source import HEAD, Source
 from lazymoe.checkpoint.tensors import CODES
-from lazymoe.computing import OUTER, SHARED
+from lazymoe.computing import shared_files
 from lazymoe.computing.order import canonical
 from lazymoe.errors import error
-from lazymoe.files import write_whole
+from lazymoe.files import SEAL, seal_of, settle, write_sealed, write_whole
 from lazymoe.forward.mixture import module_name
 from lazymoe.forward.stream import Stream
 from lazymoe.forward.tokens import load_tokenizer, pack, pad
@@ -66,12 +65,13 @@ def share(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
             batch, mask = pad(pack(tokenizer, texts))
             streams.append(Stream(source, [batch], device))
             real.append(mask.to(device))
-    for layer in range(plan.layers):
+    *files, outer = shared_files(plan.layers)
+    for layer, file in enumerate(files):
         inputs = [_watched_step(s, mask, module_name(plan)) for s, mask in zip(streams, real, strict=True)]
-        _save(plan, folder / SHARED.format(layer=f"{layer:05}"), _layer(plan, layer, experts, inputs, device))
+        _save(plan, folder / file, _layer(plan, layer, experts, inputs, device))
         progress("share", layer + 1, plan.layers)
     last = [stream.finish()[0][mask] for stream, mask in zip(streams, real, strict=True)]
-    _outer(plan, experts, last, device, folder / OUTER)
+    _outer(plan, experts, last, device, folder / outer)
 
 
 def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names, Tensor]:
@@ -136,7 +136,8 @@ def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device
                 rows = rows.to(getattr(torch, dtype))
                 _check_finite(name, rows)
                 f.write(memoryview(rows.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
-    os.replace(temporary, file)
+    write_whole(file.with_name(file.name + SEAL), seal_of(temporary))
+    settle(temporary, file)
 
 
 def _head(
@@ -210,7 +211,7 @@ def _save(plan: Plan, file: Path, tensors: dict[str, Tensor]) -> None:
     cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in cast.items():
         _check_finite(name, tensor)
-    write_whole(file, save(cast))
+    write_sealed(file, save(cast))
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

@@ -16,8 +16,19 @@ from filelock import FileLock, Timeout
 
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import OutputError, error
-from lazymoe.files import shown, write_whole
-from lazymoe.output.folder import CONFIG, INDEX, RECORD, WORK, is_finished, readable
+from lazymoe.files import SEAL, is_sealed, shown, write_whole
+from lazymoe.output.folder import (
+    CONFIG,
+    INDEX,
+    RECIPE,
+    RECORD,
+    SHARD,
+    WORK,
+    Record,
+    is_unchanged,
+    read_record,
+    readable,
+)
 from lazymoe.planning.plan import Output, Plan
 
 LOCK = "lock"
@@ -28,7 +39,7 @@ def is_done(folder: Path, fingerprint: str, plan: Plan) -> bool:
 
     Raises:
         SourceError: if a source was changed since.
-        OutputError: if the folder holds anything but this merge, finished or not.
+        OutputError: if the folder holds anything but this merge, finished or not, or a small file in it was changed.
     """
     if folder.exists() and not folder.is_dir():
         raise error("output.taken", folder, "this is a file", "Name another output folder.")
@@ -39,30 +50,48 @@ def is_done(folder: Path, fingerprint: str, plan: Plan) -> bool:
         if readable(folder / WORK / RECORD).get("fingerprint") == fingerprint:
             return False
     elif (folder / RECORD).exists():
-        record = readable(folder / RECORD)
-        if record.get("fingerprint") == fingerprint:
-            sources = record.get("sources")
-            known = [source.get("stamps") for source in sources] if isinstance(sources, list) else []
-            _compare(known, plan, "this mixture was made of it")
-            return _is_whole(folder, plan)
-    else:
+        if readable(folder / RECORD).get("fingerprint") == fingerprint:
+            record = read_record(folder)
+            _compare([source.stamps for source in record.sources], plan, "this mixture was made of it")
+            return _is_whole(folder, plan, record) or _reopen(folder, plan, record)
+    elif not any(SHARD.fullmatch(name) for name in names):
         what = "this folder isn't empty, and what is in it isn't this merge"
         raise error("output.taken", folder, what, "Name another output folder.")
     remedy = "Name another output folder, or delete this one."
     raise error("output.taken", folder, "this folder holds another merge", remedy)
 
 
-def _is_whole(folder: Path, plan: Plan) -> bool:
-    """Look at a finished folder's files. Of a damaged one the sound shards stay, and it isn't a model any more."""
-    damaged = []
+def _is_whole(folder: Path, plan: Plan, record: Record) -> bool:
+    """Tell whether a finished folder's files are those that were written.
+
+    Raises:
+        OutputError: if a small file isn't, which may be the user's own doing.
+    """
+    shards = {name for name, _ in plan.shards}
+    for name in set(record.files) - shards:
+        if (folder / name).exists() and not is_sealed(folder / name, record.files[name]):
+            remedy = "Delete it to have it made anew; if you changed it, the mixture is finished as it is."
+            raise error("output.edited", folder / name, "this isn't what the merge wrote", remedy)
+    there = all((folder / name).is_file() for name in (CONFIG, INDEX, RECIPE, *record.files))
+    return there and all(_is_sound(folder, name, outputs, record) for name, outputs in plan.shards)
+
+
+def _is_sound(folder: Path, name: str, outputs: Sequence[Output], record: Record) -> bool:
+    """Tell whether a file of weights is the one that was written."""
+    try:
+        _verify_shard(folder / name, outputs)
+    except OutputError:
+        return False
+    return is_unchanged(folder / name, record.files.get(name))
+
+
+def _reopen(folder: Path, plan: Plan, record: Record) -> bool:
+    """Make a finished folder, in which something is damaged, one that is half-made: what is sound stays."""
+    _begin(folder, record.fingerprint, plan)
     for name, outputs in plan.shards:
-        try:
-            _verify_shard(folder / name, outputs)
-        except OutputError:
-            damaged.append(name)
-    if not damaged and is_finished(folder) and (folder / INDEX).is_file():
-        return True
-    for name in (CONFIG, INDEX, RECORD, *damaged):
+        if name in record.files and _is_sound(folder, name, outputs, record):
+            write_whole(folder / WORK / f"{name}{SEAL}", record.files[name])
+    for name in (CONFIG, RECORD):
         (folder / name).unlink(missing_ok=True)
     return False
 
@@ -106,16 +135,19 @@ def claim(folder: Path, fingerprint: str, plan: Plan) -> Path:
     """
     work = folder / WORK
     try:
-        work.mkdir(parents=True, exist_ok=True)
         if (work / RECORD).exists():
             check_sources(folder, plan)
         else:
-            stamps = [source.stamps for source in plan.sources]
-            write_whole(work / RECORD, json.dumps({"fingerprint": fingerprint, "stamps": stamps}))
+            _begin(folder, fingerprint, plan)
     except OSError as e:
         what = f"this folder can't be written: {e.strerror}"
         raise error("output.unwritable", folder, what, "Name another output folder.") from None
     return work
+
+
+def _begin(folder: Path, fingerprint: str, plan: Plan) -> None:
+    stamps = [source.stamps for source in plan.sources]
+    write_whole(folder / WORK / RECORD, json.dumps({"fingerprint": fingerprint, "stamps": stamps}))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from lazymoe.checkpoint.source import CARD as CARD
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.files import writable
+from lazymoe.files import is_sealed, writable
 from lazymoe.planning.plan import WORK as WORK
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
@@ -66,6 +67,7 @@ class Record(_Read):
         parameters, active_parameters: how many.
         bytes: of its weights' files; bytes_16bit and bytes_4bit of memory to run it.
         sources: of each model, in the order of `Recipe.models`.
+        files: the seal of each other file that the merge wrote, by name.
     """
 
     fingerprint: Text
@@ -81,6 +83,7 @@ class Record(_Read):
     bytes_16bit: Count
     bytes_4bit: Count
     sources: list[SourceRecord]
+    files: dict[Text, Text] = {}
 
 
 class _Measured(_Read):
@@ -201,7 +204,7 @@ def open_finished(folder: Path) -> Finished:
     if not is_finished(folder):
         what = "this isn't a finished mixture"
         raise error("output.unfinished", folder, what, "Name a folder that 'lazymoe merge' has completed.")
-    record, recipe, config = _record(folder), Recipe.from_file(folder / RECIPE), _object(folder, CONFIG)
+    record, recipe, config = read_record(folder), Recipe.from_file(folder / RECIPE), _object(folder, CONFIG)
     if len(record.sources) != len(recipe.models):
         what = f"its {RECORD} tells of {len(record.sources)} models, its {RECIPE} of {len(recipe.models)}"
         raise error("output.damaged", folder, what, AGAIN)
@@ -226,8 +229,11 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _record(folder: Path) -> Record:
+def read_record(folder: Path) -> Record:
     """Read what a mixture says of itself.
+
+    Args:
+        folder: the mixture's.
 
     Raises:
         OutputError: if it can't be read, or isn't what LazyMoE wrote.
@@ -239,6 +245,20 @@ def _record(folder: Path) -> Record:
         place = ".".join(str(part) for part in first["loc"])
         what = f"its {RECORD} isn't as LazyMoE wrote it ({place}: {first['msg']})"
         raise error("output.damaged", folder, what, AGAIN) from None
+
+
+def is_unchanged(weights: Path, kept: str | None) -> bool:
+    """Tell whether a file of weights is as the merge wrote it; read only if it was changed after the record was.
+
+    Args:
+        weights: the file, in a finished mixture's folder.
+        kept: its seal in the record; None in one of an older version, which is believed.
+    """
+    with suppress(OSError):
+        found, record = weights.stat(), (weights.parent / RECORD).stat()
+        if kept is None or (kept.startswith(f"{found.st_size} ") and found.st_mtime_ns <= record.st_mtime_ns):
+            return True
+    return is_sealed(weights, kept)
 
 
 def _measured(folder: Path, experts: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Writing the plan's shards. Knows safetensors and nothing else: not what an expert is, nor how a router is made.
 
 Bytes that don't change move inside the kernel. Memory stays the same for models of any size: what needs arithmetic
-goes through in blocks. A shard gets its final name only when it is complete, so that a rerun can go on from there.
+goes through in blocks. A shard gets its final name only when it is complete and on the disk, and its seal is kept among
+what is half-made: a rerun goes on from there.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +24,9 @@ import numpy as np
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.files import read_into
+from lazymoe.files import SEAL, is_sealed, read_into, read_seal, seal, settle, write_whole
 from lazymoe.floats import encode, finite
-from lazymoe.planning.plan import Computed, Constant, Output, Piece, Plan
+from lazymoe.planning.plan import Computed, Constant, Output, Part, Piece, Plan
 from lazymoe.progress import Progress
 from lazymoe.seeding import generator
 
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 BLOCK = 1 << 20  # elements that go through arithmetic at a time
 BUFFER = 1 << 18  # bytes looked at for NaN at a time; they fit a core's cache
 COPY = 1 << 24  # bytes that the kernel moves at a time, between two steps of the progress
+FLUSH = 1 << 26  # bytes that the disk gets at a time: what waits for the end waits for all of them
+AHEAD = 64  # appended pieces that are still to be looked at, at most: blocks stay in memory until then
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # copying in another way would not help
 
 
@@ -55,16 +61,68 @@ def write_shards(
     """
     done = 0
     for name, outputs in plan.shards:
-        if not (out / name).exists():
+        kept = partial / f"{name}{SEAL}"
+        if not is_sealed(out / name, read_seal(kept)):
             moved = functools.partial(_moved, progress, done, plan.nbytes)
-            _write_shard(plan, computed, outputs, partial / name, seed, moved)
-            os.replace(partial / name, out / name)
+            write_whole(kept, _write_shard(plan, computed, outputs, partial / name, seed, moved))
+            settle(partial / name, out / name)
         done += sum(o.nbytes for o in outputs)
         progress("write", done, plan.nbytes)
 
 
 def _moved(progress: Progress, before: int, total: int, n: int) -> None:
     progress("write", before + n, total)
+
+
+class _Shard:
+    """A file that is being written, and a thread that looks at the same bytes in the same order: its seal, NaN."""
+
+    def __init__(self, f: FileIO) -> None:
+        self.file, self._checksum = f, 0
+        self._thread = ThreadPoolExecutor(1)
+        self._looking: deque[Future[None]] = deque()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes."""
+        self._look(self._add, memoryview(data))
+        _write(self.file, data)
+
+    def look(self, lies: Span, tensor: TensorInfo | None) -> None:
+        """Look at bytes of another file that are appended in another way; of a tensor, whether they are finite."""
+        self._look(self._read, lies, tensor)
+
+    def seal(self) -> str:
+        """Give the seal of all that was appended.
+
+        Raises:
+            SourceError: if a weight is NaN or infinite.
+        """
+        while self._looking:
+            self._looking.popleft().result()
+        return seal(self.file.tell(), self._checksum)
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _look(self, function: Callable[..., None], *args: object) -> None:
+        while self._looking and (self._looking[0].done() or len(self._looking) > AHEAD):
+            self._looking.popleft().result()  # raises what it found, early
+        self._looking.append(self._thread.submit(function, *args))
+
+    def _add(self, block: memoryview) -> None:
+        self._checksum = zlib.crc32(block, self._checksum)
+
+    def _read(self, lies: Span, tensor: TensorInfo | None) -> None:
+        buffer = np.empty(BUFFER, np.uint8)
+        with open(lies.path, "rb", buffering=0) as f:
+            f.seek(lies.offset)
+            for start in range(0, lies.nbytes, BUFFER):
+                block = buffer[: lies.nbytes - start]
+                read_into(f, block.data)
+                if tensor and not finite(block, tensor.dtype):
+                    raise _not_finite(lies.path, tensor)
+                self._add(block.data)
 
 
 def _write_shard(
@@ -74,54 +132,74 @@ def _write_shard(
     path: Path,
     seed: int,
     moved: Callable[[int], None],
-) -> None:
-    done = 0
-    checks: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as checker, open(path, "wb", buffering=0) as f:
-        _write(f, write_header((o.name, o.dtype, o.shape) for o in outputs))
+) -> str:
+    """Write one file; give its seal."""
+    done = begun = 0
+    with open(path, "wb", buffering=0) as f, closing(_Shard(f)) as shard:
+        shard.write(write_header((o.name, o.dtype, o.shape) for o in outputs))
         for output in outputs:
             for number, part in enumerate(output.parts):
-                if isinstance(part, Constant):
-                    steps = _fill(output, part, f)
-                elif isinstance(part, Computed):
-                    tensor = computed[part.name].part(part.start, part.elements)
-                    lies = tensor.span()
-                    steps = _copy(lies, f) if lies and part.scale == 1 else _scale(output, tensor, part.scale, f)
-                else:
-                    tensor = part.tensor.part(part.start, part.elements)
-                    lies = tensor.span()
-                    where = lies.path if lies else plan.sources[part.source].reference
-                    if lies and part.copied(output.dtype):
-                        checks.append(checker.submit(_check_finite, lies, tensor))
-                        steps = _copy(lies, f)
-                    else:
-                        random = generator(seed, f"{output.name}:{number}")
-                        steps = _transform(output, part, tensor, where, random, f)
-                for n in steps:
+                for n in _append(plan, computed, output, part, number, seed, shard):
                     moved(done := done + n)
-                while checks and checks[0].done():
-                    checks.pop(0).result()  # raises what it found, early
-        for check in checks:
-            check.result()
+                    begun = _begin_flush(f, begun)
+        return shard.seal()
 
 
-def _fill(output: Output, constant: Constant, target: FileIO) -> Iterator[int]:
+def _append(
+    plan: Plan,
+    computed: Mapping[str, TensorInfo],
+    output: Output,
+    part: Part,
+    number: int,
+    seed: int,
+    shard: _Shard,
+) -> Iterator[int]:
+    """Append one part of an output tensor; yield how many bytes, as it goes."""
+    if isinstance(part, Constant):
+        return _fill(output, part, shard)
+    if isinstance(part, Computed):
+        tensor = computed[part.name].part(part.start, part.elements)
+        lies = tensor.span()
+        return _copy(lies, None, shard) if lies and part.scale == 1 else _scale(output, tensor, part.scale, shard)
+    tensor = part.tensor.part(part.start, part.elements)
+    lies = tensor.span()
+    if lies and part.copied(output.dtype):
+        return _copy(lies, tensor, shard)
+    where = lies.path if lies else plan.sources[part.source].reference
+    return _transform(output, part, tensor, where, generator(seed, f"{output.name}:{number}"), shard)
+
+
+def _begin_flush(f: FileIO, begun: int) -> int:
+    """Let the disk begin with what was written since, where the system can be told; give how far that is."""
+    at = f.tell()
+    if at - begun < FLUSH or not hasattr(os, "posix_fadvise"):
+        return begun
+    os.posix_fadvise(f.fileno(), begun, at - begun, os.POSIX_FADV_DONTNEED)
+    return at
+
+
+def _fill(output: Output, constant: Constant, shard: _Shard) -> Iterator[int]:
     """Append one value many times; yield how many bytes."""
     values = encode(np.full(constant.elements, constant.value), output.dtype)
-    _write(target, values.data)
+    shard.write(values.data)
     yield values.nbytes
 
 
-def _scale(output: Output, computed: TensorInfo, factor: float, target: FileIO) -> Iterator[int]:
+def _scale(output: Output, computed: TensorInfo, factor: float, shard: _Shard) -> Iterator[int]:
     """Append a small tensor that was computed, multiplied; yield how many bytes."""
     values = _cast(output, computed.read().float() * factor)
-    _write(target, values.data)
+    shard.write(values.data)
     yield values.nbytes
 
 
-def _copy(lies: Span, target: FileIO) -> Iterator[int]:
-    """Append bytes of another file, inside the kernel where it can; yield how many, as it goes."""
-    at, left = target.tell(), lies.nbytes
+def _copy(lies: Span, tensor: TensorInfo | None, shard: _Shard) -> Iterator[int]:
+    """Append bytes of another file, inside the kernel where it can; yield how many, as it goes.
+
+    Those of a source's tensor are looked at for NaN and infinity.
+    """
+    shard.look(lies, tensor)
+    target, left = shard.file, lies.nbytes
+    at = target.tell()
     with open(lies.path, "rb", buffering=0) as f:
         f.seek(lies.offset)
         in_kernel = hasattr(os, "copy_file_range")
@@ -149,24 +227,8 @@ def _write(f: FileIO, data: bytes | bytearray | memoryview) -> None:
         view = view[f.write(view) :]
 
 
-def _check_finite(lies: Span, tensor: TensorInfo) -> None:
-    """Look for NaN and infinity in a tensor that the kernel copies unseen.
-
-    Raises:
-        SourceError: if there is any.
-    """
-    buffer = np.empty(BUFFER, np.uint8)
-    with open(lies.path, "rb", buffering=0) as f:
-        f.seek(lies.offset)
-        for start in range(0, lies.nbytes, BUFFER):
-            block = buffer[: lies.nbytes - start]
-            read_into(f, block.data)
-            if not finite(block, tensor.dtype):
-                raise _not_finite(lies.path, tensor)
-
-
 def _transform(
-    output: Output, piece: Piece, tensor: TensorInfo, where: object, random: np.random.Generator, target: FileIO
+    output: Output, piece: Piece, tensor: TensorInfo, where: object, random: np.random.Generator, shard: _Shard
 ) -> Iterator[int]:
     """Append elements that are cast, scaled or noised, a block at a time; yield how many bytes, as it goes."""
     import torch
@@ -183,7 +245,7 @@ def _transform(
         if piece.scale != 1:
             block *= piece.scale
         values = _cast(output, block)
-        _write(target, values.data)
+        shard.write(values.data)
         yield values.nbytes
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from lazymoe.architectures.records import LAYER, Dense, Host, MoE, Place, shape
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import BITS, CODES, FLOATS, TensorInfo
-from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.schema import Recipe, SharedWeights
 
 WORK = ".lazymoe"  # folder in the output for what is half-made
 SHARD_SIZE = 4_000_000_000  # bytes
@@ -118,7 +118,7 @@ class Plan:
     top_k: int
     config: dict[str, Any]
     outputs: tuple[Output, ...]
-    shared: str
+    shared: SharedWeights
     shard_size: int
 
     @property
@@ -245,7 +245,7 @@ def make_plan(
     sources: Sequence[Source],
     dense: Dense,
     host: Host,
-    shared: str = "base",
+    shared: SharedWeights = "base",
     shard_size: int = SHARD_SIZE,
 ) -> Plan:
     """Lay out the output of a recipe.
