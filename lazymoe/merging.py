@@ -96,7 +96,8 @@ def merge(
         allow_pickle: also take ``.bin`` weights.
         device: where routers and shared weights are computed, as torch names it; a CUDA device if there is one by
             default.
-        progress: called with (stage, done, total); stages are ``share`` and ``route`` (layers) and ``write`` (bytes).
+        progress: called with (stage, done, total); stages are ``download`` (bytes), ``share`` and ``route`` (layers)
+            and ``write`` (bytes). What it raises stops the merge.
 
     Returns:
         What was made, where, and what a user should know about it.
@@ -135,7 +136,7 @@ def carry_out(
     if is_done(folder, fingerprint, plan):
         return Merged(folder, plan, found.warnings)
 
-    prepared.fetch()
+    prepared.fetch(progress)
     work = claim(folder, fingerprint, plan)
     with locked(work):
         warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress))

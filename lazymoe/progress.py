@@ -13,6 +13,7 @@ from lazymoe.units import counted, gigabytes
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 STAGES = {  # what a user reads, and the unit
+    "download": ("Downloading", "B"),
     "share": ("Merging shared weights", "layer"),
     "route": ("Computing routers", "layer"),
     "write": ("Writing", "B"),

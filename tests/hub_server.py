@@ -32,10 +32,12 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
+from time import sleep  # the real one, whatever a test makes of its own
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -62,6 +64,7 @@ LARGE_SIZE = 10 * 2**20  # a file of this size is a large one whatever its name
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE_SUFFIXES)
 DATE = "2025-01-01T00:00:00.000Z"  # of everything: equal content gives equal answers
 BLOCK = 2**20
+BODY = ("cut", "stall", "short", "long", "flip")  # faults of a body
 
 
 class File(NamedTuple):
@@ -85,7 +88,7 @@ class Repo:
 @dataclass
 class Fault:
     pattern: str  # searched in "METHOD /path"
-    kind: int | str  # a status, a key of ERRORS, "cut" or "slow"
+    kind: int | str  # a status, a key of ERRORS, or a word, see `Hub.fault`
     times: float
     seconds: float
 
@@ -123,6 +126,7 @@ class Hub:
         self.part_size = part_size  # an LFS upload larger than this comes in parts of it
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
+        self.sent = Counter[str]()  # bytes of answers, by the last part of what was asked for
         self.content: dict[str, Path] = {}  # oid of a file -> where its bytes are
         self.xet: dict[str, str] = {}  # sha256 of a large file that came by Xet -> its Xet hash
         self.faults: list[Fault] = []
@@ -162,8 +166,9 @@ class Hub:
         """Let the next `times` requests whose "METHOD /path" matches the regular expression `pattern` go wrong.
 
         `kind` is a status, a key of ERRORS, "cut" (the connection breaks halfway through the body: the request's if
-        it has one, else the answer's) or "slow" (the answer is `seconds` late). With 429 and 503, `seconds` is the
-        Retry-After. The `times` of the fault returned count down to 0.
+        it has one, else the answer's), "slow" (the answer is `seconds` late), "stall" (it stops halfway for so long,
+        and breaks off), "short" (half of it, as if that were all), "long" (a few bytes more) or "flip" (one bit of it
+        is another). With 429 and 503, `seconds` is the Retry-After. The `times` of the fault returned count down to 0.
         """
         self.faults.append(Fault(pattern, kind, times, seconds))
         return self.faults[-1]
@@ -180,7 +185,7 @@ class Hub:
     def take_fault(self, asked: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
-                bodiless = fault.kind == "cut" and asked.startswith("HEAD ")
+                bodiless = fault.kind in BODY and asked.startswith("HEAD ")
                 if fault.times > 0 and not bodiless and re.search(fault.pattern, asked):
                     fault.times -= 1
                     return fault
@@ -537,7 +542,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = hub.take_fault(f"{self.command} {unquote(url.path)}")
         kind = fault.kind if fault else None
         if kind == "slow":
-            time.sleep(fault.seconds)
+            sleep(fault.seconds)
         with tempfile.SpooledTemporaryFile(BLOCK) as body:
             received = copy(self.rfile, body, length // 2 if kind == "cut" else length)
             body.seek(0)
@@ -546,7 +551,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             try:
-                if kind not in (None, "cut", "slow"):
+                if kind not in (None, "slow", *BODY):
                     retry = {"Retry-After": f"{fault.seconds:.0f}"} if kind in (429, 503) else {}
                     raise Refused(kind, "Broken on purpose", retry)
                 answer = self.answer(url.path, parse_qs(url.query), body)
@@ -557,7 +562,7 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = Answer({"error": "Internal error"}, 500)
         hub.requests.append(Request(self.command, self.path, received, answer.status))
         with contextlib.suppress(ConnectionError):  # the client may hang up
-            self.send(answer, kind == "cut")
+            hub.sent[PurePosixPath(unquote(url.path)).name] += self.send(answer, fault if kind in BODY else None)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
@@ -571,20 +576,37 @@ class _Handler(BaseHTTPRequestHandler):
                 return function(Call(hub, hub.tokens.get(token), self.headers, query, body), *groups)
         raise Refused(404, f"This Hub has no {self.command} {path}")
 
-    def send(self, answer: Answer, cut: bool) -> None:
-        data = json.dumps(answer.body).encode()
+    def send(self, answer: Answer, fault: Fault | None) -> int:
+        """Send an answer, with whatever is to go wrong in it; give how many bytes its body had."""
+        data, kind = json.dumps(answer.body).encode(), fault.kind if fault else None
         path, start, size = answer.part or (None, 0, len(data))
-        kind = "application/octet-stream" if path else "application/json"
+        size, more = (size // 2 if kind == "short" else size), (b"more" if kind == "long" else b"")
         self.send_response(answer.status)
         # one answer to a connection, so that none outlives its Hub
-        headers = {"Content-Type": kind, "Content-Length": str(size), "Connection": "close", **answer.headers}
-        for name, value in headers.items():
+        form = "application/octet-stream" if path else "application/json"
+        length = str(size + len(more))
+        for name, value in {
+            "Content-Type": form,
+            "Content-Length": length,
+            "Connection": "close",
+            **answer.headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            with path.open("rb") if path else io.BytesIO(data) as stream:
-                stream.seek(start)
-                copy(stream, self.wfile, size // 2 if cut else size)
+        if self.command == "HEAD":
+            return 0
+        with path.open("rb") if path else io.BytesIO(data) as stream:
+            stream.seek(start)
+            if kind == "flip":
+                first = stream.read(1)
+                self.wfile.write(bytes([first[0] ^ 1]))
+                return 1 + copy(stream, self.wfile, size - 1)
+            sent = copy(stream, self.wfile, size // 2 if kind in ("cut", "stall") else size)
+        if fault and kind == "stall":
+            self.wfile.flush()
+            sleep(fault.seconds)
+        self.wfile.write(more)
+        return sent
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: `requests` has it all."""

@@ -171,9 +171,12 @@ def _find(text: str, where: str) -> tuple[Reference, Path]:
         return reference, reference.path.resolve()
     if problem := reference.nowhere(where):
         raise failure([problem])
+    from lazymoe.hub.downloading import Wanted, download
     from lazymoe.hub.reading import find_model
 
-    found = find_model(reference.model, reference.revision, where, (CONFIG, WEIGHTS))
+    found = find_model(reference.model, reference.revision, where, (CONFIG,))
+    if WEIGHTS in found.sizes:
+        download([Wanted(found, WEIGHTS, where)])
     return Reference(reference.model, found.commit), found.folder
 
 

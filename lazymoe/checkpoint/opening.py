@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lazymoe.architectures.registry import dense_of
 from lazymoe.checkpoint import gguf
@@ -26,7 +27,11 @@ from lazymoe.checkpoint.source import CARD, EMBEDDINGS, HEAD, SMALL_FILES, Sourc
 from lazymoe.checkpoint.tensors import CODES, FLOATS, Remote, TensorInfo, same_bytes
 from lazymoe.checkpoint.wrappers import unwrapped
 from lazymoe.errors import error, failure
+from lazymoe.progress import Progress, silent
 from lazymoe.recipe.reference import Reference
+
+if TYPE_CHECKING:
+    from lazymoe.hub.reading import Repository
 
 
 def open_source(reference: Reference, where: str, allow_pickle: bool = False) -> Source:
@@ -51,7 +56,7 @@ def open_source(reference: Reference, where: str, allow_pickle: bool = False) ->
         sizes = {p.name: p.stat().st_size for p in path.iterdir() if p.is_file()}
         if file := only_gguf(sizes, where, reference.model):
             return _open_gguf(reference, path / file, None, where)
-        return _open(reference, where, path.resolve(), None, sizes, allow_pickle, None)
+        return _open(reference, where, path.resolve(), None, sizes, allow_pickle)
     if os.path.exists(path):
         remedy = "Name the folder with config.json and the safetensors in it."
         raise error("source.not-found", where, f"'{reference.model}' is a file", remedy)
@@ -92,57 +97,66 @@ def open_folder(folder: Path) -> Source:
     return open_source(Reference(str(folder)), str(folder))
 
 
-def fetch(source: Source, where: str) -> None:
+def fetch(sources: Iterable[tuple[Source, str]], progress: Progress = silent) -> None:
     """Download the weights that aren't here yet, and nothing else; look whether all of them are whole.
 
     Args:
-        source: the checkpoint.
-        where: how messages name the place it was asked for.
+        sources: the checkpoints, each with how messages name the place it was asked for.
+        progress: told of the bytes that are there, stage ``download``.
 
     Raises:
         HubError: if the Hub can't be reached, or refuses.
         SourceError: if a file isn't as long as it should be.
     """
-    if source.missing:
-        from lazymoe.hub.reading import download
+    remote: dict[Path, tuple[Repository, str, str]] = {}
+    for source, where in sources:
+        for file, size in source.weights.items():
+            path = source.folder / file
+            if source.origin and file in source.origin.sizes:
+                remote[path] = source.origin, file, where
+            elif path.exists() and path.stat().st_size != size:
+                what = f"{path.name} of {source.reference} has {path.stat().st_size:,} bytes here instead of {size:,}"
+                raise error("source.cut", where, what, f"Delete {path.resolve()} and try again.")
+    if remote:
+        from lazymoe.hub.downloading import Wanted, download
 
-        download(source.reference.model, source.revision, list(source.missing), where)
-    for file, size in source.weights.items():
-        path = source.folder / file
-        if path.exists() and path.stat().st_size != size:
-            what = f"{path.name} of {source.reference} has {path.stat().st_size:,} bytes here instead of {size:,}"
-            raise error("source.cut", where, what, f"Delete {path.resolve()} and try again.")
+        download([Wanted(*wanted) for wanted in remote.values()], progress)
 
 
 def _open_remote(reference: Reference, where: str, allow_pickle: bool) -> Source:
-    from lazymoe.hub.reading import download, find_model
+    from lazymoe.hub.reading import find_model
 
     name = reference.model
     found = find_model(name, reference.revision, where, (*SMALL_FILES, CARD))
     if file := reference.file or only_gguf(found.sizes, where, name):
         if file not in found.sizes:
             raise error("source.not-found", where, f"{name} has no file {file}", "Look its files up on the Hub.")
-        download(name, found.commit, [file], where)
-        return _open_gguf(reference, found.folder / file, found.commit, where)
-    return _open(reference, where, found.folder, found.commit, found.sizes, allow_pickle, found.read)
+        _bring(found, [file], where)
+        return _open_gguf(reference, found.folder / file, found, where)
+    return _open(reference, where, found.folder, found, found.sizes, allow_pickle)
+
+
+def _bring(model: Repository, files: Sequence[str], where: str) -> None:
+    """Download files whose tensors aren't known before."""
+    from lazymoe.hub.downloading import Wanted, download
+
+    download([Wanted(model, file, where) for file in files])
 
 
 def _open(
     reference: Reference,
     where: str,
     folder: Path,
-    commit: str | None,
+    origin: Repository | None,
     sizes: dict[str, int],
     allow_pickle: bool,
-    remote: Remote | None,
 ) -> Source:
+    remote = origin.read if origin else None
     name, config = reference.model, read_json(folder / "config.json", where)
     tensors: dict[str, TensorInfo] = {}
     chosen = choose(sizes, folder, config, allow_pickle, where, name)
-    if remote and (unread := [file for file in chosen.pickles if not (folder / file).exists()]):
-        from lazymoe.hub.reading import download
-
-        download(name, commit, unread, where)
+    if origin:
+        _bring(origin, chosen.pickles, where)
     for file in chosen.files:
         refuse_pointer(folder / file, where)
         try:
@@ -157,7 +171,7 @@ def _open(
     config, tensors = translate(*unwrapped(config, tensors, where, name))
     tensors, ignored = without_leftovers(config, tensors)
     weights = {file: sizes[file] for file in chosen.files}
-    return _settle(Source(reference, folder, commit, config, tensors, weights, ignored=ignored), where, remote)
+    return _settle(Source(reference, folder, origin, config, tensors, weights, ignored=ignored), where, remote)
 
 
 def _settle(source: Source, where: str, remote: Remote | None) -> Source:
@@ -214,9 +228,9 @@ def _open_weights(folder: Path, file: str, size: int, remote: Remote | None) -> 
     return read_header(folder, file, size, functools.partial(remote, file))
 
 
-def _open_gguf(reference: Reference, file: Path, commit: str | None, where: str) -> Source:
+def _open_gguf(reference: Reference, file: Path, origin: Repository | None, where: str) -> Source:
     file = file.absolute()
     opened = gguf.open_gguf(file, where)
     weights = {str(file): file.stat().st_size}
-    source = Source(reference, opened.folder, commit, opened.config, opened.tensors, weights, gguf.DTYPE, opened.unread)
+    source = Source(reference, opened.folder, origin, opened.config, opened.tensors, weights, gguf.DTYPE, opened.unread)
     return _settle(source, where, None)

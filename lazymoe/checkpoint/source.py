@@ -21,6 +21,8 @@ from lazymoe.recipe.reference import HUB_ID, Reference
 if TYPE_CHECKING:
     import torch
 
+    from lazymoe.hub.reading import Repository
+
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json",
@@ -39,7 +41,7 @@ class Source:
     Attributes:
         reference: what the recipe calls it.
         folder: where its files are, or will be once fetched.
-        revision: the commit, for a model from the Hub.
+        origin: the repository, for a model from the Hub.
         config: its config.json.
         tensors: every tensor by name.
         weights: the files that hold the tensors, with their sizes in bytes.
@@ -53,7 +55,7 @@ class Source:
 
     reference: Reference
     folder: Path
-    revision: str | None
+    origin: Repository | None
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     weights: dict[str, int]
@@ -62,6 +64,11 @@ class Source:
     remarks: tuple[str, ...] = ()
     adapter: Adapter | None = None
     ignored: tuple[str, ...] = ()
+
+    @property
+    def revision(self) -> str | None:
+        """The commit, for a model from the Hub."""
+        return self.origin.commit if self.origin else None
 
     @property
     def missing(self) -> dict[str, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from huggingface_hub import constants
 from huggingface_hub import errors as hf
 
 from lazymoe.errors import LazyMoEError, error
@@ -16,6 +19,7 @@ TRIES = 5
 WAIT = 1.0  # seconds before the second try; doubled each time, unless the Hub says how long
 LONGEST_WAIT = 60.0
 NETWORK = ("httpx", "httpcore", "requests", "urllib3")  # what the client's versions stand on, httpx2 among them
+LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # of a disk, not of a network
 T = TypeVar("T")
 
 
@@ -59,7 +63,7 @@ def ask(about: About, call: Callable[[], T], tries: int = TRIES) -> T:
             raise
         except Exception as e:
             if again == tries or not _may_pass(e):
-                raise _explained(about, e) from None
+                raise explained(about, e) from None
             wait = _retry_after(e)
             time.sleep(min(WAIT * 2 ** (again - 1) if wait is None else wait, LONGEST_WAIT))
     raise AssertionError("unreachable")
@@ -73,7 +77,9 @@ def is_unreachable(e: BaseException) -> bool:
     """
     if isinstance(e, hf.OfflineModeIsEnabled):
         return True
-    return _status(e) is None and (isinstance(e, OSError) or type(e).__module__.startswith(NETWORK))
+    if _status(e) is not None or (isinstance(e, OSError) and e.errno in LOCAL):
+        return False
+    return isinstance(e, OSError) or type(e).__module__.startswith(NETWORK)
 
 
 def _may_pass(e: BaseException) -> bool:
@@ -97,8 +103,19 @@ def _retry_after(e: BaseException) -> float | None:
     return float(asked) if asked.isdigit() else None
 
 
-def _explained(about: About, e: Exception) -> LazyMoEError:
-    """Explain to a person what an exception of the client means."""
+def explained(about: About, e: Exception) -> LazyMoEError:
+    """Explain to a person what an exception of the client means.
+
+    Args:
+        about: what the request was about.
+        e: the exception.
+    """
+    if isinstance(e, OSError) and e.errno in LOCAL:
+        what = f"the Hub's cache, {constants.HF_HUB_CACHE}, can't be written ({os.strerror(e.errno)})"
+        remedy = (
+            "Make room there, or let HF_HOME name a folder on another disk; then run it again: it goes on from here."
+        )
+        return error("hub.cache", about.where, what, remedy)
     if isinstance(e, hf.HFValidationError):
         return _invalid(about)
     if about.kind in ("model", "data set"):

@@ -1,15 +1,22 @@
-"""Finding a model or a data set on the Hub, reading ranges of its files, downloading what a merge needs."""
+"""Finding a model or a data set on the Hub, and reading ranges of its files. `downloading` brings whole ones."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from huggingface_hub import HfApi, HfFileSystem, snapshot_download
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # mypy doesn't follow the export
 
-from lazymoe.hub.client import About, ask, is_unreachable
+from lazymoe.errors import HubError
+from lazymoe.hub.client import About, ask, explained, is_unreachable
+
+LOST = ("hub.unreachable", "hub.busy", "hub.not-found", "hub.gated")  # for which a copy in the cache will do
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -17,15 +24,19 @@ class Repository:
     """A model on the Hub, found.
 
     Attributes:
+        name: its Hub id.
         folder: of the Hub's cache, where its files are or will be.
         commit: what is read of it.
         sizes: of each of its files, in bytes.
+        hashes: of its files as the Hub knows them: SHA-256 of a large one, git's SHA-1 of a small one.
         read: ``read(file, offset, n)`` gives n bytes of a file without downloading it.
     """
 
+    name: str
     folder: Path
     commit: str
     sizes: dict[str, int]
+    hashes: dict[str, str]
     read: Callable[[str, int, int], bytes]
 
 
@@ -42,61 +53,53 @@ def find_model(name: str, revision: str | None, where: str, patterns: Sequence[s
         HubError: if there is no such model, no permission, or no network while it isn't in the cache.
     """
     about = About(where, "model", name, revision)
-    info = _model_info(about)
-    if info is None:  # no network, but the cache has it
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-        return Repository(folder, folder.name, sizes, _unreachable)
+    try:
+        return _find(about, patterns)
+    except HubError as e:
+        cached = _cached(name, revision) if e.problems[0].code in LOST else None
+        if cached is None or set(cached.sizes) <= set(filter_repo_objects(cached.sizes, allow_patterns=list(patterns))):
+            raise  # without weights it is of no use
+        return cached
+
+
+def _find(about: About, patterns: Sequence[str]) -> Repository:
+    """Find a model on the Hub, and bring its small files."""
+    name, revision = about.name, about.revision
+
+    def call() -> Any:
+        try:
+            return HfApi().model_info(name, revision=revision, files_metadata=True)
+        except Exception as e:
+            if is_unreachable(e) and _cached(name, revision):
+                raise explained(about, e) from None  # at once: a person without a network need not wait
+            raise
+
+    info = ask(about, call)
     # by the name that was asked for, not by commit: only so the cache finds it again without a network
     folder = Path(ask(about, lambda: snapshot_download(name, revision=revision, allow_patterns=list(patterns))))
     if folder.name != info.sha:  # there was a commit between the two
         pinned = replace(about, revision=folder.name)
         info = ask(pinned, lambda: HfApi().model_info(name, revision=folder.name, files_metadata=True))
-    commit = folder.name
+    commit, files = folder.name, info.siblings or []
 
     def read(file: str, offset: int, length: int) -> bytes:
         path = f"{name}@{commit}/{file}"
         return bytes(ask(about, lambda: HfFileSystem().cat_file(path, offset, offset + length)))
 
-    return Repository(folder, commit, {s.rfilename: s.size or 0 for s in info.siblings or []}, read)
+    hashes = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in files}
+    return Repository(name, folder, commit, {f.rfilename: f.size or 0 for f in files}, hashes, read)
 
 
-def _model_info(about: About) -> Any:
-    """Ask the Hub what it says of a model; None where it can't be reached and the cache has the model."""
-
-    def call() -> Any:
-        try:
-            return HfApi().model_info(about.name, revision=about.revision, files_metadata=True)
-        except Exception as e:
-            if is_unreachable(e) and _is_cached(about):
-                return None
-            raise
-
-    return ask(about, call)
-
-
-def _is_cached(about: About) -> bool:
+def _cached(name: str, revision: str | None) -> Repository | None:
+    """Find a model in the cache alone; None if it isn't there."""
     try:
-        snapshot_download(about.name, revision=about.revision, local_files_only=True)
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except Exception:  # each client version has its own
-        return False
-    return True
-
-
-def download(name: str, commit: str | None, files: Sequence[str], where: str) -> None:
-    """Bring files of a model into the Hub's cache, going on where an earlier download stopped.
-
-    Args:
-        name: its Hub id.
-        commit: of the model.
-        files: their names.
-        where: how messages name the place it was asked for.
-
-    Raises:
-        HubError: if the Hub can't be reached, or refuses.
-    """
-    about = About(where, "model", name, commit)
-    ask(about, lambda: snapshot_download(name, revision=commit, allow_patterns=list(files)))
+        return None
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    hashes = {file: Path(os.readlink(p)).name for file, p in files.items() if p.is_symlink()}
+    known = {file: name for file, name in hashes.items() if HASH.fullmatch(name)}
+    return Repository(name, folder, folder.name, {f: p.stat().st_size for f, p in files.items()}, known, _unreachable)
 
 
 def open_dataset(name: str, revision: str | None, where: str) -> tuple[str, list[str]]:

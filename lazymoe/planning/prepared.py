@@ -14,6 +14,7 @@ from lazymoe.errors import LazyMoEError, Problem, failure
 from lazymoe.planning.compatibility import adapters, differences, misfits, some, unmergeable, unusable
 from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
 from lazymoe.planning.vocabularies import forget, same_tokens
+from lazymoe.progress import Progress, silent
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.review import doubtful, notes, unsupported
 from lazymoe.recipe.schema import Recipe
@@ -60,14 +61,16 @@ class Prepared:
         """The files that are still to be downloaded, each once, with their sizes in bytes."""
         return {str(s.folder / file): size for s in self.sources for file, size in s.missing.items()}
 
-    def fetch(self) -> None:
+    def fetch(self, progress: Progress = silent) -> None:
         """Download the weights that aren't here yet.
+
+        Args:
+            progress: told of the bytes that are there, stage ``download``.
 
         Raises:
             HubError: if the Hub can't be reached, or refuses.
         """
-        for model, source in zip(self.recipe.models, self.sources, strict=True):
-            fetch(source, model.where)
+        fetch(zip(self.sources, (model.where for model in self.recipe.models), strict=True), progress)
 
 
 def prepare(

@@ -83,7 +83,7 @@ def measure(
     plan, device = prepared.sound_plan, pick_device(device)
     names = prepared.recipe.names
     given = _by_expert(texts or [e.positive for e in prepared.prompts.experts], names)
-    prepared.fetch()
+    prepared.fetch(progress)
     tokenizer = load_tokenizer(plan.sources[0])
     batches = [windows(tokenizer, domain) for domain in given]
     if short := [name for name, (_, real) in zip(names, batches, strict=True) if real.sum() < 2]:

@@ -37,11 +37,16 @@ def info() -> Any:
     return HfApi().model_info("acme/asked")
 
 
+def times(asked: Hub) -> int:
+    """How often the model was asked for, whatever else a client asks a Hub that it sees for the first time."""
+    return sum("acme/asked" in request.path for request in asked.requests)
+
+
 @pytest.mark.parametrize("kind", [429, 500, 502, 503, "cut"])
 def test_what_may_pass_is_tried_again(asked: Hub, kind: int | str) -> None:
     fault = asked.fault("GET /api/models/acme/asked", kind, times=TRIES - 1, seconds=0)
     assert ask(READING, info).id == "acme/asked"
-    assert fault.times == 0 and len(asked.requests) == TRIES
+    assert fault.times == 0 and times(asked) == TRIES
 
 
 @pytest.mark.parametrize("kind", [401, 403, 404, "RepoNotFound", "GatedRepo", "RevisionNotFound"])
@@ -49,14 +54,14 @@ def test_what_will_not_pass_is_asked_once(asked: Hub, kind: int | str) -> None:
     asked.fault("GET /api/models/acme/asked", kind, times=math.inf)
     with pytest.raises(HubError):
         ask(READING, info)
-    assert len(asked.requests) == 1
+    assert times(asked) == 1
 
 
 def test_what_does_not_pass_is_given_up(asked: Hub) -> None:
     asked.fault("GET /api/models/acme/asked", 503, times=math.inf, seconds=0)
     with pytest.raises(HubError) as caught:
         ask(READING, info)
-    assert len(asked.requests) == TRIES
+    assert times(asked) == TRIES
     [problem] = caught.value.problems
     assert problem.failed and problem.code == "hub.busy"
 

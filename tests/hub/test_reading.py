@@ -13,7 +13,8 @@ from hub_server import Hub
 
 import lazymoe.hub.client
 from lazymoe import HubError
-from lazymoe.hub.reading import download, find_model, open_dataset, open_dataset_file
+from lazymoe.hub.downloading import Wanted, download
+from lazymoe.hub.reading import find_model, open_dataset, open_dataset_file
 
 WEIGHTS = bytes(range(256)) * 100
 
@@ -38,7 +39,7 @@ def test_a_model_is_found_with_its_small_files(model: str, hub: Hub) -> None:
     assert (found.folder / "config.json").is_file() and not (found.folder / "model.safetensors").exists()
     assert found.read("model.safetensors", 300, 5) == WEIGHTS[300:305]
     assert not (found.folder / "model.safetensors").exists()
-    download(model, found.commit, ["model.safetensors"], "base_model")
+    download([Wanted(found, "model.safetensors", "base_model")])
     assert (found.folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -48,7 +49,7 @@ def test_a_passing_fault_is_retried_everywhere(model: str, hub: Hub, where: str,
     fault = hub.fault(where, kind, times=2, seconds=0)
     found = find_model(model, None, "base_model", ["*.json"])
     assert found.read("model.safetensors", 0, 10) == WEIGHTS[:10]
-    download(model, found.commit, ["model.safetensors"], "base_model")
+    download([Wanted(found, "model.safetensors", "base_model")])
     assert fault.times == 0
     assert (found.folder / "config.json").read_text() == "{}"
     assert (found.folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -66,7 +67,7 @@ def test_without_a_network_the_cache_is_good_enough(
     model: str, hub: Hub, offline: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = find_model(model, None, "base_model", ["*.json"])
-    download(model, first.commit, ["model.safetensors"], "base_model")
+    download([Wanted(first, "model.safetensors", "base_model")])
     if offline == "by wish":
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     else:
