@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 
 import lazymoe.hub.client
 from lazymoe import HubError
@@ -262,3 +262,18 @@ def test_a_file_is_looked_at_once(hub_of_one: tuple[Hub, str], monkeypatch: pyte
     shutil.rmtree(cache() / "whole")
     bring(found)
     assert len(looked) == 4
+
+
+def test_files_that_the_hub_keeps_by_xet_come_as_well(hub_of_one: tuple[Hub, str], tmp_path: Path) -> None:
+    hub, _ = hub_of_one
+    name = f"writer/{tmp_path.name.strip('_.-')}"
+    api = HfApi(token="hf_writer")
+    api.create_repo(name)
+    for i, file in enumerate(FILES):
+        (tmp_path / "files" / file).write_bytes(bytes([9, i, *range(240)]) * (SIZE // 242))
+    api.upload_folder(repo_id=name, folder_path=tmp_path / "files")
+    assert hub.repos[name].commits[-1].files[FIRST].oid in hub.xet
+    found = find(name)
+    hub.fault(GET, "cut", 2)
+    bring(found)
+    assert is_whole(hub, found, name)

@@ -1,0 +1,90 @@
+"""Killed at any moment of a merge from the Hub, or of a publication: a rerun gives the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+from small_models import contents, make_model, recipe, write_recipe
+
+from lazymoe import merge, publish
+
+MOMENTS = 16  # of a merge, and as many of a publication
+KILLED = """
+import os, signal, sys
+from lazymoe.cli import main
+left = [int(sys.argv[1])]
+
+def count(event, arguments):  # files opened and named, connections made: whatever leaves a trace
+    if event in ("open", "os.rename", "os.remove", "os.mkdir", "socket.connect"):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+code = main(sys.argv[2:])
+print(-left[0])
+sys.exit(code)
+"""
+
+
+def run(n: int, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that is killed at its nth trace, if there are as many."""
+    command = [sys.executable, "-c", KILLED, str(n), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
+
+
+@pytest.fixture
+def models(hub: Hub, tmp_path: Path) -> Iterator[Path]:
+    """A recipe's file, of models on the Hub that no cache has."""
+    names = [f"acme/killed-{i}" for i in range(3)]
+    for i, name in enumerate(names):
+        hub.add(name, make_model(tmp_path, f"model-{i}", seed=i))
+    yield write_recipe(tmp_path / "recipe.yaml", recipe(*names, shared_weights="average"))
+
+
+@pytest.mark.slow
+def test_killed_in_a_merge_from_the_hub(models: Path, tmp_path: Path) -> None:
+    whole = contents(merge(models, tmp_path / "whole", shard_size=30_000).folder)
+    undisturbed = run(
+        0, "merge", models, tmp_path / "counted", "--shard-size", "30kB", HF_HUB_CACHE=str(tmp_path / "c")
+    )
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    traces = int(undisturbed.stdout.split()[-1])
+    for i in range(MOMENTS):
+        cache, out = tmp_path / f"cache-{i}", tmp_path / f"moe-{i}"
+        arguments = ("merge", models, out, "--shard-size", "30kB")
+        killed = run(traces * (i + 1) // (MOMENTS + 1), *arguments, HF_HUB_CACHE=str(cache))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        again = run(0, *arguments, HF_HUB_CACHE=str(cache))
+        assert again.returncode == 0, again.stderr
+        assert contents(out) == whole
+        assert not list(cache.rglob("*.incomplete"))
+
+
+@pytest.mark.slow
+def test_killed_in_a_publication(models: Path, hub: Hub, tmp_path: Path) -> None:
+    moe = merge(models, tmp_path / "moe", shard_size=30_000).folder
+    publish(moe, "writer/undisturbed", token="hf_writer")
+    wanted = hub.repos["writer/undisturbed"].commits[-1].files
+    counted = run(0, "publish", moe, "writer/counted", HF_TOKEN="hf_writer")
+    assert counted.returncode == 0, counted.stderr
+    traces = int(counted.stdout.split()[-1])
+    for i in range(MOMENTS):
+        name = f"writer/killed-{i}"
+        killed = run(traces * (i + 1) // (MOMENTS + 1), "publish", moe, name, HF_TOKEN="hf_writer")
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        there = hub.repos[name].commits[-1].files if name in hub.repos else {}
+        assert set(there) <= {".gitattributes"} or set(there) == set(wanted)  # all of it, or nothing
+        again = run(0, "publish", moe, name, HF_TOKEN="hf_writer")
+        assert again.returncode == 0, again.stderr
+        files = hub.repos[name].commits[-1].files
+        assert {k: f for k, f in files.items() if k != "README.md"} == {
+            k: f for k, f in wanted.items() if k != "README.md"
+        }  # the card names the repository
