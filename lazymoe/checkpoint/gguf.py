@@ -22,11 +22,12 @@ from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.source import CARD
 from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import cache, stamp
+from lazymoe.files import cache, is_sealed, seal_of, settle, stamp, write_whole
 
 if TYPE_CHECKING:
     import torch
 
+SEALS = "seals.json"  # in the folder of config and tokenizer: what its other files are known by
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # its types that aren't quantized, to safetensors' names
 BY_ROWS = ("token_embd.weight", "output.weight")  # as large as the vocabulary, and stored as they are
@@ -112,7 +113,8 @@ def _settled(file: Path) -> Path:
     stat = file.stat()
     key = hashlib.sha256(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = cache() / f"gguf-{key}"
-    if not folder.is_dir():
+    if not _is_sound(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
             for kind in (AutoConfig, AutoTokenizer):
@@ -121,11 +123,22 @@ def _settled(file: Path) -> Path:
                 )
             if (file.parent / CARD).is_file():
                 shutil.copy(file.parent / CARD, temporary)
+            seals = {path.name: seal_of(path) for path in temporary.iterdir()}
+            write_whole(temporary / SEALS, json.dumps(seals))
             with suppress(OSError):  # another process may have been quicker
-                os.replace(temporary, folder)
+                settle(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _is_sound(folder: Path) -> bool:
+    """Tell whether a folder that was made before is as it was made."""
+    try:
+        seals = json.loads((folder / SEALS).read_text(encoding="utf-8"))
+        return all(is_sealed(folder / name, kept) for name, kept in seals.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:

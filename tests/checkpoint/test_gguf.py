@@ -111,6 +111,16 @@ def test_from_the_hub(file: Path, hub: Hub) -> None:
         assert source.missing == {}
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "seals.json"])
+def test_what_was_damaged_in_the_cache_is_made_anew(name: str, file: Path, tmp_path: Path) -> None:
+    folder = open_folder(file).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for damaged in (b"", b"\0" * len(before[name]), before[name][:-1], None):
+        (folder / name).write_bytes(damaged) if damaged is not None else (folder / name).unlink()
+        assert open_folder(file).folder == folder
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_mistakes(file: Path, demo_models: Path, tmp_path: Path) -> None:
     scaled = write(demo_models / "base", tmp_path / "other" / "scaled.gguf", "rope_freqs.weight")
     [problem] = check(recipe(scaled, demo_models / "base")).errors
