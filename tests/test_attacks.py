@@ -691,6 +691,11 @@ TEXTS = {
     "a model's name goes on with front matter": Row(
         lambda s: card_of(s, source_model="a/b\ninference: true\n---\n"), carded, holds=front_matter
     ),
+    "a card's words are for a terminal": Row(
+        lambda s: card_of(s, source_model=f"a{CLEAR}{BIDI}", license=f"mit{TITLE}{BIDI}",
+                          positive_prompts=[BIDI, CLEAR]),
+        typed("card", "MOE"), holds=lambda s: "gotcha" in carded(s),
+    ),
     "HTML is a name in the notebook": Row(
         lambda s: s.options.update(name="<script>x</script><img src=x onerror=y>'\"><a href=z>"), no_markup
     ),
