@@ -980,7 +980,8 @@ def test_an_attack_comes_to_nothing(row: Row, scene: Scene) -> None:
     assert re.search(row.said or "", said), said
     assert row.holds(scene)
     assert not scene.mark.exists()
-    assert row.hub or row.do is published or len(scene.hub.requests) == asked
+    others = [r.path for r in scene.hub.requests[asked:] if r.path != "/api/agent-harnesses"]  # the client's own
+    assert row.hub or row.do is published or not others
     printed = scene.capture.readouterr()
     for secret in (KEY, KEY.splitlines()[1], TOKEN):
         assert secret not in said + printed.out + printed.err
