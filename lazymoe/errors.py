@@ -12,6 +12,7 @@ The exceptions, by the first word of their problems' codes::
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,12 @@ FAILED = {"hub.unreachable", "hub.busy", "hub.failed", "output.full", "output.fa
 
 
 LONGEST = 800  # letters of a part of a message
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # what looks like a token of the Hugging Face Hub
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, in one line.
+    """One thing that is wrong, in one line. What looks like a token isn't repeated in it.
 
     Attributes:
         code: what kind of thing, for programs: ``recipe.unknown-field``. It stays when words change.
@@ -36,6 +38,10 @@ class Problem:
     where: str
     what: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        for part in ("where", "what", "remedy"):
+            object.__setattr__(self, part, TOKEN.sub("hf_…", getattr(self, part)))
 
     @property
     def failed(self) -> bool:
@@ -51,9 +57,18 @@ class Problem:
 
 
 def _line(text: str) -> str:
-    """Put a text that may come from a stranger's file on one line, without what a terminal would obey, not too long."""
-    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
+    """Make a text `printable`, and not too long."""
+    line = printable(text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """Put a text that may come from a stranger on one line, without what a terminal would obey.
+
+    Args:
+        text: the text.
+    """
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in " ".join(text.split()))
 
 
 class LazyMoEError(Exception):

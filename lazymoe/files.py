@@ -50,6 +50,18 @@ def existing(path: Path) -> Path:
     return path
 
 
+def leads_away(path: Path, folder: Path) -> bool:
+    """Tell whether a path in a folder leads out of it over a link, and not into the Hub's cache, where files are links.
+
+    Args:
+        path: of the file.
+        folder: that it is said to be in.
+    """
+    real = path.resolve()
+    cached = real.parent.name == "blobs" and real.parents[1].name.startswith("models--")
+    return not cached and not real.is_relative_to(folder.resolve())
+
+
 def cache() -> Path:
     """Find LazyMoE's folder among the user's caches; it need not exist yet."""
     caches = Path.home() / ".cache"

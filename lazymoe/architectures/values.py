@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +41,15 @@ def unusable(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | No
     return None
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a number, and one that a float can hold: JSON has integers of any length.
+
+    Args:
+        value: as JSON gives it.
+    """
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # NaN isn't
+
+
 def _named(key: str, value: Any) -> str:
     shown = repr(value)
     return f"{key} ({shown if len(shown) <= 60 else shown[:59] + '…'})"
@@ -59,7 +68,7 @@ def _is_like(value: Any, default: Any, key: str) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, (int, float)):
-        return type(value) in (int, float) and math.isfinite(value) and abs(value) < 2**63
+        return is_number(value) and abs(value) < 2**63
     return not isinstance(default, str) or isinstance(value, str)
 
 
@@ -71,8 +80,9 @@ def _is_rope(value: Any, nested: bool) -> bool:
         return False
     if nested and value and all(isinstance(own, dict) for own in value.values()):
         return all(_is_rope(own, nested=False) for own in value.values())
-    numbers = (int, float, str, bool, type(None))
     return all(
-        isinstance(entry, numbers) or (isinstance(entry, list) and all(type(n) in (int, float) for n in entry))
+        is_number(entry)
+        or isinstance(entry, (str, bool, type(None)))
+        or (isinstance(entry, list) and all(is_number(n) for n in entry))
         for entry in value.values()
     )

@@ -7,6 +7,7 @@ import re
 
 from lazymoe.files import writable
 from lazymoe.recipe.reference import HUB_ID
+from lazymoe.recipe.yaml_text import TURNS
 
 ASCII_MARKUP = re.compile(r"([\\`*_{}\[\]()#~|$])")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what a terminal would obey
@@ -19,7 +20,7 @@ def text(value: object) -> str:
         value: what to show; taken as ``str`` gives it.
     """
     line = (
-        CONTROL.sub("", writable(" ".join(str(value).split())))
+        TURNS.sub("", CONTROL.sub("", writable(" ".join(str(value).split()))))
         .replace("&", "&amp;")
         .replace("<", "&lt;")
         .replace(">", "&gt;")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lazymoe.architectures.values import is_number
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(.+?)\.(?:lora_(?:embedding_)?([AB]))(?:\.weight)?")
 WHOLE = re.compile(r"base_model\.model\.(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
-LONGEST, REPEATS = 200, 2  # letters of a pattern that is run, and how often it may repeat something
+# of a pattern that is run: its letters, how often it may repeat something, and that with its groups; a name's letters
+LONGEST, REPEATS, CHOICES, NAME = 200, 2, 3, 100
 _MERGE_IT = "Merge it first with PEFT's merge_and_unload() and name the result."
 
 
@@ -228,7 +230,7 @@ def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:
     found = [value for pattern, value in patterns.items() if _matches(pattern, module)]
     stated = config.get("lora_alpha")
     alpha = found[0] if found else rank if stated is None else stated
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if not is_number(alpha):
         raise ValueError(f"its lora_alpha is {str(alpha)[:40]!r}")
     return float(alpha)
 
@@ -237,12 +239,14 @@ def _matches(pattern: str, module: str) -> bool:
     """Tell whether PEFT's pattern means a module.
 
     It is a regular expression of somebody else's, and some of these take for ever. Those that can't are literal names,
-    or repeat single characters twice at most.
+    or repeat single characters twice at most, where an optional one is a repeated one too, and have few alternatives.
     """
     literal = pattern.replace("\\.", ".")
     if re.fullmatch(r"[\w.]+", literal):  # dots are meant as dots
         return module == literal or module.endswith(f".{literal}")
-    if len(pattern) > LONGEST or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > REPEATS:
+    repeats, groups = len(re.findall(r"[*+?{]", pattern)), pattern.count("(")
+    much = len(pattern) > LONGEST or len(module) > NAME or repeats > REPEATS or repeats + groups > CHOICES
+    if much or re.search(r"\)[*+?{]", pattern):
         raise ValueError(f"the pattern '{pattern[:40]}' of its alpha_pattern is too intricate to be run")
     try:
         return bool(re.match(rf"(.*\.)?({pattern})$", module))

@@ -185,11 +185,11 @@ def _settle(source: Source, where: str, remote: Remote | None) -> Source:
         return source  # `find_host` says what can be made of which
     try:
         config = dense.complete(config)
+        quantized, tensors = unpacked(config, source.tensors)
     except ValueError as e:
         what = f"the config.json of {source.reference} has no usable {e}"
         raise error("source.config", where, what, "Mend it, or download it again.") from None
     remarks = list(source.remarks)
-    quantized, tensors = unpacked(config, source.tensors)
     plain = all(tensor.dtype in FLOATS for tensor in tensors.values())
     if plain and config.pop("quantization_config", None) and not quantized:
         remarks.append("its config.json says that it is quantized, but no weight is: that is ignored")

@@ -79,6 +79,9 @@ def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tu
     Returns:
         The format's name of the dtype that quantized tensors had before, None if none is quantized or the architecture
         isn't known; and the tensors by name.
+
+    Raises:
+        ValueError: if what the config says of it can't be meant; the message names it.
     """
     beside: dict[str, dict[str, TensorInfo]] = {}
     for key, tensor in tensors.items():
@@ -91,15 +94,28 @@ def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tu
     dtype = CODES.get(stated, "BF16")
     backbone, ffn = dense.all_shapes(config)
     shapes = backbone | ffn
-    settings = config.get("quantization_config")
-    rows, columns = (settings.get("weight_block_size") if isinstance(settings, dict) else None) or BLOCK
+    block = _block(config.get("quantization_config"))
     gone = {tensor.name for parts in beside.values() for tensor in parts.values()}
     found = {name: tensor for name, tensor in tensors.items() if name not in gone}
     for name, parts in beside.items():  # 4 bit weights lie flat, two in a byte: the config tells their shape
         shape = shapes.get(name, ()) if "absmax" in parts else tensors[name].shape
-        reader = Quantized(dtype, shape, tensors[name], tuple(parts.items()), (rows, columns))
+        reader = Quantized(dtype, shape, tensors[name], tuple(parts.items()), block)
         found[name] = TensorInfo(name, dtype, shape, reader)
     return dtype, found
+
+
+def _block(settings: Any) -> tuple[int, int]:
+    """Read how many weights share a scale in FP8: rows and columns of a block.
+
+    Raises:
+        ValueError: if that can't be meant.
+    """
+    given = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    if given is None:
+        return BLOCK
+    if not isinstance(given, list) or [type(n) is int and n > 0 for n in given] != [True, True]:
+        raise ValueError(f"weight_block_size ({str(given)[:60]})")
+    return given[0], given[1]
 
 
 @functools.lru_cache(maxsize=1)
@@ -123,7 +139,7 @@ def _unpack(tensor: Quantized, stamp: tuple[object, ...]) -> torch.Tensor:
     else:
         scale = next(parts[key] for key in ("weight_scale_inv", "weight_scale") if key in parts).float()
         if scale.dim() == 2 and scale.shape[1] > 1:  # for blocks
-            rows, columns = tensor.block
+            rows, columns = map(min, tensor.block, packed.shape)  # a block may be larger than the whole
             scale = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
             scale = scale[: packed.shape[0], : packed.shape[1]]
         values = packed.float() * (scale if scale.dim() == 2 else scale.reshape(-1, 1))

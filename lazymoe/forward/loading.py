@@ -8,6 +8,10 @@ each layer is read, and quantized at once, before the next one is.
 from __future__ import annotations
 
 import copy
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +23,52 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.checkpoint.source import Source
 from lazymoe.forward.stream import own_buffers
-from lazymoe.output.folder import trusted
+from lazymoe.output.folder import CONFIG, open_finished, trusted
 
 EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for each expert
+LEADING = (  # keys of a config.json that no mixture has, and that lead transformers to kernels, packages or other files
+    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
+    "quantization_config", "transformers_weights",
+)  # fmt: skip
 
 
 def load(folder: Path) -> tuple[Any, Any]:
     """Load a finished mixture and its tokenizer: in 4 bit where there is a CUDA GPU, in its own dtype otherwise.
 
-    No code runs but LazyMoE's own modelling file, and that never for a tokenizer.
+    No code runs but LazyMoE's own modelling file, and that never for a tokenizer. Whatever else lies in the folder (an
+    adapter, custom_generate/generate.py), transformers doesn't see.
 
     Args:
         folder: the mixture's.
 
     Returns:
         The model, and the tokenizer.
+
+    Raises:
+        OutputError: if the folder isn't a finished mixture.
+        ValueError, OSError: if transformers can't load it.
     """
+    with _own_files(folder) as own:
+        return _load(own)
+
+
+@contextmanager
+def _own_files(folder: Path) -> Iterator[Path]:
+    """Give a folder of the same name with links to the mixture's own files alone."""
+    done = open_finished(folder)
+    with tempfile.TemporaryDirectory() as above:
+        own = Path(above) / folder.name
+        for path in (*done.weights, *done.small):
+            link = own / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.absolute())
+        (own / CONFIG).unlink()
+        (own / CONFIG).write_text(json.dumps({key: value for key, value in done.config.items() if key not in LEADING}))
+        yield own
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """Load as `load` does, from a folder without anything of somebody else's."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     trust = trusted(folder)
     if not torch.cuda.is_available():

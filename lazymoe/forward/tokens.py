@@ -44,7 +44,9 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+        tokenizer("x")  # what its config says is looked at only now
+        return tokenizer
     except Exception as e:
         if lacking := _lacking(source, str(e)):
             what = f"the tokenizer of {source.reference} can't be loaded without {' and '.join(lacking)}"

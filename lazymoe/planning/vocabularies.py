@@ -11,7 +11,7 @@ from typing import Any
 from lazymoe.checkpoint.lfs import is_pointer, refuse_pointer
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES, Source
 from lazymoe.errors import LazyMoEError, Problem
-from lazymoe.files import stamp
+from lazymoe.files import leads_away, stamp
 
 
 def spoiled(base: Source) -> Iterator[Problem]:
@@ -22,6 +22,8 @@ def spoiled(base: Source) -> Iterator[Problem]:
     """
     for name in base.files((*TOKENIZER_FILES, GENERATION)):
         try:
+            if leads_away(base.folder / name, base.folder):  # to a private file, it may be
+                raise ValueError(f"{name} is a link to something outside its folder")
             refuse_pointer(base.folder / name, "base_model")
             if name == "tokenizer.json":
                 vocabulary(base)

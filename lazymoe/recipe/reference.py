@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazymoe.errors import Problem
+from lazymoe.errors import Problem, printable
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 GGUF_FILE = re.compile(r"([\w-][\w.-]*/[\w.-]+)/([\w./-]+\.gguf)")  # a repo and a file of it
@@ -51,7 +51,7 @@ class Reference:
         """The last part of the model's name; with an adapter, of the adapter's, since many can share a model."""
         if self.adapter:
             return Reference.parse(self.adapter).short_name
-        return " ".join(self.model.partition("@")[0].rstrip("/").rpartition("/")[2].split())
+        return printable(self.model.partition("@")[0].rstrip("/").rpartition("/")[2])
 
     def nowhere(self, where: str) -> Problem | None:
         """Say what is wrong with a name that is no path here and can't be one on the Hub; None if it may be either.

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -36,7 +35,7 @@ from lazymoe.recipe.mergekit import is_dense, sift, spell_reference
 from lazymoe.recipe.mistakes import Loc, explain, place
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.secrets import REMEDY, WHAT, find_token
-from lazymoe.recipe.yaml_text import SURROGATE, parse
+from lazymoe.recipe.yaml_text import SURROGATE, parse, write
 
 GateMode = Literal["fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
 DType = Literal["float32", "float16", "bfloat16"]
@@ -277,7 +276,7 @@ class Recipe(_Strict):
     def to_yaml(self) -> str:
         """Write the recipe as YAML that `from_yaml` reads back equal; fields left at their default are left out."""
         data = self.model_dump(exclude_unset=True)
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+        return write(data)
 
     @property
     def origin(self) -> Origin:

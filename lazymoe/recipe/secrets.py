@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+from lazymoe.errors import TOKEN as TOKEN
+
 WHAT = "this looks like a Hugging Face token"  # which is never repeated
 REMEDY = "Take it out. If others may have seen it, revoke it on the Hub's settings page."
 

@@ -15,6 +15,7 @@ BLANK = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # what web pages have for
 LAYOUT = re.compile(rf"^[ {BLANK}]*(?:-[ {BLANK}]+)*(?:[a-z_]+[ {BLANK}]*:[ {BLANK}]+)?|[ {BLANK}]+(?=\r?$)", re.M)
 FENCE = re.compile(r"\s*^ {0,3}(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
 SURROGATE = re.compile("[\ud800-\udfff]")
+TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # what turns the text that follows, and so can hide what it says
 
 
 def parse(text: str, where: str) -> Any:
@@ -45,6 +46,31 @@ def parse(text: str, where: str) -> Any:
             ]
         )
     return data
+
+
+def write(data: Any) -> str:
+    """Write data as YAML for people, its keys in the order given; what would turn the text around is escaped.
+
+    Args:
+        data: mappings, lists, texts and numbers.
+    """
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, but that it quotes and escapes a text that turns the one around it."""
+
+    def analyze_scalar(self, scalar: str) -> Any:
+        found: Any = super().analyze_scalar(scalar)
+        if TURNS.search(scalar):
+            found.allow_flow_plain = found.allow_block_plain = found.allow_single_quoted = found.allow_block = False
+        return found
+
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        before = self.allow_unicode
+        self.allow_unicode = before and not TURNS.search(text)
+        super().write_double_quoted(text, split)
+        self.allow_unicode = before
 
 
 def _unreadable(e: yaml.YAMLError, text: str, where: str) -> LazyMoEError:
