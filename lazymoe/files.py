@@ -51,15 +51,17 @@ def existing(path: Path) -> Path:
 
 
 def leads_away(path: Path, folder: Path) -> bool:
-    """Tell whether a path in a folder leads out of it over a link, and not into the Hub's cache, where files are links.
+    """Tell whether a path in a folder leads out of it over a link, and not into the Hub's cache that the folder is in.
 
     Args:
         path: of the file.
         folder: that it is said to be in.
     """
-    real = path.resolve()
-    cached = real.parent.name == "blobs" and real.parents[1].name.startswith("models--")
-    return not cached and not real.is_relative_to(folder.resolve())
+    real, home = path.resolve(), folder.resolve()
+    if real.is_relative_to(home):
+        return False
+    store = home.parents[2] if home.parent.name == "snapshots" else home  # <cache>/models--x/snapshots/<commit>
+    return not (real.is_relative_to(store) and "blobs" in real.relative_to(store).parts[:2])
 
 
 def cache() -> Path:

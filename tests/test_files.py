@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lazymoe.errors import LazyMoEError, SourceError
-from lazymoe.files import absolute, cache, existing, read_bytes, shown, write_whole
+from lazymoe.files import absolute, cache, existing, leads_away, read_bytes, shown, write_whole
 
 
 def test_a_path_does_not_depend_on_where_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +80,22 @@ def test_a_file_that_ended_early_is_a_source_that_is_cut(tmp_path: Path) -> None
     with pytest.raises(SourceError) as caught:
         read_bytes(tmp_path / "x", 0, 1)
     assert caught.value.problems[0].code == "source.cut"
+
+
+def test_what_leads_out_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("private")
+    snapshot, blobs = tmp_path / "hub/models--a--b/snapshots/0a1b", tmp_path / "hub/models--a--b/blobs"
+    shared = tmp_path / "hub/blobs/ab"
+    for folder in (snapshot, blobs, shared):
+        folder.mkdir(parents=True)
+    (blobs / "1").write_text("in a model's own store")
+    (shared / "2").write_text("in the store of all models")
+    (blobs / "2").symlink_to("../../blobs/ab/2")
+    (snapshot / "plain").write_text("here")
+    for name in ("1", "2"):
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    (snapshot / "evil").symlink_to(tmp_path / "key")
+    (blobs / "3").symlink_to(tmp_path / "key")
+    (snapshot / "deep").symlink_to("../../blobs/3")
+    away = {path.name for path in snapshot.iterdir() if leads_away(path, snapshot)}
+    assert away == {"evil", "deep"}

@@ -61,7 +61,10 @@ def _own_files(folder: Path) -> Iterator[Path]:
         for path in (*done.weights, *done.small):
             link = own / path.relative_to(folder)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.absolute())
+            try:
+                link.symlink_to(path.absolute())
+            except OSError:  # Windows allows them to few
+                link.hardlink_to(path)
         (own / CONFIG).unlink()
         (own / CONFIG).write_text(json.dumps({key: value for key, value in done.config.items() if key not in LEADING}))
         yield own

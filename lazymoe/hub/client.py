@@ -157,8 +157,11 @@ def _not_read(about: About, e: Exception) -> LazyMoEError:
     if status is not None and (status == 429 or status >= 500):
         what = f"the Hub keeps answering '{about.name}' with status {status}"
         return error("hub.busy", about.where, what, "Try again in a few minutes: it goes on from here.")
-    if status is not None:
-        what = f"the Hub answered '{about.name}' with status {status}"
+    if status is not None or not is_unreachable(e):
+        answer = (
+            f"with status {status}" if status is not None else f"in a way that can't be followed ({type(e).__name__})"
+        )
+        what = f"the Hub answered '{about.name}' {answer}"
         return error("hub.refused", about.where, what, "Look at its page on the Hub.")
     what = f"'{about.name}' isn't in the cache and the Hub can't be reached ({type(e).__name__})"
     return error("hub.unreachable", about.where, what, "Check the network, or name a folder.")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
-import yaml
 
 from lazymoe.data import ready_made
 from lazymoe.errors import LazyMoEError, Problem
@@ -18,7 +17,7 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.recipe.review import review
 from lazymoe.recipe.schema import SIDES, Recipe
-from lazymoe.recipe.yaml_text import parse
+from lazymoe.recipe.yaml_text import parse, write
 
 DEMO = "demo: four tiny experts, offline"
 GATES = {  # what a person reads of each gate mode
@@ -181,7 +180,7 @@ class Form:
                                 "gate_mode": self.gate.value, "experts_per_token": self.top_k.value}  # fmt: skip
         if self.dtype.value:
             data["dtype"] = self.dtype.value
-        self._keep(yaml.safe_dump(data | self.other, sort_keys=False, allow_unicode=True, width=120))
+        self._keep(write(data | self.other))
 
     def _keep(self, text: str) -> None:
         """Show what is wrong with a recipe, and keep it."""
