@@ -177,8 +177,7 @@ def _find(text: str, where: str) -> tuple[Reference, Path]:
     from lazymoe.hub.reading import find_model
 
     found = find_model(reference.model, reference.revision, where, (CONFIG,))
-    if WEIGHTS in found.sizes:
-        download([Wanted(found, WEIGHTS, where)])
+    download([Wanted(found, file, where) for file in (CONFIG, WEIGHTS) if file in found.sizes])
     return Reference(reference.model, found.commit), found.folder
 
 

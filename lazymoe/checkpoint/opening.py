@@ -128,6 +128,8 @@ def _open_remote(reference: Reference, where: str, allow_pickle: bool) -> Source
 
     name = reference.model
     found = find_model(name, reference.revision, where, (*SMALL_FILES, CARD))
+    small = [file for file in found.sizes if any(Path(file).match(pattern) for pattern in SMALL_FILES)]
+    _bring(found, [file for file in small if (found.folder / file).is_file()], where)  # looks whether they are whole
     if file := reference.file or only_gguf(found.sizes, where, name):
         if file not in found.sizes:
             raise error("source.not-found", where, f"{name} has no file {file}", "Look its files up on the Hub.")
@@ -137,7 +139,7 @@ def _open_remote(reference: Reference, where: str, allow_pickle: bool) -> Source
 
 
 def _bring(model: Repository, files: Sequence[str], where: str) -> None:
-    """Download files whose tensors aren't known before."""
+    """Download files that are to be read before anything is planned."""
     from lazymoe.hub.downloading import Wanted, download
 
     download([Wanted(model, file, where) for file in files])

@@ -86,7 +86,7 @@ def _find(about: About, patterns: Sequence[str]) -> Repository:
         path = f"{name}@{commit}/{file}"
         return bytes(ask(about, lambda: HfFileSystem().cat_file(path, offset, offset + length)))
 
-    hashes = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in files}
+    hashes = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in files if f.lfs or f.blob_id}
     return Repository(name, folder, commit, {f.rfilename: f.size or 0 for f in files}, hashes, read)
 
 

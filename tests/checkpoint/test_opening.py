@@ -112,6 +112,14 @@ def test_the_fingerprint_sees_layout_config_and_tokenizer(make: Make) -> None:
     assert prints[-1] == open_folder(folder).fingerprint
 
 
+def test_a_damaged_config_in_the_cache_is_brought_anew(make: Make, hub: Hub) -> None:
+    hub.add("acme/small", make("small", seed=6))
+    source = open_source(Reference("acme/small"), "base_model")
+    (source.folder / "config.json").resolve().write_text(json.dumps(source.config | {"rms_norm_eps": 0.5}))
+    again = open_source(Reference("acme/small"), "base_model")
+    assert again.config == source.config and again.fingerprint == source.fingerprint
+
+
 def test_a_download_that_was_cut_is_not_believed(make: Make, hub: Hub, tmp_path: Path) -> None:
     hub.add("acme/cut", make("cut", seed=5))
     source = open_source(Reference("acme/cut"), "base_model")
