@@ -23,6 +23,7 @@ ROWS = 2048  # of an embedding matrix that are merged at a time
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 MODELS = 130_000_000  # bytes: transformers with its models and a tokenizer
 TEXT = 32  # bytes for each of a prompt's: the text, copies of it that tell merges apart, its tokens
+SPARE = 1.25  # what the allocator holds, for what it has been asked for
 
 
 def merge_memory(recipe: Recipe, plan: Plan) -> int:
@@ -41,7 +42,7 @@ def merge_memory(recipe: Recipe, plan: Plan) -> int:
     elif recipe.gate_mode in PROMPTED:
         steps.append(_reading(recipe.gate_mode in STREAMED, texts, plan))
     models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" else 0
-    return RUNTIME + models + TEXT * sum(map(_tokens, texts)) + max(steps)
+    return RUNTIME + models + TEXT * sum(map(_tokens, texts)) + int(SPARE * max(steps))
 
 
 def _tokens(text: str) -> int:
