@@ -12,7 +12,6 @@ import pytest
 from small_models import Make, write_recipe
 
 from lazymoe import Recipe
-from lazymoe.planning.memory import RUNTIME
 
 # VmHWM and not ru_maxrss, which begins with what the process that started this one has taken
 PEAK = """
@@ -113,6 +112,6 @@ def test_a_line_of_600_megabytes_is_not_read(models: list[Path], tmp_path: Path)
     recipe = given(models, "few", "fit", "base").model_dump()
     recipe["experts"][0]["positive_prompts"] = [{"file": str(texts)}]
     file = write_recipe(tmp_path / "recipe.yaml", Recipe.model_validate(recipe))
-    _, peak, said = measured(file, tmp_path / "moe")
+    promised, peak, said = measured(file, tmp_path / "moe")
     assert f"{texts}: the text that line 2 belongs to has more than 16 million letters" in said
-    assert peak < RUNTIME
+    assert peak < MARGIN * promised
