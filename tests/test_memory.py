@@ -1,4 +1,4 @@
-"""A merge takes no more memory than `check` says, whatever its prompts are; nor does a report."""
+"""A merge takes no more memory than `check` says, whatever its prompts are; nor does a report take more for many."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[
 print(check(recipe).memory_merge, 1024 * int(peak))
 """
 MARGIN = 1.1
+REPORT = 550_000_000  # bytes, of models this small: a report reads 4096 tokens of each domain and is promised nothing
 MODES = ("fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed")
 SHARED = ("regmean", "average", "base")
 SIZE = {"vocab_size": 512, "max_position_embeddings": 512, "hidden_size": 128, "intermediate_size": 512}
@@ -73,11 +74,11 @@ def measured(recipe: Path, folder: Path) -> tuple[int, int, str]:
 
 
 def hold(recipe: Recipe, folder: Path, *steps: str) -> float:
-    """Hold the promise in each step: the merge, and a report after it. Gives the share of it that the last takes."""
+    """Hold a merge to the promise, and a report to a bound. Gives the share of the promise that the last takes."""
     file = write_recipe(folder / "recipe.yaml", recipe)
     for step in steps:
         promised, peak, _ = measured(file, folder / "moe")
-        assert peak < MARGIN * promised, step
+        assert peak < (MARGIN * promised if step == "merge" else REPORT), step
     return peak / promised
 
 
