@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.source import CARD
 from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
@@ -94,6 +95,7 @@ def open_gguf(file: Path, where: str) -> Opened:
         what = f"'{file.name}' is one part of several"
         raise error("source.gguf", where, what, "Join them: llama-gguf-split --merge FIRST JOINED.")
     try:
+        inspect(file)
         folder = _settled(file)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return Opened(folder, config, *_tensors(file, folder))

@@ -9,6 +9,7 @@ in the same way, to tell its own prompts from the experts'.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from lazymoe.checkpoint.source import Source
 from lazymoe.computing.order import canonical
 from lazymoe.forward.mixture import fill, mix, module_name, route, shared
 from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import load_tokenizer, pack, pad
+from lazymoe.forward.tokens import batches, load_tokenizer, pack
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -55,32 +56,34 @@ def fit_gates(recipe: Recipe, plan: Plan, backbone: Source, device: str, progres
             signs += [side] * len(packed)
 
     # which tokens are learned from, and what each of them counts
-    batch, real = pad(sequences)  # [B, T] both
-    learned = real.clone()
-    learned[:, 0] = False  # the first token of a text has no context: its states are alike in all texts
-    weights = _weights(learned, labels, signs)
-    label, sign = (torch.tensor(v, device=device)[:, None].expand(batch.shape)[learned] for v in (labels, signs))
-    learned, weights = learned.to(device), weights.to(device)
+    texts = batches(sequences)
+    for _, real in texts:
+        real[:, 0] = False  # the first token of a text has no context: its states are alike in all texts
+    learned = torch.cat([real.flatten() for _, real in texts]).to(device)  # [N], n of them
+    counts = [len(s) - 1 for s in sequences]
+    label, sign, weights = (
+        torch.as_tensor(values).repeat_interleave(torch.tensor(counts)).to(device)  # [n]
+        for values in (labels, signs, _weights(counts, labels, signs))
+    )
     routed = label < plan.experts
 
     # layer by layer: fit the router on what it will read, then run the mixture's own feed-forward network
-    stream = Stream(backbone, [batch], device)
+    stream = Stream(backbone, [ids for ids, _ in texts], device)
     gates: list[Tensor] = []
 
     def load(expert: int, module: nn.Module) -> None:
         fill(plan, module, plan.sources[expert + 1], stream.next, recipe.every_expert[expert].residual_scale)
 
     def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
-        seen = x[learned]  # [n, H]
+        seen = x[learned]  # [N, H] to [n, H]
         rows = fit(seen[routed], label[routed], sign[routed], weights[routed], plan.experts)  # [E, H], canonical order
         own = _shared_gate(seen, routed, sign, weights) if gated else rows[:0]  # [1, H], or of no rows
         reordered = torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=device), rows)
         gates.append(torch.cat([reordered, own]))
-        flat = x.flatten(0, 1)  # [B * T, H]
-        chosen, share = route(rows, flat, plan.top_k, plan.host.scores)
+        del seen  # which is as large as x
+        chosen, share = route(rows, x, plan.top_k, plan.host.scores)
         chosen = torch.tensor(order, device=device)[chosen]
-        out = mix(load, module, flat, chosen, share, order)
-        return (out + shared(plan, load, module, flat, own)).view_as(x)
+        return mix(load, module, x, chosen, share, order).add_(shared(plan, load, module, x, own))
 
     for layer in range(plan.layers):
         stream.step(feed_forward=(module_name(plan), feed_forward))
@@ -99,11 +102,12 @@ def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Te
     return rows[:1] - rows[1:]
 
 
-def _weights(learned: Tensor, labels: Sequence[int], signs: Sequence[int]) -> Tensor:
-    """Weigh each learned token ``[n]``: experts count equally, within an expert its sequences, within those tokens."""
-    groups = [(labels[i], signs[i]) for i in range(len(labels))]
-    per_sequence = torch.tensor([1 / groups.count(g) for g in groups])
-    return (per_sequence / learned.sum(1).clamp(min=1))[:, None].expand(learned.shape)[learned]
+def _weights(counts: Sequence[int], labels: Sequence[int], signs: Sequence[int]) -> Tensor:
+    """Weigh a learned token of each sequence ``[sequences]``: experts count equally, within an expert its sequences,
+    within those tokens."""
+    groups = Counter(zip(labels, signs, strict=True))
+    per_sequence = torch.tensor([1 / groups[group] for group in zip(labels, signs, strict=True)])
+    return per_sequence / torch.tensor(counts).clamp(min=1)
 
 
 def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -> Tensor:

@@ -7,19 +7,21 @@ the positive prompts, less the average over the negative ones, and scaled to len
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.source import EMBEDDINGS
+from lazymoe.checkpoint.source import EMBEDDINGS, Source
 from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import load_tokenizer, tokenize
+from lazymoe.forward.tokens import batches, load_tokenizer, tokenize
+from lazymoe.planning.memory import ROUND
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
 
-BATCH = 2048  # tokens, with padding, that go through a layer at a time
+Group = tuple[int, int]  # the expert that a text belongs to, and whether it should reach it (0) or not (1)
 
 
 def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) -> Tensor:
@@ -36,62 +38,70 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
     Raises:
         SourceError: if the base model's tokenizer can't be loaded, or a state becomes NaN or infinite.
     """
-    texts, groups = [], []  # groups[t]: which expert a text belongs to, and whether it should reach it
-    for i, expert in enumerate(recipe.every_expert[: plan.gates]):
-        positive = expert.positive or [""] * (not expert.negative)  # as mergekit: the beginning of any text
-        for sign, prompts in ((1, positive), (-1, expert.negative)):
+    texts: list[str] = []
+    groups: list[Group] = []
+    for i, asked in enumerate(recipe.every_expert[: plan.gates]):
+        positive = asked.positive or [""] * (not asked.negative)  # as mergekit: the beginning of any text
+        for side, prompts in enumerate((positive, asked.negative)):
             texts += prompts
-            groups += [(i, sign)] * len(prompts)
+            groups += [(i, side)] * len(prompts)
     base = plan.sources[0]
     tokens = tokenize(load_tokenizer(base), texts)
-    some = [t for t in range(len(tokens)) if len(tokens[t])]  # a text may come to no token at all
+    some = sorted((t for t in range(len(tokens)) if len(tokens[t])), key=lambda t: len(tokens[t]))  # not those of none
     tokens, groups = [tokens[t] for t in some], [groups[t] for t in some]
     if recipe.gate_mode == "cheap_embed":
-        ids = torch.cat(tokens)
-        unique, places = torch.unique(ids, return_inverse=True)
-        embeddings = base.rows(EMBEDDINGS, unique.tolist()).float()[places]  # [tokens, H]
-        summed = [part.sum(0) for part in embeddings.split([len(t) for t in tokens])]
         # as mergekit: prompts are summed and the sum is scaled, so that longer prompts weigh more
-        rows = _combine(torch.stack(summed)[None], groups, plan.gates, normalise_parts=True)  # [1, E, H]
-        return rows.repeat(plan.layers, 1, 1)
+        summed = _summed_embeddings(base, tokens, groups, plan.gates)
+        return _combine(summed, groups, normalise_parts=True).repeat(plan.layers, 1, 1)
 
-    order = sorted(range(len(tokens)), key=lambda t: len(tokens[t]))
-    batches = _batches([tokens[t] for t in order])
-    layers = []
-    stream = Stream(base, [padded for padded, _ in batches], device)
-    for layer in range(plan.layers):
-        vectors = torch.empty(len(tokens), plan.hidden_size)
-        done = 0
-        for hidden, (_, lengths) in zip(stream.states, batches, strict=True):
-            for row, length in zip(hidden, lengths, strict=True):  # row: [T, H]
-                mean = recipe.gate_mode == "hidden_avg"
-                vectors[order[done]] = row[:length].mean(0) if mean else row[length - 1]
-                done += 1
-        layers.append(vectors)
-        if layer + 1 < plan.layers:
-            stream.step()
-        progress("route", layer + 1, plan.layers)
-    return _combine(torch.stack(layers), groups, plan.gates)
-
-
-def _combine(vectors: Tensor, groups: Sequence[tuple[int, int]], experts: int, normalise_parts: bool = False) -> Tensor:
-    """Take each expert's negative mean from its positive one: ``[L, texts, H]`` to ``[L, experts, H]``, of length 1."""
-    rows = []
-    for expert in range(experts):
-        row = torch.zeros_like(vectors[:, 0])  # [L, H]
-        for sign in (1, -1):
-            if members := [t for t, group in enumerate(groups) if group == (expert, sign)]:
-                part = vectors[:, members].mean(1)
-                row += sign * (torch.nn.functional.normalize(part, dim=-1) if normalise_parts else part)
-        rows.append(torch.nn.functional.normalize(row, dim=-1))
-    return torch.stack(rows, 1)
+    # a round of texts through all layers after the other: only the states of one round are kept
+    mean = recipe.gate_mode == "hidden_avg"
+    vectors = torch.zeros(plan.layers, plan.gates, 2, plan.hidden_size)  # summed over the texts of a group
+    rounds = list(_rounds([len(t) for t in tokens]))
+    for done, (start, stop) in enumerate(rounds):
+        texts_of_round = batches(tokens[start:stop])
+        stream = Stream(base, [ids for ids, _ in texts_of_round], device)
+        for layer in range(plan.layers):
+            text = start
+            for hidden, (_, real) in zip(stream.states, texts_of_round, strict=True):
+                for row, length in zip(hidden, real.sum(1).tolist(), strict=True):  # row: [T, H]
+                    vector = row[:length].mean(0) if mean else row[length - 1]
+                    expert, side = groups[text]
+                    vectors[layer, expert, side] += vector.cpu()
+                    text += 1
+            if layer + 1 < plan.layers:
+                stream.step()
+            progress("route", done * plan.layers + layer + 1, len(rounds) * plan.layers)
+    return _combine(vectors, groups)
 
 
-def _batches(tokens: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:
-    """Group texts, sorted by length, into right-padded batches ``[B, T]`` with their lengths."""
-    groups: list[list[Tensor]] = []
-    for t in tokens:
-        if not groups or (len(groups[-1]) + 1) * len(t) > BATCH:
-            groups.append([])
-        groups[-1].append(t)
-    return [(torch.nn.utils.rnn.pad_sequence(g, batch_first=True), [len(t) for t in g]) for g in groups]
+def _summed_embeddings(base: Source, tokens: Sequence[Tensor], groups: Sequence[Group], gates: int) -> Tensor:
+    """Sum the embeddings of all tokens of each group of prompts: ``[1, gates, 2, H]``."""
+    ids, places = torch.unique(torch.cat(list(tokens)), return_inverse=True)
+    embeddings = base.rows(EMBEDDINGS, ids.tolist()).float()  # [tokens that there are, H]
+    summed = torch.zeros(1, gates, 2, embeddings.shape[1])
+    for (expert, side), text in zip(groups, places.split([len(t) for t in tokens]), strict=True):
+        summed[0, expert, side] += embeddings[text].sum(0)
+    return summed
+
+
+def _combine(vectors: Tensor, groups: Sequence[Group], normalise_parts: bool = False) -> Tensor:
+    """Take each expert's negative mean from its positive one: sums ``[L, gates, 2, H]`` to ``[L, gates, H]``, of
+    length 1."""
+    counts = Counter(groups)
+    rows = torch.zeros_like(vectors[:, :, 0])  # [L, gates, H]
+    for (expert, side), texts in counts.items():
+        part = vectors[:, expert, side] / texts
+        rows[:, expert] += (-1) ** side * (torch.nn.functional.normalize(part, dim=-1) if normalise_parts else part)
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def _rounds(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first text and the one after the last of each round: of up to `ROUND` tokens, or of one text."""
+    start = tokens = 0
+    for text, length in enumerate(lengths):
+        if text > start and tokens + length > ROUND:
+            yield start, text
+            start, tokens = text, 0
+        tokens += length
+    yield start, len(lengths)

@@ -14,7 +14,8 @@ fine-tuning moves a matrix in the directions of its inputs (WUDI, https://arxiv.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,13 +32,13 @@ from lazymoe.errors import error
 from lazymoe.files import SEAL, seal_of, settle, write_sealed, write_whole
 from lazymoe.forward.mixture import module_name
 from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import load_tokenizer, pack, pad
+from lazymoe.forward.tokens import batches, load_tokenizer, pack
+from lazymoe.planning.memory import ROWS
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
 
 RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
-ROWS = 2048  # of an embedding matrix that are merged at a time
 Names = tuple[str, ...]
 
 
@@ -57,66 +58,96 @@ def share(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
     order = canonical(recipe, plan)
     experts = [plan.expert_sources[e] for e in order]
     prompts = [recipe.experts[e].positive for e in order]
-    streams: list[Stream] = []
-    real: list[Tensor] = []
+    passes: list[_Pass] = []
     if plan.shared == "regmean" and all(prompts):
         tokenizer = load_tokenizer(plan.sources[0])
-        for source, texts in zip(experts, prompts, strict=True):
-            batch, mask = pad(pack(tokenizer, texts))
-            streams.append(Stream(source, [batch], device))
-            real.append(mask.to(device))
+        passes = [_Pass(s, batches(pack(tokenizer, t)), device) for s, t in zip(experts, prompts, strict=True)]
     *files, outer = shared_files(plan.layers)
     for layer, file in enumerate(files):
-        inputs = [_watched_step(s, mask, module_name(plan)) for s, mask in zip(streams, real, strict=True)]
-        _save(plan, folder / file, _layer(plan, layer, experts, inputs, device))
+        _save(plan, folder / file, _layer(plan, layer, experts, passes, device))
         progress("share", layer + 1, plan.layers)
-    last = [stream.finish()[0][mask] for stream, mask in zip(streams, real, strict=True)]
-    _outer(plan, experts, last, device, folder / outer)
+    _outer(plan, experts, [p.last() for p in passes], device, folder / outer)
 
 
-def _watched_step(stream: Stream, real: Tensor, feed_forward: str) -> dict[Names, Tensor]:
-    """Run a layer, and give what its linear maps outside the feed-forward network read.
+class _Pass:
+    """An expert's own prompts on their way through it, and the second moments of what its linear maps read."""
 
-    Returns:
-        The inputs ``[n, in]``, float32, by the names of the maps that read them.
-    """
-    seen: dict[str, Tensor] = {}
+    def __init__(self, source: Source, texts: Sequence[tuple[Tensor, Tensor]], device: str) -> None:
+        self.stream = Stream(source, [ids for ids, _ in texts], device)
+        self.real = [real.to(device) for _, real in texts]
 
-    def watch(layer: nn.Module) -> None:
-        for name, module in layer.named_modules():
-            if isinstance(module, nn.Linear) and not name.startswith(feed_forward + "."):
-                module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(f"{name}.weight", args[0]))
+    def step(self, feed_forward: str) -> dict[Names, Tensor]:
+        """Run a layer.
 
-    stream.step(watch)
-    readers: dict[int, list[str]] = {}
-    for name, x in seen.items():
-        readers.setdefault(x.data_ptr(), []).append(name)
-    return {tuple(names): seen[names[0]][real] for names in readers.values()}
+        Args:
+            feed_forward: name of its feed-forward module, whose maps don't count.
+
+        Returns:
+            The sum of x^T x over the real tokens ``[in, in]``, by the names of the maps that read x.
+        """
+        moments: dict[Names, Tensor] = {}
+        seen: dict[str, Tensor] = {}
+        masks = iter(self.real)
+
+        def gather(*_: object) -> None:
+            readers: dict[int, list[str]] = {}
+            for name, x in seen.items():
+                readers.setdefault(x.data_ptr(), []).append(name)
+            real = next(masks)
+            for names in readers.values():
+                _add(moments, tuple(names), seen[names[0]][real])
+            seen.clear()
+
+        def watch(layer: nn.Module) -> None:
+            for name, module in layer.named_modules():
+                if isinstance(module, nn.Linear) and not name.startswith(feed_forward + "."):
+                    module.register_forward_pre_hook(
+                        lambda _, args, name=name: seen.__setitem__(f"{name}.weight", args[0])
+                    )
+            layer.register_forward_hook(gather)
+
+        self.stream.step(watch)
+        return moments
+
+    def last(self) -> Tensor:
+        """Sum up x^T x ``[H, H]`` of what the head reads, after all layers."""
+        moments: dict[Names, Tensor] = {}
+        for states, real in zip(self.stream.finish(), self.real, strict=True):
+            _add(moments, (), states[real])
+        return moments[()]
+
+
+def _add(moments: dict[Names, Tensor], names: Names, x: Tensor) -> None:
+    """Add x^T x, of more inputs ``[n, in]``, to the moments of these maps."""
+    squares = x.T @ x  # [in, in]
+    moments[names] = moments[names].add_(squares) if names in moments else squares
 
 
 def _layer(
-    plan: Plan, layer: int, experts: Sequence[Source], inputs: Sequence[dict[Names, Tensor]], device: str
+    plan: Plan, layer: int, experts: Sequence[Source], passes: Sequence[_Pass], device: str
 ) -> dict[str, Tensor]:
     """Merge the tensors of one layer, by their names in the output."""
     base, prefix = plan.sources[0], LAYER.format(layer=layer)
     shapes = plan.dense.layer_shapes(layer, base.config)
     matrices = [name for name, size in shapes.items() if len(size) == 2 and plan.shared == "regmean"]
     merged = {name: _mean(base, experts, prefix + name) for name in shapes if name not in matrices}
-    for group in inputs[0] if inputs else [(name,) for name in matrices]:  # maps that read the same input
-        width = base.tensors[prefix + group[0]].shape[1]
-        total = torch.zeros(width, width, device=device)
-        weighted = {name: torch.zeros(base.tensors[prefix + name].shape, device=device) for name in group}
-        for e, expert in enumerate(experts):
+    totals: dict[Names, Tensor] = {}
+    weighted: dict[str, Tensor] = {}
+    for e, expert in enumerate(experts):
+        inputs = passes[e].step(module_name(plan)) if passes else {}
+        for group in inputs or [(name,) for name in matrices]:  # maps that read the same input
             # D_e of each map, and the moments G_e of what all of them read
             deltas = {name: _delta(base, expert, prefix + name).to(device) for name in group}  # [out, in]
             stacked = torch.cat(list(deltas.values()))
-            moments = _moments(stacked.T @ stacked, inputs[e][group] if inputs else None)
-            total += moments
+            moments = _moments(stacked.T @ stacked, inputs.get(group))
+            totals[group] = totals.get(group, 0) + moments
             for name, delta in deltas.items():
-                weighted[name] += delta @ moments
-        # W0 + (sum_e D_e G_e) (sum_e G_e)^-1, by one factorisation for the group
+                weighted[name] = weighted.get(name, 0) + delta @ moments
+    # W0 + (sum_e D_e G_e) (sum_e G_e)^-1, by one factorisation for the group
+    for group, total in totals.items():
         factor = torch.linalg.cholesky(total)
-        for name, right in weighted.items():
+        for name in group:
+            right = weighted.pop(name)
             merged[name] = base.load(prefix + name).float() + torch.cholesky_solve(right.T, factor).T.cpu()
     return {prefix + name: tensor for name, tensor in merged.items()}
 
@@ -152,24 +183,29 @@ def _head(
             delta = _delta(base, expert, name, start, start + ROWS).to(device)
             gram += delta.T @ delta
         moments.append(_moments(gram, last[e] if last else None))
-    factor = torch.linalg.cholesky(torch.stack(moments).sum(0))
+    factor = torch.linalg.cholesky(_sum(moments))
 
     def solve(start: int) -> Tensor:
         deltas = (_delta(base, expert, name, start, start + ROWS).to(device) for expert in experts)
-        weighted = torch.stack([d @ m for d, m in zip(deltas, moments, strict=True)]).sum(0)
+        weighted = _sum(d @ m for d, m in zip(deltas, moments, strict=True))
         return _rows(base, name, start, start + ROWS) + torch.cholesky_solve(weighted.T, factor).T.cpu()
 
     return solve
 
 
-def _moments(gram: Tensor, x: Tensor | None) -> Tensor:
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    """Add tensors up, at least one, without holding more than two of them."""
+    return functools.reduce(torch.add, tensors)
+
+
+def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
     """Estimate an input's second moments ``[d, d]``: of mean eigenvalue 1 and a bit, never singular.
 
     Args:
         gram: D^T D, of what fine-tuning changed ``[d, d]``.
-        x: inputs ``[n, d]``, if there are any.
+        read: x^T x of inputs ``[d, d]``, if there are any.
     """
-    parts = [gram] if x is None else [gram, x.T @ x]
+    parts = [gram] if read is None else [gram, read]
     total = RIDGE * torch.eye(len(gram), device=gram.device)
     for part in parts:
         if trace := float(part.trace()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Average:
         Args:
             name: of the tensor.
         """
-        return torch.stack([s.load(name).float() for s in self.sources]).mean(0)
+        return self._mean(s.load(name) for s in self.sources)
 
     def rows(self, name: str, indices: Iterable[int]) -> Tensor:
         """Average rows of a matrix ``[N, H]``: ``[n, H]``, float32.
@@ -48,7 +49,12 @@ class Average:
             name: of the matrix.
             indices: of the rows, n of them.
         """
-        return torch.stack([s.rows(name, indices).float() for s in self.sources]).mean(0)
+        listed = list(indices)
+        return self._mean(s.rows(name, listed) for s in self.sources)
+
+    def _mean(self, tensors: Iterable[Tensor]) -> Tensor:
+        """Average tensors in float32, one in memory at a time."""
+        return functools.reduce(torch.add, (tensor.float() for tensor in tensors)) / len(self.sources)
 
 
 def dense_losses(plan: Plan, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:

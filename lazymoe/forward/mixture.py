@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.forward.stream import Stream, Weights
+from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 
 Load = Callable[[int, nn.Module], None]  # gives a dense feed-forward module the weights of an expert, by its number
@@ -88,7 +88,8 @@ def mix(
         token, place = (chosen == expert).nonzero(as_tuple=True)
         if len(token):
             load(expert, module)
-            out.index_add_(0, token, type(module).forward(module, x[token]) * weights[token, place, None])
+            for some, at in zip(token.split(BATCH), place.split(BATCH), strict=True):
+                out.index_add_(0, some, type(module).forward(module, x[some]) * weights[some, at, None])
     return out
 
 
@@ -103,8 +104,10 @@ def shared(plan: Plan, load: Load, module: nn.Module, x: Tensor, gate: Tensor) -
     if plan.shared_expert is None:
         return 0.0
     load(plan.experts, module)
-    out: Tensor = type(module).forward(module, x)
-    return out * (x @ gate.T).sigmoid() if len(gate) else out
+    out = torch.empty_like(x)
+    for some, part in zip(x.split(BATCH), out.split(BATCH), strict=True):
+        part.copy_(type(module).forward(module, some))
+    return out.mul_((x @ gate.T).sigmoid()) if len(gate) else out
 
 
 class InMixture:
@@ -177,7 +180,7 @@ def run(
     """
     experts = [InMixture(plan, mixture, number) for number in range(1, len(plan.sources))]
     stream = Stream(InMixture(plan, mixture, 0), batches, device)
-    numbers = cycle(range(len(batches)))  # each layer runs the batches in order
+    sizes = [ids.numel() for ids in batches]
 
     def load(expert: int, module: nn.Module) -> None:
         fill(plan, module, experts[expert], stream.next)
@@ -187,12 +190,12 @@ def run(
         return mixture.load(LAYER.format(layer=stream.next) + name).float().to(device)
 
     def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)
-        chosen, weights = route(gate(plan.host.router), flat, plan.top_k, plan.host.scores)
-        seen(stream.next, next(numbers), chosen, weights)
-        own = gate(plan.host.shared_gate) if plan.gates > plan.experts else flat[:0]
-        out = mix(load, module, flat, chosen, weights, range(plan.experts))
-        return (out + shared(plan, load, module, flat, own)).view_as(x)
+        chosen, weights = route(gate(plan.host.router), x, plan.top_k, plan.host.scores)
+        for batch, routing in enumerate(zip(chosen.split(sizes), weights.split(sizes), strict=True)):
+            seen(stream.next, batch, *routing)
+        own = gate(plan.host.shared_gate) if plan.gates > plan.experts else x[:0]
+        out = mix(load, module, x, chosen, weights, range(plan.experts))
+        return out.add_(shared(plan, load, module, x, own))
 
     for _ in range(plan.layers):
         stream.step(feed_forward=(module_name(plan), feed_forward))

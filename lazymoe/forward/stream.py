@@ -1,7 +1,8 @@
 """A forward pass through a dense model that holds one layer of weights at a time.
 
 The layers are transformers' own modules, in float32, fed by transformers' own preparation of masks and positions, so
-the states are those of the whole model, exactly. All texts go through a layer before the next one is read.
+the states are those of the whole model, exactly. All texts go through a layer before the next one is read, a batch at a
+time: what a layer needs while it runs depends on the largest batch, what is kept between layers on all of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,8 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
-FeedForward = Callable[[nn.Module, Tensor], Tensor]  # the layer's own module, its input [B, T, H]: its output
+# the layer's own module, and what the tokens of all batches give it [N, H]: what comes of them [N, H]
+FeedForward = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Weights(Protocol):
@@ -45,7 +46,7 @@ class Weights(Protocol):
 
 
 class _Enough(Exception):
-    """Thrown by the last layer's recorder: what comes after it isn't needed."""
+    """Thrown where all was seen that is wanted: what comes after it isn't needed."""
 
 
 class Stream:
@@ -84,8 +85,8 @@ class Stream:
 
         Args:
             watch: called with the layer before it runs, to hook what it wants to see.
-            feed_forward: name of the layer's feed-forward module, whose weights are left unread, and what to do
-                in its place.
+            feed_forward: name of the layer's feed-forward module, whose weights are left unread, and what to do in its
+                place, once for all batches together; for this what comes before it runs twice.
 
         Raises:
             SourceError: if a state becomes NaN or infinite.
@@ -95,21 +96,46 @@ class Stream:
         for name, tensor in layer.state_dict().items():  # buffers too, where they are kept on disk
             if not feed_forward or not name.startswith(feed_forward[0] + "."):
                 tensor.copy_(_promised(self.source, prefix + name))
-        if feed_forward:
-            module = getattr(layer, feed_forward[0])
-            module.forward = partial(feed_forward[1], module)
         if watch:
             watch(layer)
-        calls = self._calls[self.next]
-        self.states = [layer(s, *args, **kwargs) for s, (args, kwargs) in zip(self.states, calls, strict=True)]
         if feed_forward:
-            del module.forward  # it holds the module, which without this would hold itself
+            module = getattr(layer, feed_forward[0])
+            made = iter(self._together(layer, module, feed_forward[1]))
+            module.forward = lambda x: next(made).view_as(x)
+        self.states = list(self.states)
+        for i in range(len(self.states)):  # each takes the place of the one before at once
+            self.states[i] = self._run(layer, i)
+        if feed_forward:
+            del module.forward
         self._decoder.layers[self.next] = nn.Identity()  # lets the weights go
         self.next += 1
         if not all(torch.isfinite(s).all() for s in self.states):
             what = f"the hidden states after layer {self.next - 1} are NaN or infinite"
             remedy = "This model is broken: use another one, or download it again."
             raise error("source.broken", self.source.folder, what, remedy)
+
+    def _run(self, layer: nn.Module, batch: int) -> Tensor:
+        args, kwargs = self._calls[self.next][batch]
+        states: Tensor = layer(self.states[batch], *args, **kwargs)
+        return states
+
+    def _together(self, layer: nn.Module, module: nn.Module, feed_forward: FeedForward) -> tuple[Tensor, ...]:
+        """Run a layer up to its feed-forward network on each batch, and what is in its place on all: ``[B * T, H]``."""
+        sizes = [states.shape[:2].numel() for states in self.states]
+        read = torch.empty(sum(sizes), self.states[0].shape[-1], device=self.device)  # [N, H]
+        places = iter(read.split(sizes))
+
+        def forward(x: Tensor) -> Tensor:
+            next(places).copy_(x.flatten(0, 1))
+            raise _Enough
+
+        module.forward = forward
+        for i in range(len(sizes)):
+            with suppress(_Enough):
+                self._run(layer, i)
+        del module.forward
+        made: tuple[Tensor, ...] = feed_forward(module, read).split(sizes)
+        return made
 
     @torch.no_grad()
     def finish(self) -> list[Tensor]:
@@ -221,4 +247,5 @@ def _record(
             decoder(input_ids=local, use_cache=False)
     for layer in decoder.layers:
         del layer.forward  # back to the class's own
+    decoder.embed_tokens = nn.Identity()  # lets the embeddings go
     return states, calls

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -13,14 +15,11 @@ from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import Problem, error
+from lazymoe.planning.memory import BATCH, ENOUGH, LENGTH, LIMIT, PASSES
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.schema import SIDES, STREAMED
 
-LENGTH = 256  # tokens of a packed sequence, at most
-ENOUGH = 1024  # tokens for each group of prompts, by repeating them in other orders
-PASSES = 8  # but no more often than this
-LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces from all over it are taken
 WINDOW = 256  # tokens read at a time when a model is measured
 TOKENS = 4096  # of each domain, at most
 PACKAGES = {  # that tokenizers may take beside transformers' own, and the module of each
@@ -120,7 +119,8 @@ def _packed(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], int,
     line = tokenizer("\n", add_special_tokens=False)["input_ids"]
     start = [tokenizer.bos_token_id] if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id is not None else []
     room = LENGTH - len(start)
-    pieces = [ids[i : i + room] for t in texts for ids in [tokenizer(t, add_special_tokens=False)["input_ids"]]
+    pieces = [array("q", ids[i : i + room]) for t in texts
+              for ids in [tokenizer(t, add_special_tokens=False)["input_ids"]]
               for i in range(0, len(ids), room)]  # fmt: skip
     given, most, n = sum(map(len, pieces)), LIMIT // LENGTH, len(pieces)
     sequences = _join(pieces, start, line)
@@ -130,7 +130,7 @@ def _packed(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], int,
     return sequences[:most], given, n == len(pieces) and len(sequences) <= most
 
 
-def _join(pieces: Sequence[list[int]], start: list[int], line: list[int]) -> list[list[int]]:
+def _join(pieces: Sequence[Sequence[int]], start: list[int], line: list[int]) -> list[list[int]]:
     """Join pieces into sequences of up to `LENGTH` tokens, in several orders if they are few."""
     room = LENGTH - len(start)
     order, shuffle = list(range(len(pieces))), random.Random(0)
@@ -141,7 +141,7 @@ def _join(pieces: Sequence[list[int]], start: list[int], line: list[int]) -> lis
             if current and len(current) + len(line) + len(pieces[i]) > room:
                 sequences.append(start + current)
                 current = []
-            current += (line if current else []) + pieces[i]
+            current += [*(line if current else []), *pieces[i]]
         sequences.append(start + current)
         if sum(map(len, sequences)) >= ENOUGH:
             break
@@ -201,6 +201,27 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return batch, real
 
 
+def batches(sequences: Sequence[Tensor], tokens: int = BATCH) -> list[tuple[Tensor, Tensor]]:
+    """Group sequences, in their order, into batches.
+
+    Args:
+        sequences: token ids ``[T]`` each, int64.
+        tokens: of a batch at most, padding included; a longer sequence is a batch by itself.
+
+    Returns:
+        The batches ``[B, T]``, each with its real places, as `pad` makes them.
+    """
+    groups: list[list[Tensor]] = []
+    longest = 0
+    for sequence in sequences:
+        longest = max(longest, len(sequence))
+        if not groups or (len(groups[-1]) + 1) * longest > tokens:
+            groups.append([])
+            longest = len(sequence)
+        groups[-1].append(sequence)
+    return [pad(group) for group in groups]
+
+
 def windows(tokenizer: Any, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
     """Cut texts, one after the other, into windows of `WINDOW` tokens.
 
@@ -212,6 +233,6 @@ def windows(tokenizer: Any, texts: Sequence[str], tokens: int = TOKENS) -> tuple
     Returns:
         The token ids ``[B, T]``, int64, and which places are real, bool ``[B, T]``.
     """
-    listed = [i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"]][:tokens]
-    ids = torch.tensor(listed, dtype=torch.int64)
+    found = (i for t in texts for i in tokenizer(t, add_special_tokens=False)["input_ids"])
+    ids = torch.tensor(list(itertools.islice(found, tokens)), dtype=torch.int64)
     return pad([w for w in ids.split(WINDOW) if len(w) > 1] or [ids])

@@ -10,7 +10,7 @@ import psutil
 
 from lazymoe.architectures.dense import LLAMA, MISTRAL
 from lazymoe.notebook import ui
-from lazymoe.planning.checking import RUNTIME
+from lazymoe.planning.memory import MODELS, RUNTIME
 from lazymoe.planning.plan import NF4_BITS
 from lazymoe.units import billions, gigabytes
 from lazymoe.version import __version__
@@ -55,7 +55,7 @@ def _sizes(disk: int, memory: int, run: int) -> str:
         backbone, ffn = (sum(map(math.prod, shapes.values())) for shapes in dense.all_shapes(dense.complete(config)))
         parameters = backbone + experts * ffn
         room = 2 * (experts * (backbone + ffn) + parameters)  # bytes: the downloads and the mixture, in 16 bit
-        layer = RUNTIME + 4 * (backbone + ffn) // config["num_hidden_layers"]
+        layer = RUNTIME + MODELS + 4 * (backbone + ffn) // config["num_hidden_layers"]
         made = "no memory" if layer > memory else "yes" if room < disk else f"needs {gigabytes(room)} of disk"
         four = parameters * NF4_BITS / 8 + CONTEXT
         runs = "in 16 bit" if 2 * parameters + CONTEXT < run else "in 4 bit" if four < run else "too large"

@@ -17,12 +17,11 @@ import psutil
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
+from lazymoe.planning.memory import RUNTIME, merge_memory
 from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
 from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes
-
-RUNTIME = 350_000_000  # bytes: Python with torch, and the buffers of a merge
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Check:
         download: still to be downloaded.
         disk_free: free where the output goes.
         memory_free: free memory.
-        memory_merge: memory that the merge takes, about.
+        memory_merge: memory that the merge takes at most, about.
     """
 
     errors: tuple[Problem, ...]
@@ -124,7 +123,7 @@ def judge(prepared: Prepared, folder: Path) -> Check:
     memory_free, memory_merge = psutil.virtual_memory().available, RUNTIME
     if plan:
         errors += _disk(plan, folder, download)
-        memory_merge += _memory(prepared.recipe, plan)
+        memory_merge = merge_memory(prepared.prompts, plan)
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
             less = "'shared_weights: average'" if plan.shared == "regmean" else "'gate_mode: cheap_embed'"
@@ -134,15 +133,6 @@ def judge(prepared: Prepared, folder: Path) -> Check:
     disk_free = shutil.disk_usage(existing(folder)).free
     figures = download, disk_free, memory_free, memory_merge
     return Check(tuple(errors), tuple(warnings), prepared.notes, plan, *figures)
-
-
-def _memory(recipe: Recipe, plan: Plan) -> int:
-    """Estimate the bytes that computing takes beside Python itself."""
-    streamed = plan.dense_layer_bytes if recipe.gate_mode in STREAMED else 0  # one layer of one model, in float32
-    if plan.shared != "regmean":
-        return streamed
-    # the layer of another model, and for each expert a matrix of moments [H, H], with room for the solution
-    return streamed + plan.dense_layer_bytes + (plan.experts + 4) * 4 * plan.hidden_size**2
 
 
 def _written(plan: Plan, folder: Path) -> int:

@@ -1,6 +1,7 @@
 """Prompts that a recipe doesn't write out but names: the texts of a file, or of a data set on the Hub.
 
-Only as much is read as the recipe asks for: the beginning of a file, the first rows of a table.
+Only as much is read as the recipe asks for: the beginning of a file, the first rows of a table. What is too long for a
+prompt isn't read to its end.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from lazymoe.recipe.yaml_text import SURROGATE
 FIELDS = ("text", "messages", "conversations", "prompt", "instruction")  # where texts are, if a recipe doesn't say
 TURN = ("content", "value", "text")  # where the words of a turn, or of a part of one, are
 KINDS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-csv.field_size_limit(1 << 24)  # a column of whole documents
+LONGEST = 1 << 24  # letters of one text, with what is around it in its row; a whole document has fewer
+MOST = 1 << 26  # letters of all texts that are taken of a file, and of a .json file as a whole
+ROWS = 16  # of a table that are read at a time
+csv.field_size_limit(LONGEST)
 
 
 def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
@@ -73,7 +77,7 @@ def _read(prompt: str | Texts, where: str, folder: Path | None) -> tuple[str | T
         prompt = prompt.model_copy(update={"file": str(folder / file)})  # which the mixture's own recipe names as well
     try:
         prompt, name, opened = _open(prompt, place)
-        texts = list(itertools.islice(filter(str.strip, _texts(name, opened, prompt, place)), prompt.limit))
+        texts = _taken(filter(str.strip, _texts(name, opened, prompt, place)), prompt.limit, place)
     except (OSError, ValueError, RecursionError, csv.Error) as e:
         what = f"it can't be read ({getattr(e, 'strerror', None) or str(e) or type(e).__name__})"
         remedy = "Check the path, and that the file is what its name says."
@@ -81,6 +85,19 @@ def _read(prompt: str | Texts, where: str, folder: Path | None) -> tuple[str | T
     if not texts:
         raise error("recipe.texts-empty", place, "there is no text in it", "Name another file or field.")
     return prompt, texts
+
+
+def _taken(texts: Iterator[str], limit: int, where: str) -> list[str]:
+    """Take the first texts, if together they aren't too long."""
+    taken: list[str] = []
+    letters = 0
+    for text in itertools.islice(texts, limit):
+        letters += len(text)
+        if letters > MOST:
+            what = f"its first {len(taken) + 1} texts have more than {MOST >> 20} million letters"
+            raise error("recipe.texts-long", where, what, f"Set 'limit' to {max(1, len(taken))}, or shorten them.")
+        taken.append(text)
+    return taken
 
 
 def _open(prompt: Texts, where: str) -> tuple[Texts, str, IO[bytes]]:
@@ -110,18 +127,63 @@ def _texts(name: str, opened: IO[bytes], prompt: Texts, where: str) -> Iterator[
         if name.endswith(".parquet"):
             yield from _parquet(binary, prompt, where)
             return
-        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+        lines = _Lines(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""), where)
         if name.endswith(".txt"):
-            for filled, lines in itertools.groupby(text, key=lambda line: bool(line.strip())):
-                if filled:
-                    yield "".join(lines).strip()
+            yield from _paragraphs(lines)
         elif name.endswith(".csv"):
-            yield from (_field(row, prompt, where) for row in csv.DictReader(text))
+            for row in csv.DictReader(lines):
+                lines.restart()
+                yield _field(row, prompt, where)
         elif name.endswith(".jsonl"):
-            yield from (_field(json.loads(line), prompt, where) for line in text if line.strip())
+            for line in lines:
+                lines.restart()
+                if line.strip():
+                    yield _field(json.loads(line), prompt, where)
         else:
-            rows = json.load(text)
+            rows = json.loads(lines.whole())
             yield from (_field(row, prompt, where) for row in (rows if isinstance(rows, list) else [rows]))
+
+
+class _Lines:
+    """The lines of a file, with their ends, as long as no text in them is too long."""
+
+    def __init__(self, file: IO[str], where: str) -> None:
+        self._file, self._where = file, where
+        self._number = self._letters = 0  # lines read, and letters since a text began
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(LONGEST + 1 - self._letters):
+            self._number += 1
+            self._letters += len(line)
+            if self._letters > LONGEST:
+                what = f"the text that line {self._number} belongs to has more than {LONGEST >> 20} million letters"
+                raise error("recipe.texts-long", self._where, what, "Cut it into shorter ones, or take it out.")
+            yield line
+
+    def restart(self) -> None:
+        """Begin to count anew: the next line is another text's."""
+        self._letters = 0
+
+    def whole(self) -> str:
+        """Read the file to its end, if that isn't too far."""
+        text = self._file.read(MOST + 1)
+        if len(text) > MOST:
+            what = f"the file has more than {MOST >> 20} million letters, too many for a .json file"
+            raise error("recipe.texts-long", self._where, what, "Save it as .jsonl: an object a line.")
+        return text
+
+
+def _paragraphs(lines: _Lines) -> Iterator[str]:
+    """Yield what lies between blank lines."""
+    paragraph = io.StringIO()
+    for line in itertools.chain(lines, [""]):
+        if line.strip():
+            paragraph.write(line)
+            continue
+        lines.restart()
+        if text := paragraph.getvalue().strip():
+            yield text
+            paragraph = io.StringIO()
 
 
 def _parquet(binary: IO[bytes], prompt: Texts, where: str) -> Iterator[str]:
@@ -130,12 +192,17 @@ def _parquet(binary: IO[bytes], prompt: Texts, where: str) -> Iterator[str]:
     except ImportError:
         what = "parquet files need the package pyarrow"
         raise error("recipe.texts-unreadable", where, what, "Run: pip install pyarrow") from None
-    table = ParquetFile(binary)
+    table = ParquetFile(binary, buffer_size=1 << 20, pre_buffer=False)  # page by page
     columns = [name for name in _wanted(prompt) if name in table.schema_arrow.names]
     if not columns:
         raise _no_field(prompt, table.schema_arrow.names, where)
-    for rows in table.iter_batches(batch_size=prompt.limit, columns=columns):
-        yield from (_field(row, prompt, where) for row in rows.to_pylist())
+    for i in range(table.num_row_groups):
+        group = table.metadata.row_group(i)
+        if group.total_byte_size > LONGEST * max(1, group.num_rows):
+            what = f"its rows have more than {LONGEST >> 20} million letters each"
+            raise error("recipe.texts-long", where, what, "Cut them into shorter ones.")
+        for rows in table.iter_batches(batch_size=min(prompt.limit, ROWS), row_groups=[i], columns=columns):
+            yield from (_field(row, prompt, where) for row in rows.to_pylist())
 
 
 def _wanted(prompt: Texts) -> tuple[str, ...]:

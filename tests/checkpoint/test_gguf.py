@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 from pathlib import Path
 
 import gguf
@@ -14,6 +16,7 @@ from small_models import recipe, tensors_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from lazymoe import LazyMoEError, check, merge
+from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.checkpoint.opening import open_folder, open_source
 from lazymoe.recipe.reference import Reference
 
@@ -137,3 +140,55 @@ def test_mistakes(file: Path, demo_models: Path, tmp_path: Path) -> None:
     part = file.rename(file.with_name("model-00001-of-00002.gguf"))
     with pytest.raises(LazyMoEError, match="one part of several"):
         open_folder(part)
+
+
+def said(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def header(tensors: int, *pairs: bytes, keys: int | None = None) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(pairs) if keys is None else keys) + b"".join(pairs)
+
+
+HOSTILE = {  # what begins a file, and what is said of it
+    "33 million numbers": (header(0, said("k") + struct.pack("<IIQ", 9, 0, 33_000_000)), "claim 33000001 values"),
+    "arrays in arrays": (
+        header(0, said("k") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 9999),
+        "arrays in",
+    ),
+    "an endless text": (header(0, said("k") + struct.pack("<IQ", 8, 1 << 60)), "more bytes than the file has"),
+    "a long text": (header(0, said("k") + struct.pack("<IQ", 8, 1 << 28)), "metadata have more than 128 MB"),
+    "endless keys": (header(0, keys=1 << 60), f"claim {1 << 60} values"),
+    "endless tensors": (header(1 << 60), f"claims {1 << 60} tensors"),
+    "endless dimensions": (header(1, keys=0) + said("t") + struct.pack("<I", 1 << 31), "of 2147483648 dimensions"),
+    "an unknown type": (header(0, said("k") + struct.pack("<I", 77)), "a value of unknown type 77"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_metadata_that_no_model_has_are_refused_at_once(case: str, tmp_path: Path) -> None:
+    beginning, reason = HOSTILE[case]
+    file = tmp_path / "model.gguf"
+    file.write_bytes(beginning)
+    os.truncate(file, 1 << 29)
+    [problem] = check(recipe(file, file)).errors
+    assert problem.code == "source.gguf" and reason in problem.what
+
+
+def test_a_cut_header_is_told(file: Path) -> None:
+    os.truncate(file, 3000)
+    [problem] = check(recipe(file, file)).errors
+    assert problem.code == "source.gguf" and "metadata" in problem.what
+
+
+def test_a_large_vocabulary_passes(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "large.gguf", "llama")
+    writer.add_token_list([f"t{i}" for i in range(256_000)])
+    writer.add_token_scores([0.0] * 256_000)
+    writer.add_token_merges([f"{i} {i}" for i in range(500_000)])
+    writer.add_tensor("t", np.ones((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    inspect(tmp_path / "large.gguf")

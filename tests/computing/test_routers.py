@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lazymoe.architectures.dense import LLAMA
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
 from lazymoe.computing.compute import ROUTERS, _gates, degenerate
 from lazymoe.errors import Problem
+from lazymoe.forward.tokens import batches
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import silent
 
@@ -45,6 +47,20 @@ def degenerate_in(folder: Path, gates: torch.Tensor) -> list[Problem]:
     save_file(names, folder / ROUTERS)
     plan = Plan(MIXTRAL, LLAMA, (), gates.shape[1], 2, {"num_hidden_layers": len(gates)}, (), "base", 1)
     return list(degenerate(plan, folder))
+
+
+@pytest.mark.parametrize("gate_mode", ["fit", "hidden", "hidden_avg"])
+def test_they_do_not_depend_on_how_much_is_read_at_a_time(
+    gate_mode: str, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gates_of(prompted(demo_models, gate_mode))
+    for module in ("router_fit", "router_prompts"):
+        few = functools.partial(batches, tokens=30)
+        monkeypatch.setattr(f"lazymoe.computing.{module}.batches", few)
+    monkeypatch.setattr("lazymoe.computing.router_prompts.ROUND", 60)
+    monkeypatch.setattr("lazymoe.forward.mixture.BATCH", 50)
+    parts = gates_of(prompted(demo_models, gate_mode))
+    assert torch.allclose(whole, parts, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("gate_mode", ["hidden", "hidden_last", "hidden_avg", "cheap_embed"])

@@ -68,6 +68,17 @@ def test_a_feed_forward_module_can_be_replaced(make: Make) -> None:
     assert (stream.states[0] - expected).abs().max() < 1e-5
 
 
+def test_a_replaced_module_reads_all_batches_together(make: Make) -> None:
+    texts, seen = [torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7, 8]])], []
+    stream = Stream(open_folder(make("model")), texts, "cpu")
+    stream.step(feed_forward=("mlp", lambda module, x: seen.append(x) or 2 * x))
+    apart = [Stream(open_folder(make("model")), [text], "cpu") for text in texts]
+    for alone, states in zip(apart, stream.states, strict=True):
+        alone.step(feed_forward=("mlp", lambda module, x: seen.append(x) or 2 * x))
+        assert torch.allclose(alone.states[0], states, atol=1e-6)
+    assert torch.allclose(seen[0], torch.cat(seen[1:]), atol=1e-6)
+
+
 def test_states_that_are_not_finite_are_told_with_their_layer(make: Make) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     folder = rewrite(make("model"), lambda tensors: tensors[name].fill_(float("nan")))

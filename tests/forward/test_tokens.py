@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from lazymoe import SourceError
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.forward.tokens import LENGTH, LIMIT, WINDOW, load_tokenizer, pack, pad, tokenize, windows
+from lazymoe.forward.tokens import LENGTH, LIMIT, WINDOW, batches, load_tokenizer, pack, pad, tokenize, windows
 
 TEXTS = ["def add(a, b):", "A sentence, with «marks».", ""]
 
@@ -28,6 +28,15 @@ def test_padding_lies_on_the_right_and_is_not_real() -> None:
     batch, real = pad([torch.tensor([5, 6, 7]), torch.tensor([8])])
     assert batch.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert real.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_batches_hold_so_many_tokens_with_padding() -> None:
+    sequences = [torch.full((n,), n) for n in (3, 2, 4, 9, 1)]
+    found = batches(sequences, tokens=8)
+    assert [ids.shape for ids, _ in found] == [(2, 3), (1, 4), (1, 9), (1, 1)]  # one is longer by itself
+    assert [row[real].tolist() for ids, mask in found for row, real in zip(ids, mask, strict=True)] == [
+        s.tolist() for s in sequences
+    ]
 
 
 def test_windows_hold_the_texts_one_after_the_other(demo_models: Path) -> None:

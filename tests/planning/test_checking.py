@@ -12,7 +12,8 @@ from hub_server import Hub
 from small_models import recipe, sparse, warnings
 
 from lazymoe import RecipeError, check
-from lazymoe.planning.checking import RUNTIME, judge
+from lazymoe.planning.checking import judge
+from lazymoe.planning.memory import MODELS, RUNTIME
 from lazymoe.planning.prepared import Prepared, prepare
 
 
@@ -57,10 +58,11 @@ def test_a_disk_that_is_too_small_is_told(tmp_path: Path) -> None:
 def test_too_little_memory_is_a_warning_only(tmp_path: Path) -> None:
     prepared = huge(tmp_path, layers=1, ffn=2**22)  # a layer of three terabytes
     assert "output.memory" not in [w.code for w in judge(prepared, tmp_path).warnings]  # random routers hold none
-    streamed = replace(prepared, recipe=prepared.recipe.with_fields(gate_mode="hidden"))
+    hidden = prepared.recipe.with_fields(gate_mode="hidden")
+    streamed = replace(prepared, recipe=hidden, prompts=hidden)
     found = judge(streamed, tmp_path)
     assert "output.memory" in [w.code for w in found.warnings]
-    assert found.memory_merge == RUNTIME + prepared.sound_plan.dense_layer_bytes > psutil.virtual_memory().total
+    assert found.memory_merge > RUNTIME + MODELS + prepared.sound_plan.dense_layer_bytes > psutil.virtual_memory().total
 
 
 def test_what_is_no_recipe_is_raised(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,57 @@ def test_what_a_recipe_may_say_of_texts() -> None:
         Recipe.from_yaml(text.replace("limit", "limt"))
     with pytest.raises(LazyMoEError, match="prompts come from a 'file' or a 'dataset'"):
         Recipe.from_yaml(text.replace("    file: x.jsonl\n", ""))
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "csv"])
+def test_what_is_too_long_is_refused_unread(tmp_path: Path, kind: str) -> None:
+    """Of a file of 600 MB, most of it a hole without a line's end, only the beginning is read."""
+    file = tmp_path / f"texts.{kind}"
+    file.write_text(
+        {"txt": "one\n\ntwo ", "jsonl": '"one"\n"two ', "json": '["one", "two ', "csv": 'text\none\n"two '}[kind]
+    )
+    os.truncate(file, 600_000_000)
+    tracemalloc.start()
+    with pytest.raises(LazyMoEError) as caught:
+        texts_of({"file": str(file)})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    [problem] = caught.value.problems
+    assert (problem.code, problem.where) == (
+        "recipe.texts-long",
+        f"experts[0].positive_prompts, {file}",
+    )
+    line = (
+        "the file has more than 64 million letters" if kind == "json" else f"the text that line {LINE[kind]} belongs to"
+    )
+    assert problem.what.startswith(line)
+    assert peak < 200_000_000
+
+
+LINE = {"txt": 3, "jsonl": 2, "csv": 3}  # where the long text is
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv"])
+def test_a_text_of_many_lines_can_be_too_long_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("lazymoe.recipe.texts.LONGEST", 1000)
+    file, quote = tmp_path / f"texts.{kind}", '"' * (kind == "csv")
+    file.write_text("text\n\n" + f"{quote}{'a line' * 10}\n{'another' * 10}{quote}\n\n" * 100)
+    assert len(texts_of({"file": str(file)})) == 64
+    file.write_text("text\n\n" + quote + "a line\n" * 200 + quote)
+    with pytest.raises(LazyMoEError, match=r"the text that line 14[0-9] belongs to"):
+        texts_of({"file": str(file)})
+
+
+def test_all_texts_together_can_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazymoe.recipe.texts.MOST", 2 << 20)
+    file = tmp_path / "texts.jsonl"
+    file.write_text(f'"{"word " * 200_000}"\n' * 4)
+    with pytest.raises(LazyMoEError, match=r"its first 3 texts have more than 2 million letters\. Set 'limit' to 2"):
+        texts_of({"file": str(file)})
+    assert len(texts_of({"file": str(file), "limit": 2})) == 2
+
+
+def test_rows_of_a_table_can_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazymoe.recipe.texts.LONGEST", 10)
+    with pytest.raises(LazyMoEError, match="its rows have more than 0 million letters each"):
+        texts_of({"file": str(written(tmp_path, "parquet"))})

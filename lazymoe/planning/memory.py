@@ -1,0 +1,122 @@
+"""How many tokens are read, and how many at a time: the limits that computing keeps to, and the memory they come to.
+
+What tokens take is counted before there is a tokenizer: a text has at most as many as bytes. The figures are upper
+bounds of what `lazymoe.computing` holds at a time, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lazymoe.planning.plan import Plan
+from lazymoe.recipe.schema import PROMPTED, STREAMED, Recipe
+
+LENGTH = 256  # tokens of a packed sequence, at most
+ENOUGH = 1024  # tokens for each group of prompts, by repeating them in other orders
+PASSES = 8  # but no more often than this
+LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces from all over it are taken
+BATCH = 2048  # tokens that go through a layer at a time, with padding; more only where one text is longer
+ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
+ROWS = 2048  # of an embedding matrix that are merged at a time
+
+RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
+MODELS = 130_000_000  # bytes: transformers with its models and a tokenizer
+TEXT = 32  # bytes for each of a prompt's: the text, copies of it that tell merges apart, its tokens
+SPARE = 1.25  # what the allocator holds, for what it has been asked for
+
+
+def merge_memory(recipe: Recipe, plan: Plan) -> int:
+    """Estimate the most bytes of memory that a merge takes.
+
+    Args:
+        recipe: what is wanted, with the texts of its prompts.
+        plan: what it comes to.
+    """
+    texts = [text for expert in recipe.every_expert for text in (*expert.positive, *expert.negative)]
+    steps = [0]  # one after the other
+    if plan.shared != "base":
+        steps.append(_sharing(recipe, plan))
+    if recipe.gate_mode == "fit":
+        steps.append(_fitting(recipe, plan))
+    elif recipe.gate_mode in PROMPTED:
+        steps.append(_reading(recipe.gate_mode in STREAMED, texts, plan))
+    models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" else 0
+    return RUNTIME + models + TEXT * sum(map(_tokens, texts)) + int(SPARE * max(steps))
+
+
+def _tokens(text: str) -> int:
+    """Count a text's tokens, at most: its bytes, and one that begins it or ends its line."""
+    return len(text.encode(errors="replace")) + 1
+
+
+def _packed(texts: Sequence[str]) -> int:
+    """Count the tokens, at most, of a group of prompts that are joined into sequences."""
+    given = sum(map(_tokens, texts))
+    return min(LIMIT, PASSES * given, ENOUGH + given)
+
+
+def _fitting(recipe: Recipe, plan: Plan) -> int:
+    asked = recipe.every_expert[: plan.gates]
+    tokens = sum(_packed(side) for expert in asked for side in (expert.positive, expert.negative))
+    states = 4 * tokens * plan.hidden_size
+    # beside the states what feed-forward networks read, then three parts of it to fit on, or what comes of it
+    return (
+        _layer(plan)
+        + max(5 * states, 3 * states + _running(plan, min(tokens, BATCH), LENGTH))
+        + _masks(plan, tokens, LENGTH)
+    )
+
+
+def _reading(streamed: bool, texts: Sequence[str], plan: Plan) -> int:
+    lengths = [_tokens(text) for text in texts] or [1]
+    total, longest, width = sum(lengths), max(lengths), 4 * plan.hidden_size
+    embeddings = 2 * width * min(total, int(plan.sources[0].config["vocab_size"]))
+    if not streamed:
+        return embeddings + width * longest
+    kept, batch = min(total, max(ROUND, longest)), min(total, max(BATCH, longest))
+    vectors = 2 * plan.layers * plan.gates * width
+    running = max(embeddings, _layer(plan) + _running(plan, batch, longest))
+    return vectors + width * kept + running + _masks(plan, kept, longest)
+
+
+def _sharing(recipe: Recipe, plan: Plan) -> int:
+    """Count what merging shared weights takes: a layer of them, what it is made of, the moments to make it by."""
+    base, width = plan.sources[0], 4 * plan.hidden_size
+    sizes = [4 * math.prod(size) for size in plan.dense.layer_shapes(0, base.config).values()]
+    if plan.shared != "regmean":
+        return 2 * sum(sizes) + 5 * max(*sizes, ROWS * width)
+    tokens = [_packed(expert.positive) for expert in recipe.experts]
+    states, moments = width * sum(tokens), 4 * _wide(plan) ** 2
+    running = _layer(plan) + _running(plan, min(max(tokens), BATCH), LENGTH)
+    layer = sum(sizes) + 4 * moments + max(running, 2 * sum(sizes) + 5 * moments)
+    head = (plan.experts + 4) * width * plan.hidden_size + 6 * ROWS * width + width * max(tokens)
+    return states + max(layer, head) + _masks(plan, sum(tokens), LENGTH)
+
+
+def _layer(plan: Plan) -> int:
+    """Count the bytes of a layer, and of a tensor of it on its way there."""
+    sizes = plan.dense.ffn_shapes(plan.sources[0].config).values()
+    return plan.dense_layer_bytes + 4 * max(math.prod(size) for size in sizes)
+
+
+def _running(plan: Plan, tokens: int, longest: int) -> int:
+    """Count what tokens take inside a layer: in attention or in the feed-forward network, whichever is more."""
+    inner = max(size[0] for size in plan.dense.ffn_shapes(plan.sources[0].config).values())
+    attention = 10 * _wide(plan) + _windowed(plan) * longest
+    return 4 * tokens * max(attention, 4 * (plan.hidden_size + inner))
+
+
+def _masks(plan: Plan, tokens: int, longest: int) -> int:
+    return _windowed(plan) * tokens * longest
+
+
+def _windowed(plan: Plan) -> bool:
+    """Whether some layer needs a mask, as attention doesn't reach back to a text's beginning there."""
+    return any(window is not None for window in plan.sources[0].config["windows"])
+
+
+def _wide(plan: Plan) -> int:
+    """Give the hidden size, or the width of attention inside if that is larger."""
+    config = plan.sources[0].config
+    return max(plan.hidden_size, int(config["num_attention_heads"] * config["head_dim"]))
