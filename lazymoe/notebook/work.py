@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator
 from threading import Thread
@@ -27,7 +28,7 @@ from lazymoe.progress import Progress, silent
 Steps = Generator[Callable[[], Any], Any, None]
 
 TICK = 0.1  # seconds between two looks at the work
-PATIENCE = 1.5  # seconds that a stop waits for a single long operation; the next start waits for the rest of it
+PATIENCE = 1.0  # seconds that a stop waits for a single long operation; the next start waits for the rest of it
 WORKING = "Working … Stop it here or with the kernel's ■: nothing that is done gets lost."
 
 
@@ -54,7 +55,7 @@ class Work(w.HBox):
         self._steps: Steps | None = None
         self._aside: _Aside | None = None  # the step that was taken
         self._left: _Aside | None = None  # an operation that the last stop didn't wait for
-        self._stopped: float | None = None  # when it was asked to stop
+        self._stopped = False  # whether it was asked to
         super().__init__([start, self._stop])
 
     @property
@@ -69,7 +70,7 @@ class Work(w.HBox):
         """
         if self in AT_WORK:
             return
-        self._steps, self._stopped = self._guarded(steps), None
+        self._steps, self._stopped = self._guarded(steps), False
         self._told.show("note", WORKING)
         self._take(None, None)
         if self.goes_on:
@@ -95,20 +96,19 @@ class Work(w.HBox):
 
     def stop(self) -> None:
         """Ask the work to stop."""
-        self._stopped = self._stopped or time.monotonic()
-        if self._aside:
-            self._aside.interrupt()
+        self._stopped = True
 
     def advance(self) -> None:
         """Wait a moment, draw, and if the step is done take the next one."""
         assert self._aside
         self._aside.join(TICK)
-        done = not self._aside.is_alive()
+        done = not self._aside.is_alive()  # before the drawing, so that its last progress is drawn
         for stage in list(self._moved):
             self._show(stage, *self._moved.pop(stage))
         if self._stopped:
             self._stop.disabled = True
-            if done or time.monotonic() > self._stopped + PATIENCE:
+            self._aside.interrupt()
+            if done or self._aside.lingers:
                 self._take(None, KeyboardInterrupt())
         elif done:
             self._take(self._aside.result, self._aside.failed)
@@ -136,25 +136,45 @@ class Work(w.HBox):
 
 
 class _Aside(Thread):
-    """A function that runs in a thread, and what came of it."""
+    """A function that runs in a thread, and what came of it.
+
+    Attributes:
+        result: what it gave.
+        failed: what it raised instead.
+    """
 
     def __init__(self, function: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
         self._function, self.result = function, None
         self.failed: BaseException | None = KeyboardInterrupt()  # if it gets no further
+        self._interrupted: float | None = None  # when
 
     def run(self) -> None:
         try:
             self.result = self._function()
             self.failed = None
         except BaseException as e:
-            self.failed = e
+            self.failed = e.with_traceback(None)  # whose frames hold what it computed with
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the thread, as soon as it runs code of Python's."""
-        if self.is_alive():
+        """Raise KeyboardInterrupt in the thread, once, as soon as it runs Python code; but not within an import."""
+        if self.is_alive() and not self._interrupted and not _imports(self.ident or 0):
             thread, raised = ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, raised)
+            self._interrupted = time.monotonic()
+
+    @property
+    def lingers(self) -> bool:
+        """Whether a single operation, such as a large matrix product, has kept the interrupt waiting for long."""
+        return self._interrupted is not None and time.monotonic() > self._interrupted + PATIENCE
+
+
+def _imports(thread: int) -> bool:
+    """Tell whether a thread is importing something: cut short, torch's modules couldn't be imported again."""
+    frame = sys._current_frames().get(thread)
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 AT_WORK: list[Work] = []  # in this notebook

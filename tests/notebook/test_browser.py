@@ -1,7 +1,7 @@
 """The notebook in real front ends: every cell runs, and a browser goes the whole way from Run All to a published model.
 
-pytest tests/test_notebook.py --screenshots docs          # also keep the pictures
-pytest tests/test_notebook.py --colab PYTHON              # also Colab's generation of Jupyter
+pytest tests/notebook/test_browser.py --screenshots docs          # also keep the pictures
+pytest tests/notebook/test_browser.py --colab PYTHON              # also Colab's generation of Jupyter
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ import torch
 from hub_server import Hub, User
 from nbclient import NotebookClient
 from playwright.sync_api import Locator, Page, expect, sync_playwright
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lazymoe.demonstration.models import MODEL, domains, save
+from lazymoe.merging import merge
 from lazymoe.notebook.recipe_panel import DEMO
+from lazymoe.notebook.session import FILE
+from lazymoe.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "LazyMoE.ipynb"
@@ -112,10 +117,18 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
 
     @contextlib.contextmanager
     def open_lab(
-        dark: bool = False, python: str = sys.executable, width: int = 1200, height: int = 900, first_cell: str = ""
+        dark: bool = False,
+        python: str = sys.executable,
+        width: int = 1200,
+        height: int = 900,
+        first_cell: str = "",
+        session: dict[str, str] | None = None,
+        **variables: str,
     ) -> Iterator[Lab]:
         folder = tmp_path / "work"
         folder.mkdir()
+        if session:
+            (folder / FILE).write_text(json.dumps(session))
         notebook = nbformat.read(NOTEBOOK, 4)
         notebook.cells[:0] = [nbformat.v4.new_code_cell(first_cell)] if first_cell else []
         nbformat.write(notebook, folder / NOTEBOOK.name)
@@ -136,7 +149,7 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
         places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "HF_HOME")
         environment = os.environ | {name: str(tmp_path / name) for name in places}
         environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
-        environment["HF_ENDPOINT"] = hub.url
+        environment |= {"HF_ENDPOINT": hub.url, **variables}
         command = [python, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
                    "--ServerApp.token=lab", f"--ServerApp.root_dir={folder}"]  # fmt: skip
         log = (tmp_path / "lab.log").open("w")
@@ -321,6 +334,112 @@ def test_a_narrow_window(open_lab: Open) -> None:
         for panel in PANELS:
             inside = lab.at(panel).first.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
             assert inside, panel
+
+
+def long_recipe(demo_models: Path, folder: Path, hub: Hub) -> Recipe:
+    """A recipe whose merge takes some seconds: larger random models, the first of two experts on the Hub."""
+    tokenizer = Tokenizer.from_file(str(demo_models / "base" / "tokenizer.json"))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6}
+    model = LlamaForCausalLM(LlamaConfig(**MODEL | shape))
+    save(model, tokenizer, folder / "base")
+    experts = []
+    for kind in domains()[:2]:
+        for parameter in model.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        save(model, tokenizer, folder / kind.name)
+        prompts = [kind.train[i : i + 500] for i in range(0, 12_000, 500)]
+        experts.append({"source_model": str(folder / kind.name), "positive_prompts": prompts})
+    hub.add("acme/slow", Path(experts[0]["source_model"]))
+    experts[0]["source_model"] = "acme/slow"
+    return Recipe.model_validate({"base_model": str(folder / "base"), "experts": experts})
+
+
+def seconds_to_stop(lab: Lab, panel: str, name: str, way: str) -> float:
+    """Stop a panel's work, by its button or by the kernel's ■, and give how long it took."""
+    stop = lab.at(f"{name}-stop")
+    expect(stop).to_be_visible()
+    began = time.monotonic()
+    if way == "button":
+        stop.click()
+    else:
+        lab.page.get_by_role("button", name=re.compile("^Interrupt the kernel")).first.click()
+    lab.told(panel, "warning", "Stopped.", 5)
+    took = time.monotonic() - began
+    expect(stop).not_to_be_visible()
+    print(f"{panel} {name} {way}: {took:.2f} s")
+    return took
+
+
+@pytest.mark.parametrize("front_end", ["JupyterLab", "Colab"])
+def test_what_takes_long_can_be_stopped(
+    open_lab: Open,
+    known_token: str,
+    hub: Hub,
+    demo_models: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    front_end: str,
+) -> None:
+    """By its Stop button and by the kernel's ■, within two seconds; meanwhile other panels answer. Pressed again it
+    goes on, and the bytes are those of an undisturbed merge."""
+    python = request.config.getoption("--colab") if front_end == "Colab" else sys.executable
+    if not python:
+        pytest.skip("needs --colab")
+    recipe = long_recipe(demo_models, tmp_path / "models", hub)
+    session = {"yaml": recipe.to_yaml(), "name": "stopped"}
+    with open_lab(python=python, session=session, height=2400, XDG_CACHE_HOME=str(tmp_path / "empty")) as lab:
+        lab.run_all()
+
+        # a merge: while a download waits for the Hub, while routers are fitted, while the routing is measured
+        hub.fault("GET .*/acme/slow/resolve/.*safetensors", "slow", seconds=4)
+        lab.at("merge-button").click()
+        lab.told("merge", "note", "Working", 1)
+        assert seconds_to_stop(lab, "merge", "merge", "button") < 2
+        lab.at("merge-button").click()
+        expect(lab.at("bar-share")).to_be_visible(timeout=60_000)
+        lab.told("merge", "note", "Working", 1)
+        lab.at("check-button").click()
+        lab.told("check", "note", "Looking", 1)
+        lab.told("check", "good", "This can be merged", 10)
+        assert seconds_to_stop(lab, "merge", "merge", "interrupt") < 2
+        lab.at("merge-button").click()
+        lab.told("merge", "note", "Working", 1)
+        time.sleep(1)
+        assert seconds_to_stop(lab, "merge", "merge", "button") < 2
+        lab.at("merge-button").click()
+        lab.told("merge", "good", "stopped is ready", 120)
+
+        # an answer goes on from its middle
+        for way in ("button", "interrupt"):
+            lab.at("chat-message").locator("input").fill("What is a statement?")
+            lab.at("chat-send").click()
+            expect(lab.at("try").get_by_text("Mixture:").last).to_be_visible(timeout=60_000)
+            assert seconds_to_stop(lab, "try", "chat", way) < 2
+            lab.at("chat-send").click()
+            expect(lab.at("chat-stop")).not_to_be_visible(timeout=60_000)
+
+        # an upload
+        lab.type_token(known_token)
+        for way in ("button", "interrupt"):
+            slow = hub.fault("POST .*/(commit|preupload)/", "slow", seconds=4)
+            lab.at("publish-button").click()
+            lab.told("publish", "note", "Working", 1)
+            time.sleep(0.5)
+            assert seconds_to_stop(lab, "publish", "publish", way) < 2
+            slow.times = 0
+        lab.at("publish-button").click()
+        lab.told("publish", "good", "It is on the Hub", 60)
+
+        # the demo's training
+        for way in ("button", "interrupt"):
+            lab.choose("menu", DEMO)
+            expect(lab.at("bar-train")).to_be_visible(timeout=60_000)
+            assert seconds_to_stop(lab, "recipe", "training", way) < 2
+        assert not lab.errors
+    merge(recipe, tmp_path / "whole")
+    weights = "model-00001-of-00001.safetensors"
+    assert (tmp_path / "work" / "stopped" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
 def test_colabs_generation(open_lab: Open, request: pytest.FixtureRequest) -> None:
