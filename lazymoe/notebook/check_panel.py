@@ -20,13 +20,13 @@ def check() -> w.Widget:
     def run() -> Steps:
         nonlocal checked
         checked, result.value = SESSION.yaml, ""
-        recipe = SESSION.recipe
+        recipe, out = SESSION.recipe, SESSION.out
         if recipe is None:
             told.show("error", MISTAKES)
             return
         told.show("note", "Looking at configs and headers …")
         prepared = yield partial(SESSION.prepare, recipe)
-        found = yield partial(judge, prepared, SESSION.out)
+        found = yield partial(judge, prepared, out)
         if checked != SESSION.yaml:
             told.show("note", "The recipe has changed since. Press Check again.")
             return

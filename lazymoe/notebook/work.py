@@ -29,7 +29,7 @@ Steps = Generator[Callable[[], Any], Any, None]
 
 TICK = 0.1  # seconds between two looks at the work
 PATIENCE = 1.0  # seconds that a stop waits for a single long operation; the next start waits for the rest of it
-WORKING = "Working … Stop it here or with the kernel's ■: nothing that is done gets lost."
+WORKING = "Working … To stop it, press Stop or the kernel's ■."
 
 
 class Work(w.HBox):
@@ -70,12 +70,12 @@ class Work(w.HBox):
         """
         if self in AT_WORK:
             return
+        AT_WORK.append(self)
         self._steps, self._stopped = self._guarded(steps), False
         self._told.show("note", WORKING)
+        self._start.disabled = True
         self._take(None, None)
         if self.goes_on:
-            self._start.disabled = True
-            AT_WORK.append(self)
             _follow(self, self._stop)
 
     def _guarded(self, steps: Steps) -> Steps:
@@ -126,13 +126,14 @@ class Work(w.HBox):
 
     def end(self) -> None:
         """Let it rest again."""
+        if not self.goes_on:
+            return
         if self._aside:
             self._aside.interrupt()
         self._steps, self._left, self._aside = None, self._aside, None
         self._start.disabled = self._stop.disabled = False
         self._stop.layout.display = "none"
-        if self in AT_WORK:
-            AT_WORK.remove(self)
+        AT_WORK.remove(self)
 
 
 class _Aside(Thread):
@@ -157,8 +158,8 @@ class _Aside(Thread):
             self.failed = e.with_traceback(None)  # whose frames hold what it computed with
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the thread, once, as soon as it runs Python code; but not within an import."""
-        if self.is_alive() and not self._interrupted and not _imports(self.ident or 0):
+        """Raise KeyboardInterrupt in the thread, once, as soon as it runs Python code and can bear it."""
+        if self.is_alive() and not self._interrupted and not _is_delicate(self.ident or 0):
             thread, raised = ctypes.c_ulong(self.ident or 0), ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, raised)
             self._interrupted = time.monotonic()
@@ -169,12 +170,17 @@ class _Aside(Thread):
         return self._interrupted is not None and time.monotonic() > self._interrupted + PATIENCE
 
 
-def _imports(thread: int) -> bool:
-    """Tell whether a thread is importing something: cut short, torch's modules couldn't be imported again."""
+def _is_delicate(thread: int) -> bool:
+    """Tell whether a thread is importing, or starting another one.
+
+    An import of torch's that is cut short can't be done again; and for a moment it is the other that would be hit.
+    """
     frame = sys._current_frames().get(thread)
-    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+    while frame:
+        if frame.f_code is Thread.start.__code__ or frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 AT_WORK: list[Work] = []  # in this notebook
