@@ -28,7 +28,7 @@ from lazymoe.progress import Progress, silent
 Steps = Generator[Callable[[], Any], Any, None]
 
 TICK = 0.1  # seconds between two looks at the work
-PATIENCE = 1.0  # seconds that a stop waits for a single long operation; the next start waits for the rest of it
+PATIENCE = 0.7  # seconds that a stop waits for a single long operation; the next start waits for the rest of it
 WORKING = "Working … To stop it, press Stop or the kernel's ■."
 
 

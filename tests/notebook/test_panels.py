@@ -25,6 +25,7 @@ from lazymoe.merging import merge as merge_recipe
 from lazymoe.notebook import merge as merge_panel
 from lazymoe.notebook.recipe_panel import Form
 from lazymoe.notebook.session import SESSION, Session
+from lazymoe.notebook.try_panel import Chat
 from lazymoe.notebook.ui import Messages
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.claims import claim, locked
@@ -165,6 +166,29 @@ def test_a_folder_takes_one_merge_at_a_time(session: Session, demo_models: Path)
     assert "another process is merging into this folder" in told
     button_of(panel, "merge-button").click()
     assert session.merged
+
+
+def test_a_stopped_answer_goes_on(session: Session, demo_models: Path) -> None:
+    session.change(yaml=demo_yaml(demo_models, "random"), name="to-chat")
+    merge_recipe(session.recipe, session.out)
+    chat = Chat()
+    send, said = button_of(chat.box, "chat-send"), chat._said
+
+    def stopped_at_ten(text: str) -> None:
+        said(text)
+        if len(chat.messages[-1]["content"]) > 10:
+            chat.work.stop()
+
+    chat.question.value, chat._said = "The name of the object", stopped_at_ten  # type: ignore[method-assign]
+    send.click()
+    begun = chat.messages[-1]["content"]
+    assert "Stopped. Press Send to go on." in chat.told.value and len(begun) > 10
+    chat._said = said  # type: ignore[method-assign]
+    send.click()
+    answer = chat.messages[-1]["content"]
+    assert len(chat.messages) == 2 and answer.startswith(begun) and len(answer) > len(begun)
+    send.click()
+    assert "Type a message." in chat.told.value
 
 
 def steps_of(*functions: Callable[[], Any]) -> Steps:
