@@ -347,7 +347,7 @@ def long_recipe(folder: Path, demo_models: Path, hub: Hub, gate_mode: str) -> Re
     """A recipe that takes some seconds: larger random models, the first of two experts on the Hub."""
     tokenizer = Tokenizer.from_file(str(demo_models / "base" / "tokenizer.json"))
     torch.manual_seed(0)
-    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6}
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
     model = LlamaForCausalLM(LlamaConfig(**MODEL | shape))
     save(model, tokenizer, folder / "base")
     experts: list[dict[str, Any]] = []
@@ -383,7 +383,7 @@ def test_a_merge_can_be_stopped(open_lab: Open, python: str, hub: Hub, demo_mode
     recipe = long_recipe(tmp_path / "models", demo_models, hub, "fit")
     with open_lab(python=python, session={"yaml": recipe.to_yaml(), "name": "stopped"}, height=2400) as lab:
         lab.run_all()
-        hub.fault("GET .*/acme/slow/resolve/.*safetensors", "slow", seconds=4)
+        hub.fault("GET .*/acme/slow/resolve/.*safetensors", "slow", seconds=3)
         lab.at("merge-button").click()
         lab.told("merge", "note", "Working", 1)
         stop(lab, "merge", "merge", "■")  # while it waits for the Hub
