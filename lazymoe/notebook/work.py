@@ -80,7 +80,7 @@ class Work(w.HBox):
 
     def _guarded(self, steps: Steps) -> Steps:
         with self._told.guard(self._again):
-            if self._left and self._left.is_alive():
+            if self._left:
                 yield self._left.join
             yield from steps
 
@@ -130,7 +130,8 @@ class Work(w.HBox):
             return
         if self._aside:
             self._aside.interrupt()
-        self._steps, self._left, self._aside = None, self._aside, None
+            self._left = self._aside if self._aside.is_alive() else None  # else it would keep what it computed with
+        self._steps = self._aside = None
         self._start.disabled = self._stop.disabled = False
         self._stop.layout.display = "none"
         AT_WORK.remove(self)
