@@ -244,19 +244,21 @@ def train_all(folder: Path, progress: Progress) -> None:
     texts = [torch.tensor(tokenizer.encode(kind.train, add_special_tokens=False).ids) for kind in kinds]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps this small wait for each other more than they help, on a busy machine much more
-    with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers as they were
-        torch.manual_seed(SEED)
-        total = BASE_STEPS + len(kinds) * EXPERT_STEPS
-        base = LlamaForCausalLM(LlamaConfig(**MODEL))
-        for step in train(base, texts, BASE_STEPS, BASE_RATE):
-            progress("train", step, total)
-        save(base, tokenizer, folder / "base")
-        for i, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
-            expert = copy.deepcopy(base)
-            for step in train(expert, [text], EXPERT_STEPS, EXPERT_RATE):
-                progress("train", BASE_STEPS + i * EXPERT_STEPS + step, total)
-            save(expert, tokenizer, folder / kind.name)
-    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers as they were
+            torch.manual_seed(SEED)
+            total = BASE_STEPS + len(kinds) * EXPERT_STEPS
+            base = LlamaForCausalLM(LlamaConfig(**MODEL))
+            for step in train(base, texts, BASE_STEPS, BASE_RATE):
+                progress("train", step, total)
+            save(base, tokenizer, folder / "base")
+            for i, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
+                expert = copy.deepcopy(base)
+                for step in train(expert, [text], EXPERT_STEPS, EXPERT_RATE):
+                    progress("train", BASE_STEPS + i * EXPERT_STEPS + step, total)
+                save(expert, tokenizer, folder / kind.name)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:

@@ -65,8 +65,15 @@ def ask(about: About, call: Callable[[], T], tries: int = TRIES) -> T:
             if again == tries or not _may_pass(e):
                 raise explained(about, e) from None
             wait = _retry_after(e)
-            time.sleep(min(WAIT * 2 ** (again - 1) if wait is None else wait, LONGEST_WAIT))
+            _pause(min(WAIT * 2 ** (again - 1) if wait is None else wait, LONGEST_WAIT))
     raise AssertionError("unreachable")
+
+
+def _pause(seconds: float) -> None:
+    """Wait, a little at a time: a thread can be stopped only in between."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, 0.2))
 
 
 def is_unreachable(e: BaseException) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ipywidgets as w
 
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
+from lazymoe.notebook.work import Steps, Work
 from lazymoe.planning.checking import judge
 
 
@@ -14,30 +17,34 @@ def check() -> w.Widget:
     result, told = w.HTML(), ui.Messages()
     checked = ""
 
-    def run() -> None:
+    def run() -> Steps:
         nonlocal checked
         checked, result.value = SESSION.yaml, ""
-        recipe = SESSION.recipe
+        recipe, out = SESSION.recipe, SESSION.out
         if recipe is None:
             told.show("error", MISTAKES)
             return
         told.show("note", "Looking at configs and headers …")
-        with told.guard("Press Check again."):
-            found = judge(SESSION.prepare(recipe), SESSION.out)
-            result.value = ui.table(found.figures())
-            told.value = ""
-            told.add("error", *found.errors)
-            told.add("warning", *found.warnings)
-            told.add("note", *found.notes)
-            if not found.errors:
-                told.add("good", f"This can be merged{', with these doubts' if found.warnings else ''}.")
+        prepared = yield partial(SESSION.prepare, recipe)
+        found = yield partial(judge, prepared, out)
+        if checked != SESSION.yaml:
+            told.show("note", "The recipe has changed since. Press Check again.")
+            return
+        result.value = ui.table(found.figures())
+        told.value = ""
+        told.add("error", *found.errors)
+        told.add("warning", *found.warnings)
+        told.add("note", *found.notes)
+        if not found.errors:
+            told.add("good", f"This can be merged{', with these doubts' if found.warnings else ''}.")
 
     def hear() -> None:
-        if checked and checked == SESSION.yaml:
+        if work.goes_on or (checked and checked == SESSION.yaml):
             return
         result.value = ""
         told.show("note", "Press Check." if SESSION.recipe else NO_RECIPE)
 
-    start = ui.button("Check", "check-button", run, style="primary")
+    start = ui.button("Check", "check-button", lambda: work.begin(run()), style="primary")
+    work = Work(start, "check", told, "Press Check again.")
     SESSION.listen("check", hear)
-    return ui.panel("check", start, told, result)
+    return ui.panel("check", work, told, result)

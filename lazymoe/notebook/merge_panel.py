@@ -1,7 +1,8 @@
-"""Step 4: make it. Stops cleanly on the kernel's interrupt, and goes on from there."""
+"""Step 4: make it. It can be stopped, and goes on from there."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import ipywidgets as w
@@ -9,6 +10,7 @@ import ipywidgets as w
 from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
+from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import PICTURES, REPORT
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.measuring import measure
@@ -19,28 +21,29 @@ def merge() -> w.Widget:
     """Make the panel: a button, its progress, and what came out."""
     told, bars, result = ui.Messages(), ui.Bars(), w.HTML()
 
-    def run() -> None:
+    def run() -> Steps:
         bars.clear()
         result.value = ""
-        recipe = SESSION.recipe
+        recipe, out = SESSION.recipe, SESSION.out
         if recipe is None:
             told.show("error", MISTAKES)
             return
-        told.show("note", "Working. To stop, interrupt the kernel (■): nothing that is done gets lost.")
-        with told.guard("Press Merge to go on from here."):
-            prepared = SESSION.prepare(recipe)
-            done = carry_out(prepared, SESSION.out, progress=bars)
-            warnings = list(done.warnings)
-            if not (SESSION.out / REPORT).exists() and recipe.gate_mode in PROMPTED:
-                measured = measure(prepared, SESSION.out, losses=False, progress=bars)
-                measured.save(SESSION.out)
-                warnings += measured.problems()
-            SESSION.change()
-            total, active = billions(done.plan.parameters), billions(done.plan.active_parameters)
-            told.show("good", f"{SESSION.name} is ready: {total} parameters, {active} active per token.")
-            told.add("warning", *warnings)
+        prepared = yield partial(SESSION.prepare, recipe)
+        done = yield partial(carry_out, prepared, out, progress=work.progress)
+        warnings = list(done.warnings)
+        if not (out / REPORT).exists() and recipe.gate_mode in PROMPTED:
+            measured = yield partial(measure, prepared, out, losses=False, progress=work.progress)
+            measured.save(out)
+            warnings += measured.problems()
+        SESSION.change()
+        result.value = _picture(out)
+        total, active = billions(done.plan.parameters), billions(done.plan.active_parameters)
+        told.show("good", f"{out.name} is ready: {total} parameters, {active} active per token.")
+        told.add("warning", *warnings)
 
     def hear() -> None:
+        if work.goes_on:
+            return
         result.value = _picture(SESSION.merged) if SESSION.merged else ""
         if SESSION.merged:
             told.show("good", f"{SESSION.name} is ready. To make another, change the recipe and its output name.")
@@ -49,9 +52,10 @@ def merge() -> w.Widget:
         else:
             told.show("note", NO_RECIPE)
 
-    start = ui.button("Merge", "merge-button", run, style="primary")
+    start = ui.button("Merge", "merge-button", lambda: work.begin(run()), style="primary")
+    work = Work(start, "merge", told, "Press Merge to go on from here.", bars)
     SESSION.listen("merge", hear)
-    return ui.panel("merge", start, bars, told, result)
+    return ui.panel("merge", work, bars, told, result)
 
 
 def _picture(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lazymoe.hub.accounts import Account, account, find_token
 from lazymoe.hub.client import TOKENS_PAGE
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import NO_MIXTURE, SESSION
+from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import PICTURE
 from lazymoe.publishing import publish as publish_model
 
@@ -38,11 +40,12 @@ class Publish:
         self.preview.observe(self._previewed, "selected_index")
         self.bars, self.link = ui.Bars(), w.HTML()
         self.link.add_class("lazymoe-link")
-        self.start = ui.button("Publish", "publish-button", self._publish, style="primary")
+        start = ui.button("Publish", "publish-button", lambda: self.work.begin(self._publish()), style="primary")
+        self.work = Work(start, "publish", self.told, "Press Publish to go on from here.", self.bars)
         self.form = w.VBox([self.repo, self.license, self.license_told, self.private, self.preview])
         self.typed.observe(self._received, "value")
         self.panel = ui.panel(
-            "publish", self.typed, self.greeting, self.form, self.start, self.bars, self.told, self.link
+            "publish", self.typed, self.greeting, self.form, self.work, self.bars, self.told, self.link
         )
         self._find()
         SESSION.listen("publish", self._hear)
@@ -80,12 +83,12 @@ class Publish:
         self._suggest()
         self.preview.selected_index = None
         self.license_told.value = ""
+        words = "Press Publish. You can publish again after a change: only what changed is sent."
+        if not self.work.goes_on:
+            self.told.show("note", words if SESSION.merged else NO_MIXTURE)
         if SESSION.merged:
-            self.told.show("note", "Press Publish. You can publish again after a change: only what changed is sent.")
             with self.license_told.guard(""):
                 self.license_told.show("warning", *find_license(SESSION.merged).problems)
-        else:
-            self.told.show("note", NO_MIXTURE)
 
     def _previewed(self, change: dict[str, Any]) -> None:
         if change["new"] is None:
@@ -97,19 +100,18 @@ class Publish:
             text = card(SESSION.merged, self.repo.value, license=self.license.value or None)
             self.card.value = _as_html(text, SESSION.merged)
 
-    def _publish(self) -> None:
+    def _publish(self) -> Steps:
         self.link.value = ""
         self.bars.clear()
         folder = SESSION.merged
         if not folder or not self.token:
             self.told.show("error", NO_MIXTURE if not folder else "A token is missing: paste it above.")
             return
-        with self.told.guard("Press Publish to go on from here."):
-            self.told.show("note", "Working …")
-            options = {"private": self.private.value, "license": self.license.value or None, "token": self.token}
-            url = publish_model(folder, self.repo.value.strip(), **options, progress=self.bars).url
-            self.told.show("good", "It is on the Hub.")
-            self.link.value = f'<a href="{html.escape(url)}" target="_blank" rel="noopener">{html.escape(url)}</a>'
+        options = {"private": self.private.value, "license": self.license.value or None, "token": self.token}
+        repo, progress = self.repo.value.strip(), self.work.progress
+        url = html.escape((yield partial(publish_model, folder, repo, **options, progress=progress)).url)
+        self.told.show("good", "It is on the Hub.")
+        self.link.value = f'<a href="{url}" target="_blank" rel="noopener">{url}</a>'
 
 
 def publish() -> w.Widget:

@@ -15,10 +15,12 @@ from lazymoe.data import ready_made
 from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
+from lazymoe.notebook.work import Steps, Work
 from lazymoe.recipe.review import review
 from lazymoe.recipe.schema import SIDES, Recipe
 from lazymoe.recipe.yaml_text import parse, write
 
+OWN = "a recipe of your own"
 DEMO = "demo: four tiny experts, offline"
 GATES = {  # what a person reads of each gate mode
     "fit": "Routers are fitted to tell your prompts apart, and the shared weights merged. The best; takes longest.",
@@ -94,7 +96,7 @@ class Form:
 
     def __init__(self) -> None:
         names = [DEMO, *ready_made()]
-        self.menu = ui.field(w.Dropdown, "Start from", "menu", options=["a recipe of your own", *names])
+        self.menu = ui.field(w.Dropdown, "Start from", "menu", options=[OWN, *names])
         self.base = ui.field(w.Text, "Base model", placeholder="org/name or a folder", continuous_update=True)
         self.gate = ui.field(w.Dropdown, "Routers", "gate-mode", options=list(GATES))
         self.top_k = ui.field(w.BoundedIntText, "Experts per token", "top-k", min=1, max=64, value=2)
@@ -111,6 +113,7 @@ class Form:
             key: ui.Messages() for key in ("base_model", "gate_mode", "experts", "experts_per_token", "name")
         }
         self.explained, self.told, self.bars = w.HTML(), ui.Messages(), ui.Bars()
+        self.training = Work(self.menu, "training", self.told, "Choose it again: the training begins anew.", self.bars)
         self.rows: list[ExpertRow] = []
         self.listed = w.VBox()
         self.add = ui.button("+ Add an expert", "add-expert", self._added)
@@ -124,8 +127,8 @@ class Form:
         self.other: dict[str, Any] = {}  # fields of the recipe that the form doesn't show
         self.filling = False
         self.panel = ui.panel(
-            "recipe", self.menu, self.bars, self.told, self.base, self.messages["base_model"], self.listed, self.add,
-            self.messages["experts"], self.gate, self.explained, self.messages["gate_mode"], self.top_k,
+            "recipe", self.training, self.bars, self.told, self.base, self.messages["base_model"], self.listed,
+            self.add, self.messages["experts"], self.gate, self.explained, self.messages["gate_mode"], self.top_k,
             self.messages["experts_per_token"], self.dtype, self.name, self.messages["name"], self.pickle,
             as_yaml,
         )  # fmt: skip
@@ -138,12 +141,25 @@ class Form:
         self.upload.observe(self._uploaded, "value")
 
     def _chosen(self, change: dict[str, Any]) -> None:
-        with self.told.guard("Choose it again to go on."):
-            if change["new"] == DEMO:
-                self._show(_demo_yaml(self.bars))
-            elif change["new"] in ready_made():
+        if change["new"] == DEMO:
+            self.training.begin(self._train())
+        elif change["new"] in ready_made():
+            with self.told.guard():
                 self._show(ready_made()[change["new"]].read_text(encoding="utf-8"))
-        self.bars.clear()
+
+    def _train(self) -> Steps:
+        """Show the demo's recipe; its models are trained on the spot if they aren't in the cache."""
+        from lazymoe.demonstration.models import build, cache_folder, domains
+        from lazymoe.demonstration.story import demo_recipe
+
+        try:
+            yield partial(build, cache_folder(), self.training.progress)
+            self._show(demo_recipe(cache_folder(), domains(), "fit").to_yaml())
+        except BaseException:
+            self.menu.value = OWN  # so that the demo can be chosen again
+            raise
+        finally:
+            self.bars.clear()
 
     def _uploaded(self, change: dict[str, Any]) -> None:
         files = change["new"]
@@ -238,15 +254,6 @@ class Form:
 def recipe() -> w.Widget:
     """Make the panel: the form, and the YAML."""
     return Form().panel
-
-
-def _demo_yaml(bars: ui.Bars) -> str:
-    """Write the demo's recipe; its models are trained on the spot if they aren't in the cache."""
-    from lazymoe.demonstration.models import build, cache_folder, domains
-    from lazymoe.demonstration.story import demo_recipe
-
-    build(cache_folder(), bars)
-    return demo_recipe(cache_folder(), domains(), "fit").to_yaml()
 
 
 def _bad_name(name: str) -> list[Problem]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby
-from threading import Thread
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
 
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import NO_MIXTURE, SESSION
+from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import open_finished
 from lazymoe.reporting.measuring import trace
 
@@ -26,25 +29,27 @@ def try_it() -> w.Widget:
     text = ui.field(w.Textarea, "Text", "try-text", value=EXAMPLE, layout={"height": "60px"})
     chat = Chat()
 
-    def run() -> None:
+    def run() -> Steps:
         folder = SESSION.merged
         shown.value = ""
         if not folder:
-            hear()
+            told.show("note", NO_MIXTURE)
             return
-        with told.guard("Press Show routing again."):
-            told.show("note", "Running the text through the mixture, layer by layer …")
-            tokens, experts = trace(folder, text.value)
-            shown.value = _routing(open_finished(folder).recipe.names, tokens, experts)
-            told.value = ""
+        told.show("note", "Running the text through the mixture, layer by layer …")
+        tokens, experts = yield partial(trace, folder, text.value)
+        shown.value = _routing(open_finished(folder).recipe.names, tokens, experts)
+        told.value = ""
 
     def hear() -> None:
-        told.show("note", "Type a text and press Show routing." if SESSION.merged else NO_MIXTURE)
-        chat.forget()
+        if not work.goes_on:
+            told.show("note", "Type a text and press Show routing." if SESSION.merged else NO_MIXTURE)
+        if not chat.work.goes_on:
+            chat.forget()
 
-    route = ui.button("Show routing", "route-button", run, style="primary")
+    route = ui.button("Show routing", "route-button", lambda: work.begin(run()), style="primary")
+    work = Work(route, "route", told, "Press Show routing again.")
     SESSION.listen("try", hear)
-    return ui.panel("try", text, route, told, shown, chat.box)
+    return ui.panel("try", text, work, told, shown, chat.box)
 
 
 def _routing(names: list[str], tokens: list[str], experts: list[list[int]]) -> str:
@@ -86,63 +91,65 @@ class Chat:
     def __init__(self) -> None:
         self.log, self.told = w.HTML(), ui.Messages()
         self.question = ui.field(w.Text, "Message", "chat-message", placeholder="Ask something and press Send")
-        self.send = ui.button("Send", "chat-send", self._asked)
+        send = ui.button("Send", "chat-send", lambda: self.work.begin(self._asked()))
+        self.work = Work(send, "chat", self.told, "Press Send to go on.", self._draw)
         self.messages: list[dict[str, str]] = []
+        self.unfinished = False  # whether the last answer was stopped
         self.loaded: tuple[Any, Any] | None = None
-        self.box = ui.card(w.HTML("<b>Chat with it</b>"), self.log, self.question, self.send, self.told)
+        self.folder: Path | None = None  # of what is loaded
+        self.box = ui.card(w.HTML("<b>Chat with it</b>"), self.log, self.question, self.work, self.told)
 
     def forget(self) -> None:
         """Let the model and the talk go: there is another mixture."""
-        self.loaded, self.messages, self.log.value = None, [], ""
+        self.loaded, self.messages, self.unfinished, self.log.value = None, [], False, ""
         self.told.value = ""
 
-    def _asked(self) -> None:
-        question = self.question.value.strip()
-        if not SESSION.merged or not question:
-            self.told.show("note", "Type a message." if SESSION.merged else NO_MIXTURE)
+    def _asked(self) -> Steps:
+        question, folder = self.question.value.strip(), SESSION.merged
+        if not folder or not (question or self.unfinished):
+            self.told.show("note", "Type a message." if folder else NO_MIXTURE)
             return
-        with self.told.guard("Press Send again."):
-            if self.loaded is None:
-                self.told.show("note", "Loading the mixture …")
-                from lazymoe.forward.loading import load
+        if folder != self.folder or self.loaded is None:
+            self.forget()
+            self.told.show("note", "Loading the mixture …")
+            from lazymoe.forward.loading import load
 
-                self.loaded = load(SESSION.merged)
-            self.told.value = ""
+            self.loaded, self.folder = (yield partial(load, folder)), folder
+        self.told.show("note", "Answering …")
+        if question:
             self.question.value = ""
-            self.messages.append({"role": "user", "content": question})
-            self.messages.append({"role": "assistant", "content": ""})
-            for piece in _answer(*self.loaded, self.messages[:-1]):
-                self.messages[-1]["content"] += piece
-                self._draw()
+            self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": ""}]
+        self._draw()
+        self.unfinished = True
+        model, tokenizer = self.loaded
+        yield partial(_answer, model, tokenizer, self.messages, self._said)
+        self.unfinished = False
+        self.told.value = ""
 
-    def _draw(self) -> None:
+    def _said(self, text: str) -> None:
+        self.messages[-1]["content"] += text
+        self.work.progress("answer", len(self.messages[-1]["content"]), 0)
+
+    def _draw(self, *_: Any) -> None:
         who = {"user": "You", "assistant": "Mixture"}
         said = (f"<b>{who[m['role']]}:</b> {html.escape(m['content'])}" for m in self.messages)
         self.log.value = "".join(f'<p style="white-space:pre-wrap">{line}</p>' for line in said)
 
 
-def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """Yield pieces of the answer as they come. Only the model runs in a thread; the page is changed from here."""
-    from transformers import TextIteratorStreamer
+def _answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], said: Callable[[str], None]) -> None:
+    """Go on with the last message, which is the mixture's and may be empty; tell the pieces as they come."""
+    from transformers import TextStreamer
 
+    class Pieces(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            said(text)
+
+    *before, answer = messages
     if tokenizer.chat_template:
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        prompt = tokenizer.apply_chat_template(before, add_generation_prompt=True, tokenize=False)
+        inputs = tokenizer(prompt + answer["content"], add_special_tokens=False, return_tensors="pt")
     else:
-        inputs = tokenizer(messages[-1]["content"], return_tensors="pt")
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        inputs = tokenizer(before[-1]["content"] + answer["content"], return_tensors="pt")
+    streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
     wanted = {k: v.to(model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-    failed: list[BaseException] = []
-
-    def generate() -> None:
-        try:
-            model.generate(**wanted, streamer=streamer, max_new_tokens=LONGEST, pad_token_id=tokenizer.eos_token_id)
-        except BaseException as e:
-            failed.append(e)
-            streamer.end()
-
-    Thread(target=generate, daemon=True).start()
-    yield from streamer
-    if failed:
-        raise failed[0]
+    model.generate(**wanted, streamer=streamer, max_new_tokens=LONGEST, pad_token_id=tokenizer.eos_token_id)

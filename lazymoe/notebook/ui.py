@@ -1,7 +1,6 @@
 """What the panels look like: fields with a place for what is wrong with them, messages, buttons, progress.
 
-Long work runs in the callback itself, not in a thread: Colab shows no change that a thread makes. Colours are the front
-end's own, and never the only sign.
+Colours are the front end's own, and never the only sign. What takes long has a button of its own, see `work`.
 """
 
 from __future__ import annotations
@@ -66,26 +65,18 @@ def field(kind: type[w.Widget], label: str, name: str = "", **options: Any) -> A
 
 
 def button(label: str, name: str, act: Callable[[], None], style: str = "", **layout: str) -> w.Button:
-    """Make a button; while its work goes on it is off.
+    """Make a button.
 
     Args:
         label: what a person reads.
         name: of its class, by which tests and styles find it.
-        act: its work.
+        act: what it does.
         style: as ipywidgets calls it, such as ``primary``.
         layout: of the widget.
     """
     widget = w.Button(description=label, button_style=style, layout=w.Layout(**{"width": "150px", **layout}))
     widget.add_class(f"lazymoe-{name}")
-
-    def pressed(_: w.Button) -> None:
-        widget.disabled = True
-        try:
-            act()
-        finally:
-            widget.disabled = False
-
-    widget.on_click(pressed)
+    widget.on_click(lambda _: act())
     return widget
 
 
@@ -128,7 +119,6 @@ class Messages(w.HTML):
         Args:
             again: what to do after an interrupt.
         """
-        self.value = ""
         try:
             yield
         except LazyMoEError as e:

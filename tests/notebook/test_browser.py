@@ -1,7 +1,7 @@
 """The notebook in real front ends: every cell runs, and a browser goes the whole way from Run All to a published model.
 
-pytest tests/test_notebook.py --screenshots docs          # also keep the pictures
-pytest tests/test_notebook.py --colab PYTHON              # also Colab's generation of Jupyter
+pytest tests/notebook/test_browser.py --screenshots docs          # also keep the pictures
+pytest tests/notebook/test_browser.py --colab PYTHON              # also Colab's generation of Jupyter
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ import torch
 from hub_server import Hub, User
 from nbclient import NotebookClient
 from playwright.sync_api import Locator, Page, expect, sync_playwright
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from lazymoe.demonstration.models import MODEL, domains, save
+from lazymoe.merging import merge
 from lazymoe.notebook.recipe_panel import DEMO
+from lazymoe.notebook.session import FILE
+from lazymoe.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "LazyMoE.ipynb"
@@ -112,10 +117,18 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
 
     @contextlib.contextmanager
     def open_lab(
-        dark: bool = False, python: str = sys.executable, width: int = 1200, height: int = 900, first_cell: str = ""
+        dark: bool = False,
+        python: str = sys.executable,
+        width: int = 1200,
+        height: int = 900,
+        first_cell: str = "",
+        session: dict[str, str] | None = None,
+        **variables: str,
     ) -> Iterator[Lab]:
         folder = tmp_path / "work"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        if session:
+            (folder / FILE).write_text(json.dumps(session))
         notebook = nbformat.read(NOTEBOOK, 4)
         notebook.cells[:0] = [nbformat.v4.new_code_cell(first_cell)] if first_cell else []
         nbformat.write(notebook, folder / NOTEBOOK.name)
@@ -136,7 +149,7 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
         places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "HF_HOME")
         environment = os.environ | {name: str(tmp_path / name) for name in places}
         environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
-        environment["HF_ENDPOINT"] = hub.url
+        environment |= {"HF_ENDPOINT": hub.url, **variables}
         command = [python, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
                    "--ServerApp.token=lab", f"--ServerApp.root_dir={folder}"]  # fmt: skip
         log = (tmp_path / "lab.log").open("w")
@@ -321,6 +334,114 @@ def test_a_narrow_window(open_lab: Open) -> None:
         for panel in PANELS:
             inside = lab.at(panel).first.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
             assert inside, panel
+
+
+@pytest.fixture(params=["JupyterLab", "Colab"])
+def python(request: pytest.FixtureRequest) -> str:
+    """The Python of a front end: today's JupyterLab, or Colab's generation."""
+    python: str | None = request.config.getoption("--colab") if request.param == "Colab" else sys.executable
+    return python or pytest.skip("needs --colab")
+
+
+def long_recipe(folder: Path, demo_models: Path, hub: Hub, gate_mode: str) -> Recipe:
+    """A recipe that takes some seconds: larger random models, the first of two experts on the Hub."""
+    tokenizer = Tokenizer.from_file(str(demo_models / "base" / "tokenizer.json"))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+    model = LlamaForCausalLM(LlamaConfig(**MODEL | shape))
+    save(model, tokenizer, folder / "base")
+    experts: list[dict[str, Any]] = []
+    for kind in domains()[:2]:
+        for parameter in model.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        save(model, tokenizer, folder / kind.name)
+        prompts = [kind.train[i : i + 500] for i in range(0, 8000, 500)]
+        experts.append({"source_model": str(folder / kind.name), "positive_prompts": prompts})
+    hub.add("acme/slow", Path(experts[0]["source_model"]))
+    experts[0]["source_model"] = "acme/slow"
+    return Recipe.model_validate({"base_model": str(folder / "base"), "gate_mode": gate_mode, "experts": experts})
+
+
+def stop(lab: Lab, panel: str, name: str, way: str) -> None:
+    """Stop a panel's work, by its button or by the kernel's ■, within two seconds."""
+    button = lab.at(f"{name}-stop")
+    expect(button).to_be_visible()
+    if way == "■":
+        button = lab.page.get_by_role("button", name=re.compile("^Interrupt the kernel")).first
+    began = time.monotonic()
+    button.click()
+    lab.told(panel, "warning", "Stopped.", 5)
+    took = time.monotonic() - began
+    print(f"{name}, {way}: stopped in {took:.2f} s")
+    assert took < 2
+    expect(lab.at(f"{name}-stop")).not_to_be_visible()
+
+
+def test_a_merge_can_be_stopped(open_lab: Open, python: str, hub: Hub, demo_models: Path, tmp_path: Path) -> None:
+    """By its Stop button and by the kernel's ■; meanwhile other panels answer. Pressed again it goes on, and the bytes
+    are those of an undisturbed merge."""
+    recipe = long_recipe(tmp_path / "models", demo_models, hub, "fit")
+    with open_lab(python=python, session={"yaml": recipe.to_yaml(), "name": "stopped"}, height=2400) as lab:
+        lab.run_all()
+        hub.fault("GET .*/acme/slow/resolve/.*safetensors", "slow", seconds=3)
+        lab.at("merge-button").click()
+        lab.told("merge", "note", "Working", 1)
+        stop(lab, "merge", "merge", "■")  # while it waits for the Hub
+
+        lab.at("merge-button").click()
+        expect(lab.at("bar-share")).to_be_visible(timeout=60_000)
+        lab.told("merge", "note", "Working", 1)
+        lab.at("publish-button").click()
+        lab.told("publish", "error", "Waiting for step 4", 1)
+        lab.at("check-button").click()
+        lab.told("check", "good", "This can be merged")
+        stop(lab, "merge", "merge", "button")
+
+        lab.at("merge-button").click()
+        lab.told("merge", "good", "stopped is ready", 120)
+        assert not lab.errors
+    merge(recipe, tmp_path / "whole")
+    weights = "model-00001-of-00001.safetensors"
+    assert (tmp_path / "work" / "stopped" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_chat_upload_and_training_can_be_stopped(
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, tmp_path: Path
+) -> None:
+    """By their Stop buttons and by the kernel's ■, and they go on when asked to again."""
+    recipe = long_recipe(tmp_path / "models", demo_models, hub, "random")
+    merge(recipe, tmp_path / "work" / "merged")
+    session = {"yaml": recipe.to_yaml(), "name": "merged"}
+    with open_lab(python=python, session=session, height=2400, XDG_CACHE_HOME=str(tmp_path / "empty")) as lab:
+        lab.run_all()
+        lab.type_token(known_token)
+        for way in ("button", "■"):
+            lab.at("chat-message").locator("input").fill("What is a statement?")
+            lab.at("chat-send").click()
+            answer = lab.at("try").locator("p", has_text="Mixture:").last
+            expect(answer).to_be_visible(timeout=60_000)
+            stop(lab, "try", "chat", way)
+            said = answer.inner_text()
+            lab.at("chat-send").click()
+            expect(lab.at("chat-stop")).not_to_be_visible(timeout=60_000)
+            assert answer.inner_text().startswith(said)
+        for way in ("button", "■"):
+            slow = hub.fault("POST .*/(commit|preupload)/", "slow", seconds=4)
+            lab.at("publish-button").click()
+            lab.told("publish", "note", "Working", 1)
+            time.sleep(0.5)
+            stop(lab, "publish", "publish", way)
+            slow.times = 0
+        lab.at("publish-button").click()
+        lab.told("publish", "good", "It is on the Hub", 60)
+        for way in ("button", "■"):
+            lab.choose("menu", DEMO)
+            expect(lab.at("bar-train")).to_be_visible(timeout=60_000)
+            stop(lab, "recipe", "training", way)
+        lab.choose("menu", DEMO)
+        expect(lab.at("expert")).to_have_count(4, timeout=120_000)
+        assert not lab.errors
 
 
 def test_colabs_generation(open_lab: Open, request: pytest.FixtureRequest) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as w
 import pytest
 import yaml
 
@@ -21,7 +25,11 @@ from lazymoe.merging import merge as merge_recipe
 from lazymoe.notebook import merge as merge_panel
 from lazymoe.notebook.recipe_panel import Form
 from lazymoe.notebook.session import SESSION, Session
+from lazymoe.notebook.try_panel import Chat
 from lazymoe.notebook.ui import Messages
+from lazymoe.notebook.work import Steps, Work
+from lazymoe.output.claims import claim, locked
+from lazymoe.planning.prepared import prepare
 
 
 @pytest.fixture
@@ -145,3 +153,118 @@ def test_an_interrupted_merge_goes_on(session: Session, demo_models: Path, tmp_p
     merge_recipe(session.recipe, tmp_path / "whole")
     weights = "model-00001-of-00001.safetensors"
     assert (tmp_path / "stopped" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_a_folder_takes_one_merge_at_a_time(session: Session, demo_models: Path) -> None:
+    session.change(yaml=demo_yaml(demo_models, "random"), name="busy")
+    assert session.recipe
+    plan = prepare(session.recipe).sound_plan
+    panel = merge_panel()
+    with locked(claim(session.out, plan.fingerprint(recipe=session.recipe.model_dump(), seed=0), plan)):
+        button_of(panel, "merge-button").click()
+    told = "".join(child.value for child in panel.children if isinstance(child, Messages))
+    assert "another process is merging into this folder" in told
+    button_of(panel, "merge-button").click()
+    assert session.merged
+
+
+def test_a_stopped_answer_goes_on(session: Session, demo_models: Path) -> None:
+    session.change(yaml=demo_yaml(demo_models, "random"), name="to-chat")
+    merge_recipe(session.recipe, session.out)
+    chat = Chat()
+    send, said = button_of(chat.box, "chat-send"), chat._said
+
+    def stopped_at_ten(text: str) -> None:
+        said(text)
+        if len(chat.messages[-1]["content"]) > 10:
+            chat.work.stop()
+
+    chat.question.value, chat._said = "The name of the object", stopped_at_ten  # type: ignore[method-assign]
+    send.click()
+    begun = chat.messages[-1]["content"]
+    assert "Stopped. Press Send to go on." in chat.told.value and len(begun) > 10
+    chat._said = said  # type: ignore[method-assign]
+    send.click()
+    answer = chat.messages[-1]["content"]
+    assert len(chat.messages) == 2 and answer.startswith(begun) and len(answer) > len(begun)
+    send.click()
+    assert "Type a message." in chat.told.value
+
+
+def steps_of(*functions: Callable[[], Any]) -> Steps:
+    yield from functions
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work(w.Button(), "test", Messages(), "Again.")
+
+
+def stop_later(work: Work) -> None:
+    threading.Timer(0.3, work.stop).start()
+
+
+def test_work_gives_results_and_exceptions_back(work: Work) -> None:
+    results = []
+
+    def steps() -> Steps:
+        results.append((yield partial(int, "7")))
+        try:
+            yield partial(int, "seven")
+        except ValueError:
+            results.append((yield partial(int, "8")))
+        yield partial(int, "nine")
+
+    work.begin(steps())
+    assert results == [7, 8]
+    assert not work.goes_on and "ValueError" in work._told.value
+
+
+def test_work_begins_once(work: Work) -> None:
+    """A second click, heard while the first is at work, begins nothing."""
+    began: list[int] = []
+    work.begin(steps_of(lambda: work.begin(steps_of(lambda: began.append(2))), lambda: began.append(1)))
+    assert began == [1]
+
+
+def test_a_stop_waits_for_no_single_operation_but_the_next_start_does(work: Work) -> None:
+    ended: list[str] = []
+    stop_later(work)
+    began = time.monotonic()
+    work.begin(steps_of(partial(time.sleep, 2.5), lambda: ended.append("went on")))
+    assert time.monotonic() - began < 2 and "Stopped. Again." in work._told.value
+    work.begin(steps_of(lambda: ended.append("anew")))
+    assert time.monotonic() - began > 2.5 and ended == ["anew"]
+
+
+def test_a_stop_cuts_no_import_short(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import time\nbegan = time.monotonic()\nwhile time.monotonic() < began + 1: pass\nwhole = True\n"
+    (tmp_path / "slowly_imported.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    ended: list[str] = []
+    stop_later(work)
+    work.begin(steps_of(partial(importlib.import_module, "slowly_imported"), lambda: ended.append("went on")))
+    assert "Stopped. Again." in work._told.value and not ended
+    assert importlib.import_module("slowly_imported").whole
+
+
+def test_a_stop_reaches_the_threads_of_a_step(work: Work) -> None:
+    """Those of a download hear of it when they tell how far they are."""
+    heard: list[bool] = []
+
+    def download() -> None:
+        try:
+            while True:
+                work.progress("write", 1, 2)
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            heard.append(True)
+
+    def step() -> None:
+        thread = threading.Thread(target=download)
+        thread.start()
+        thread.join()
+
+    stop_later(work)
+    work.begin(steps_of(step))
+    assert heard and "Stopped. Again." in work._told.value
