@@ -174,7 +174,7 @@ def _fill(
         discard(plan, folder)
         raise
     except OSError as e:
-        again = "run the same command again: it goes on from the last complete file."
+        again = "merge again: it goes on from the last complete file."
         if e.errno in FULL:
             raise error("output.full", folder, f"writing failed: {e.strerror}", f"Make room and {again}") from None
         what = f"the merge stopped: {e.strerror or e}"

@@ -13,7 +13,7 @@ from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import absolute
 from lazymoe.hub.accounts import account, find_token
-from lazymoe.hub.client import TOKENS_PAGE
+from lazymoe.hub.client import LOGIN, TOKENS_PAGE
 from lazymoe.hub.uploading import Upload
 from lazymoe.output.folder import (
     AGAIN,
@@ -90,7 +90,7 @@ def publish(
     if token is None and (found := find_token()):
         token = found[0]
     if not token:
-        remedy = f"Make one at {TOKENS_PAGE} and store it with 'hf auth login'."
+        remedy = f"Make one with write access at {TOKENS_PAGE}, and {LOGIN}."
         raise error("hub.token", "token", "there is none", remedy)
     account(token).check_right(repo)
 

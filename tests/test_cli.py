@@ -331,11 +331,12 @@ def test_an_interrupted_merge_does_go_on(file: Path, tmp_path: Path) -> None:
     """A true SIGINT, as the second shard gets its name."""
     script = """
 import os, signal, sys
+from re import fullmatch
 from lazymoe.cli import main
 renamed = []
 
 def seen(event, arguments):
-    if event == "os.rename" and "model-" in str(arguments[1]):
+    if event == "os.rename" and fullmatch(r".*/model-.*[.]safetensors", str(arguments[1])):
         renamed.append(arguments[1])
         if len(renamed) == 2:
             os.kill(os.getpid(), signal.SIGINT)

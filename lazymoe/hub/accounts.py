@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from huggingface_hub import HfApi, get_token
 
 from lazymoe.errors import error
+from lazymoe.hub import client
 from lazymoe.hub.client import TOKENS_PAGE, About, ask
 
 
@@ -49,11 +50,15 @@ class Account:
 
 
 def find_token() -> tuple[str, str] | None:
-    """Find a token that is there already: in the client's store (variable, file, Colab secret) or Kaggle's.
+    """Find a token that is there already: given to this process, in the client's store, or Kaggle's.
+
+    The client looks for a variable, a file and Colab's secrets.
 
     Returns:
         The token, and where it is from; None if there is none.
     """
+    if typed := client.token():
+        return typed, "step 1"
     if token := get_token():
         return token, "this machine's settings"
     try:

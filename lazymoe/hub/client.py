@@ -15,12 +15,28 @@ from huggingface_hub import errors as hf
 from lazymoe.errors import LazyMoEError, error
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+LOGIN = "log in with 'hf auth login' (in the notebook: by a token in step 1)"
 TRIES = 5
 WAIT = 1.0  # seconds before the second try; doubled each time, unless the Hub says how long
 LONGEST_WAIT = 60.0
 NETWORK = ("httpx", "httpcore", "requests", "urllib3")  # what the client's versions stand on, httpx2 among them
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # of a disk, not of a network
 T = TypeVar("T")
+_typed: list[str] = []  # the token that was given to this process, if any, and to no file
+
+
+def use_token(token: str) -> None:
+    """Use a token for all that is read from now on, in this process alone.
+
+    Args:
+        token: the token.
+    """
+    _typed[:] = [token]
+
+
+def token() -> str | None:
+    """Give the token that was given to this process; None for the one that the client finds by itself."""
+    return _typed[0] if _typed else None
 
 
 @dataclass(frozen=True)
@@ -141,16 +157,14 @@ def _invalid(about: About) -> LazyMoEError:
 def _not_found(about: About) -> LazyMoEError:
     folder = "folder and no " if about.kind == "model" else ""
     what = f"there is no {folder}{about.kind} on the Hub by the name '{about.name}'"
-    return error(
-        "hub.not-found", about.where, what, "Check the spelling; if it is private, log in with 'hf auth login'."
-    )
+    return error("hub.not-found", about.where, what, f"Check the spelling; if it is private, {LOGIN}.")
 
 
 def _not_read(about: About, e: Exception) -> LazyMoEError:
     """Explain why a model or a data set can't be read."""
     if isinstance(e, hf.GatedRepoError):
         page = f"https://huggingface.co/{'datasets/' if about.kind == 'data set' else ''}{about.name}"
-        remedy = f"Open {page}, accept its conditions, and log in with 'hf auth login'."
+        remedy = f"Open {page}, accept its conditions, and {LOGIN}."
         return error("hub.gated", about.where, f"'{about.name}' is gated", remedy)
     if isinstance(e, hf.RevisionNotFoundError):
         what = f"'{about.name}' has no revision '{about.revision}'"
@@ -160,7 +174,7 @@ def _not_read(about: About, e: Exception) -> LazyMoEError:
         return _not_found(about)
     if status == 401:
         what = f"the Hub refuses your token for '{about.name}'"
-        return error("hub.token", about.where, what, "Log in again with 'hf auth login', or unset HF_TOKEN.")
+        return error("hub.token", about.where, what, f"Unset HF_TOKEN, or {LOGIN}.")
     if status is not None and (status == 429 or status >= 500):
         what = f"the Hub keeps answering '{about.name}' with status {status}"
         return error("hub.busy", about.where, what, "Try again in a few minutes: it goes on from here.")

@@ -27,7 +27,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy doesn'
 
 from lazymoe.errors import HubError, LazyMoEError, error
 from lazymoe.files import BLOCK, cache, settle, stamp, write_whole
-from lazymoe.hub.client import About, ask
+from lazymoe.hub.client import About, ask, token
 from lazymoe.hub.reading import Repository
 from lazymoe.progress import Progress, silent
 
@@ -130,7 +130,7 @@ def _receive(wanted: Wanted, stopped: Event) -> None:
         with WeakFileLock(lock):
             if wanted.path.exists() or not wanted.blob.exists():  # else another process was quicker
                 _append(wanted, stopped) or _append(wanted, stopped) or _give_up(wanted)
-    hf_hub_download(name, wanted.file, revision=revision)
+    hf_hub_download(name, wanted.file, revision=revision, token=token())
 
 
 def _append(wanted: Wanted, stopped: Event) -> bool:
@@ -139,7 +139,7 @@ def _append(wanted: Wanted, stopped: Event) -> bool:
         if f.tell() > wanted.size:
             f.seek(f.truncate(0))
         url = hf_hub_url(wanted.model.name, wanted.file, revision=wanted.model.commit)
-        http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(), expected_size=wanted.size)
+        http_get(url, f, resume_size=f.tell(), headers=build_hf_headers(token=token()), expected_size=wanted.size)
     if not _is_whole(wanted, wanted.part):
         wanted.part.unlink()
         return False

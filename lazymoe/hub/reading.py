@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, HfFileSystem, snapshot_download
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # mypy doesn't follow the export
 
 from lazymoe.errors import HubError
-from lazymoe.hub.client import About, ask, explained, is_unreachable
+from lazymoe.hub.client import About, ask, explained, is_unreachable, token
 
 LOST = ("hub.unreachable", "hub.busy", "hub.not-found", "hub.gated")  # for which a copy in the cache will do
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -68,7 +68,7 @@ def _find(about: About, patterns: Sequence[str]) -> Repository:
 
     def call() -> Any:
         try:
-            return HfApi().model_info(name, revision=revision, files_metadata=True)
+            return HfApi(token=token()).model_info(name, revision=revision, files_metadata=True)
         except Exception as e:
             if is_unreachable(e) and _cached(name, revision):
                 raise explained(about, e) from None  # at once: a person without a network need not wait
@@ -76,15 +76,17 @@ def _find(about: About, patterns: Sequence[str]) -> Repository:
 
     info = ask(about, call)
     # by the name that was asked for, not by commit: only so the cache finds it again without a network
-    folder = Path(ask(about, lambda: snapshot_download(name, revision=revision, allow_patterns=list(patterns))))
+    folder = Path(
+        ask(about, lambda: snapshot_download(name, revision=revision, allow_patterns=list(patterns), token=token()))
+    )
     if folder.name != info.sha:  # there was a commit between the two
         pinned = replace(about, revision=folder.name)
-        info = ask(pinned, lambda: HfApi().model_info(name, revision=folder.name, files_metadata=True))
+        info = ask(pinned, lambda: HfApi(token=token()).model_info(name, revision=folder.name, files_metadata=True))
     commit, files = folder.name, info.siblings or []
 
     def read(file: str, offset: int, length: int) -> bytes:
         path = f"{name}@{commit}/{file}"
-        return bytes(ask(about, lambda: HfFileSystem().cat_file(path, offset, offset + length)))
+        return bytes(ask(about, lambda: HfFileSystem(token=token()).cat_file(path, offset, offset + length)))
 
     hashes = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in files if f.lfs or f.blob_id}
     return Repository(name, folder, commit, {f.rfilename: f.size or 0 for f in files}, hashes, read)
@@ -114,7 +116,7 @@ def open_dataset(name: str, revision: str | None, where: str) -> tuple[str, list
         HubError: if there is no such data set, no permission, or no network.
     """
     about = About(where, "data set", name, revision)
-    info = ask(about, lambda: HfApi().dataset_info(name, revision=revision))
+    info = ask(about, lambda: HfApi(token=token()).dataset_info(name, revision=revision))
     return str(info.sha), [s.rfilename for s in info.siblings or []]
 
 
@@ -131,7 +133,7 @@ def open_dataset_file(name: str, commit: str, file: str, where: str) -> IO[bytes
         HubError: if the Hub can't be reached, or refuses.
     """
     about = About(where, "data set", name, commit)
-    opened: IO[bytes] = ask(about, lambda: HfFileSystem().open(f"datasets/{name}@{commit}/{file}", "rb"))
+    opened: IO[bytes] = ask(about, lambda: HfFileSystem(token=token()).open(f"datasets/{name}@{commit}/{file}", "rb"))
     return opened
 
 

@@ -10,6 +10,7 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.planning.checking import judge
+from lazymoe.units import gigabytes
 
 
 def check() -> w.Widget:
@@ -35,10 +36,15 @@ def check() -> w.Widget:
         told.add("error", *found.errors)
         told.add("warning", *found.warnings)
         told.add("note", *found.notes)
-        if not found.errors:
+        if found.plan and not found.errors:
+            down, written = gigabytes(found.download) if found.download else "nothing", gigabytes(found.plan.nbytes)
+            SESSION.checked = SESSION.yaml, f"To download: {down}; to write: {written}."
+            work.end()
+            SESSION.change()
             told.add("good", f"This can be merged{', with these doubts' if found.warnings else ''}.")
 
     def hear() -> None:
+        work.allow(SESSION.recipe is not None)
         if work.goes_on or (checked and checked == SESSION.yaml):
             return
         result.value = ""

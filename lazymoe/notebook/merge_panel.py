@@ -1,4 +1,4 @@
-"""Step 4: make it. It can be stopped, and goes on from there."""
+"""Step 4: make it, and see how good it is. It can be stopped, and goes on from there."""
 
 from __future__ import annotations
 
@@ -7,55 +7,82 @@ from pathlib import Path
 
 import ipywidgets as w
 
+from lazymoe.errors import LazyMoEError
 from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
+from lazymoe.notebook.session import MISTAKES, NO_RECIPE, OLDER, SESSION
+from lazymoe.notebook.verdict import QUICK, Verdict
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import PICTURES, REPORT
+from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.measuring import measure
 from lazymoe.units import billions
 
 
 def merge() -> w.Widget:
-    """Make the panel: a button, its progress, and what came out."""
-    told, bars, result = ui.Messages(), ui.Bars(), w.HTML()
+    """Make the panel: a button, its progress, what came out, and how good that is."""
+    told, bars, result, verdict = ui.Messages(), ui.Bars(), w.HTML(), Verdict()
 
     def run() -> Steps:
         bars.clear()
-        result.value = ""
-        recipe, out = SESSION.recipe, SESSION.out
+        recipe, yaml = SESSION.recipe, SESSION.yaml
         if recipe is None:
             told.show("error", MISTAKES)
             return
+        if SESSION.is_older:
+            SESSION.change(name=SESSION.free_name)  # the older one stays
+        out = SESSION.out
         prepared = yield partial(SESSION.prepare, recipe)
-        done = yield partial(carry_out, prepared, out, progress=work.progress)
-        warnings = list(done.warnings)
+        try:
+            done = yield partial(carry_out, prepared, out, progress=work.progress)
+        except LazyMoEError as e:
+            if e.problems[0].code != "output.taken":
+                raise
+            SESSION.change(name=SESSION.free_name)
+            words = f"{out.name} holds something else, which stays. Press Merge to make this one as {SESSION.name}."
+            told.show("warning", words)
+            return
+        doubts = [*prepared.warnings, *done.warnings]
         if not (out / REPORT).exists() and recipe.gate_mode in PROMPTED:
-            measured = yield partial(measure, prepared, out, losses=False, progress=work.progress)
-            measured.save(out)
-            warnings += measured.problems()
-        SESSION.change()
-        result.value = _picture(out)
+            losses = _bytes_to_read(prepared) < QUICK
+            report = yield partial(measure, prepared, out, losses=losses, progress=work.progress)
+            report.save(out)
+            doubts += report.problems()
+        work.end()
+        SESSION.finish(out.name, yaml, list(dict.fromkeys(map(str, doubts))))
         total, active = billions(done.plan.parameters), billions(done.plan.active_parameters)
         told.show("good", f"{out.name} is ready: {total} parameters, {active} active per token.")
-        told.add("warning", *warnings)
+        told.add("warning", *SESSION.made[out.name][1])
 
     def hear() -> None:
         if work.goes_on:
             return
+        work.allow(SESSION.recipe is not None)
         result.value = _picture(SESSION.merged) if SESSION.merged else ""
-        if SESSION.merged:
-            told.show("good", f"{SESSION.name} is ready. To make another, change the recipe and its output name.")
+        verdict.show(SESSION.merged)
+        if SESSION.is_older:
+            again = f"Press Merge to make the new one as {SESSION.free_name}; {SESSION.name} stays."
+            told.show("warning", f"{OLDER} {again if SESSION.recipe else NO_RECIPE}")
+        elif SESSION.merged:
+            told.show("good", f"{SESSION.name} is ready.")
         elif SESSION.recipe:
-            told.show("note", f"Press Merge. It will be made in the folder {SESSION.name}.")
+            told.show("note", f"Press Merge. It will be made in the folder {SESSION.name}.{SESSION.volume}")
         else:
             told.show("note", NO_RECIPE)
+        if SESSION.merged and SESSION.name in SESSION.made:
+            told.add("warning", *SESSION.made[SESSION.name][1])
 
     start = ui.button("Merge", "merge-button", lambda: work.begin(run()), style="primary")
     work = Work(start, "merge", told, "Press Merge to go on from here.", bars)
     SESSION.listen("merge", hear)
-    return ui.panel("merge", work, bars, told, result)
+    return ui.panel("merge", work, bars, told, result, verdict.box)
+
+
+def _bytes_to_read(prepared: Prepared) -> int:
+    """Count the bytes of weights that measuring reads: of each model, of the experts again for their average."""
+    base, *experts = (sum(source.weights.values()) for source in prepared.sources)
+    return base + 2 * sum(experts) + prepared.sound_plan.nbytes
 
 
 def _picture(folder: Path) -> str:

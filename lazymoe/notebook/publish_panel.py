@@ -1,4 +1,4 @@
-"""Step 6: onto the Hub. The token is kept in memory only; the box it is typed into empties itself at once."""
+"""Step 6: onto the Hub, by the token of step 1. What is bad is said once more before it goes there."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from markdown_it import MarkdownIt
 
 from lazymoe.cards.card import card, find_license
 from lazymoe.cards.license import KNOWN
-from lazymoe.hub.accounts import Account, account, find_token
-from lazymoe.hub.client import TOKENS_PAGE
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import NO_MIXTURE, SESSION
+from lazymoe.notebook.session import NO_MIXTURE, OLDER, SESSION
+from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.output.folder import PICTURE
+from lazymoe.output.folder import PICTURE, read_report
 from lazymoe.publishing import publish as publish_model
+from lazymoe.units import gigabytes
 
 
 class Publish:
     """The panel."""
 
     def __init__(self) -> None:
-        self.token, self.suggested = "", ""
-        self.who: Account | None = None
-        self.typed = ui.field(w.Password, "Token", "token", placeholder="hf_…  (write access)", continuous_update=False)
-        self.greeting, self.told, self.license_told = ui.Messages(), ui.Messages(), ui.Messages()
+        self.suggested = ""
+        self.mixture: tuple[Path, int] | None = None  # that is shown
+        self.sure = False  # whether the user was told how bad it is
+        self.doubts, self.told, self.license_told = ui.Messages(), ui.Messages(), ui.Messages()
         self.repo = ui.field(w.Text, "Repository", "repo", placeholder="your-name/your-model")
-        self.license = ui.field(w.Combobox, "License", placeholder="the most restrictive of the sources", options=KNOWN)
+        self.license = ui.field(
+            w.Combobox, "Licence", "license", placeholder="the most restrictive of the sources", options=KNOWN
+        )
         self.private = w.Checkbox(description="Private: only you can see it", indent=False)
         self.private.add_class("lazymoe-private")
         self.card = w.HTML()
@@ -43,52 +45,40 @@ class Publish:
         start = ui.button("Publish", "publish-button", lambda: self.work.begin(self._publish()), style="primary")
         self.work = Work(start, "publish", self.told, "Press Publish to go on from here.", self.bars)
         self.form = w.VBox([self.repo, self.license, self.license_told, self.private, self.preview])
-        self.typed.observe(self._received, "value")
-        self.panel = ui.panel(
-            "publish", self.typed, self.greeting, self.form, self.work, self.bars, self.told, self.link
-        )
-        self._find()
+        self.panel = ui.panel("publish", self.form, self.doubts, self.work, self.bars, self.told, self.link)
         SESSION.listen("publish", self._hear)
-
-    def _find(self) -> None:
-        """Use a token that is there already, which spares typing one; else ask for one."""
-        with self.greeting.guard("Run the cell again."):
-            if found := find_token():
-                self._use(found[0], f"Your token is from {found[1]}.")
-            else:
-                words = f"Make a token with write access at {TOKENS_PAGE}, paste it here and press Enter."
-                self.greeting.show("note", words)
-
-    def _received(self, change: dict[str, Any]) -> None:
-        token = change["new"].strip()
-        if not token:
-            return
-        self.typed.value = ""  # before anything else: the value of a widget can be saved with the notebook
-        with self.greeting.guard("Paste it again."):
-            self._use(token, "Your token is kept in memory only.")
-
-    def _use(self, token: str, words: str) -> None:
-        self.who = account(token)
-        self.token = token
-        self.greeting.show("good", f"You are {self.who.name}. {words}")
-        self.typed.placeholder = "hf_…  (to be someone else)"
-        self._suggest()
 
     def _suggest(self) -> None:
         """Suggest a name for the repository, unless the user has given it one."""
-        if self.who and self.repo.value == self.suggested:
-            self.repo.value = self.suggested = f"{self.who.name}/{SESSION.name}"
+        if SESSION.account and self.repo.value == self.suggested:
+            self.repo.value = self.suggested = f"{SESSION.account.name}/{SESSION.name}"
 
     def _hear(self) -> None:
+        if self.work.goes_on:
+            return
         self._suggest()
-        self.preview.selected_index = None
-        self.license_told.value = ""
+        self.work.allow(bool(SESSION.merged and SESSION.account))
+        if self.mixture != SESSION.mixture:  # nothing of another one stays
+            self.mixture, self.sure = SESSION.mixture, False
+            self.preview.selected_index = None
+            self.link.value = self.license_told.value = ""
+            self.bars.clear()
+            self._doubt()
         words = "Press Publish. You can publish again after a change: only what changed is sent."
-        if not self.work.goes_on:
-            self.told.show("note", words if SESSION.merged else NO_MIXTURE)
-        if SESSION.merged:
+        words = words if SESSION.account else "Waiting for a token with write access, in step 1."
+        self.told.show("note", words if SESSION.merged else NO_MIXTURE)
+        if SESSION.is_older:
+            self.told.add("warning", OLDER)
+
+    def _doubt(self) -> None:
+        """Repeat the worst that is known of the mixture."""
+        self.doubts.value = ""
+        if folder := SESSION.merged:
             with self.license_told.guard(""):
-                self.license_told.show("warning", *find_license(SESSION.merged).problems)
+                self.license_told.show("warning", *find_license(folder).problems)
+            report, (_, doubts) = read_report(folder), SESSION.made.get(SESSION.name, ("", []))
+            worst = report.get("verdict") if is_bad(report) else next(iter(doubts), None)
+            self.doubts.show("warning", *filter(None, [worst]))
 
     def _previewed(self, change: dict[str, Any]) -> None:
         if change["new"] is None:
@@ -104,18 +94,26 @@ class Publish:
         self.link.value = ""
         self.bars.clear()
         folder = SESSION.merged
-        if not folder or not self.token:
-            self.told.show("error", NO_MIXTURE if not folder else "A token is missing: paste it above.")
+        if not folder:
+            self.told.show("error", NO_MIXTURE)
             return
-        options = {"private": self.private.value, "license": self.license.value or None, "token": self.token}
+        if is_bad(read_report(folder)) and not self.sure:
+            self.sure = True
+            self.told.show("warning", "It is worse than the plain average. Press once more to publish it all the same.")
+            return
+        options = {"private": self.private.value, "license": self.license.value or None}
         repo, progress = self.repo.value.strip(), self.work.progress
-        url = html.escape((yield partial(publish_model, folder, repo, **options, progress=progress)).url)
-        self.told.show("good", "It is on the Hub.")
+        done = yield partial(publish_model, folder, repo, **options, progress=progress)
+        url = html.escape(done.url)
+        sent = (
+            f"{gigabytes(done.sent)} of weights were sent." if done.sent else "Its weights were there: nothing changed."
+        )
+        self.told.show("good", f"It is on the Hub. {sent}")
         self.link.value = f'<a href="{url}" target="_blank" rel="noopener">{url}</a>'
 
 
 def publish() -> w.Widget:
-    """Make the panel: token, name, license, preview, one button, a link."""
+    """Make the panel: name, licence, preview, one button, a link."""
     return Publish().panel
 
 

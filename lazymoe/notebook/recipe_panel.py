@@ -16,6 +16,7 @@ from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.notebook.work import Steps, Work
+from lazymoe.output.folder import PICTURES
 from lazymoe.recipe.review import review
 from lazymoe.recipe.schema import SIDES, Recipe
 from lazymoe.recipe.yaml_text import parse, write
@@ -35,6 +36,11 @@ EXPERT = re.compile(r"experts\[(\d+)\]\.(\w+)")  # a field of an expert, as mess
 _FIELDS = ("base_model", "experts", "gate_mode", "experts_per_token", "dtype")  # that the form shows
 _EXPERT_FIELDS = ("source_model", *SIDES, "residual_scale", "noise_scale")
 DTYPES = ("", "bfloat16", "float16", "float32")
+BLANK = "base_model: ''\nexperts:\n- source_model: ''\n- source_model: ''\n"
+WELCOME = (
+    "This comes out: one model, in which each text goes to the expert that knows its kind. To see it made, in a minute "
+    "and without downloads, choose <i>demo</i> above; or fill in models of your own below."
+)
 
 
 class ExpertRow:
@@ -113,6 +119,8 @@ class Form:
             key: ui.Messages() for key in ("base_model", "gate_mode", "experts", "experts_per_token", "name")
         }
         self.explained, self.told, self.bars = w.HTML(), ui.Messages(), ui.Bars()
+        self.welcome, self.beside = w.HTML(_welcome()), ui.Messages()
+        self.given = SESSION.name  # the output's name, as it was last typed here or heard of
         self.training = Work(self.menu, "training", self.told, "Choose it again: the training begins anew.", self.bars)
         self.rows: list[ExpertRow] = []
         self.listed = w.VBox()
@@ -121,24 +129,33 @@ class Form:
         self.text.add_class("lazymoe-yaml")
         self.upload = w.FileUpload(accept=".yaml,.yml", description="Upload YAML", multiple=False)
         self.link = w.HTML()
-        as_yaml = w.Accordion([w.VBox([w.HBox([self.upload, self.link]), self.text])])
+        as_yaml = w.Accordion([w.VBox([w.HBox([self.upload, self.link]), self.text, self.beside])])
         as_yaml.set_title(0, "As YAML: paste, edit, upload, download")
         as_yaml.selected_index = None
         self.other: dict[str, Any] = {}  # fields of the recipe that the form doesn't show
         self.filling = False
         self.panel = ui.panel(
-            "recipe", self.training, self.bars, self.told, self.base, self.messages["base_model"], self.listed,
-            self.add, self.messages["experts"], self.gate, self.explained, self.messages["gate_mode"], self.top_k,
-            self.messages["experts_per_token"], self.dtype, self.name, self.messages["name"], self.pickle,
+            "recipe", self.training, self.bars, self.told, self.welcome, self.base, self.messages["base_model"],
+            self.listed, self.add, self.messages["experts"], self.gate, self.explained, self.messages["gate_mode"],
+            self.top_k, self.messages["experts_per_token"], self.dtype, self.name, self.messages["name"], self.pickle,
             as_yaml,
         )  # fmt: skip
-        self._show(SESSION.yaml or "base_model: ''\nexperts:\n- source_model: ''\n- source_model: ''\n")
+        self._show(SESSION.yaml or BLANK)
         self.menu.observe(self._chosen, "value")
         self.pickle.observe(lambda change: SESSION.change(allow_pickle=change["new"]), "value")
         for widget in (self.base, self.gate, self.top_k, self.dtype, self.name):
             widget.observe(lambda _: self._changed(), "value")
         self.text.observe(lambda change: self._show(change["new"]), "value")
         self.upload.observe(self._uploaded, "value")
+        SESSION.listen("recipe", self._hear)
+
+    def _hear(self) -> None:
+        """Take the output's name, if another panel has changed it."""
+        if SESSION.name != self.given:
+            self.given = SESSION.name
+            self.filling, before = True, self.filling
+            self.name.value = SESSION.name
+            self.filling = before
 
     def _chosen(self, change: dict[str, Any]) -> None:
         if change["new"] == DEMO:
@@ -153,6 +170,7 @@ class Form:
         from lazymoe.demonstration.story import demo_recipe
 
         try:
+            self.bars("train", 0, 1)  # at once: what trains is loaded first
             yield partial(build, cache_folder(), self.training.progress)
             self._show(demo_recipe(cache_folder(), domains(), "fit").to_yaml())
         except BaseException:
@@ -208,14 +226,17 @@ class Form:
         self.explained.value = ui.told("note", GATES[self.gate.value])
         for i, row in enumerate(self.rows, 1):
             row.title.value = f"<b>Expert {i}</b>"
+        self.welcome.layout.display = None if text == BLANK else "none"
         problems, warnings = _bad_name(self.name.value), list[Problem]()
         try:
             found, warnings = review(Recipe.from_yaml(text))
             problems += found
         except LazyMoEError as e:
             problems += e.problems
-        self._tell(problems, warnings)
-        SESSION.change(yaml=text, name=None if _bad_name(self.name.value) else self.name.value)
+        self._tell(problems if text != BLANK else [], warnings)  # nothing is wrong before the first key
+        if not _bad_name(self.name.value):
+            self.given = self.name.value
+        SESSION.change(yaml=text, name=self.given)
 
     def _tell(self, problems: Sequence[Problem], warnings: Sequence[Problem]) -> None:
         """Show what is wrong beside the fields that have it; the rest, and what is doubtful, above the form."""
@@ -233,6 +254,7 @@ class Form:
             words[self.told] += ui.told("warning", str(problem))
         for message, value in words.items():
             message.value = value
+        self.beside.show("error", *problems)
 
     def _list(self, rows: list[ExpertRow]) -> None:
         self.rows = rows
@@ -254,6 +276,16 @@ class Form:
 def recipe() -> w.Widget:
     """Make the panel: the form, and the YAML."""
     return Form().panel
+
+
+def _welcome() -> str:
+    """Show what a mixture does, by a picture of the demo's, for light and dark pages."""
+    shown = f"<p>{WELCOME}</p>"
+    for name, dark in PICTURES.items():
+        picture = ui.data_url(Path(__file__).parent / name)
+        words = "Of each of four domains, what part of the tokens goes to which of four experts"
+        shown += f'<img class="lazymoe-{"dark" if dark else "light"}" alt="{words}" src="{picture}">'
+    return shown
 
 
 def _bad_name(name: str) -> list[Problem]:

@@ -5,14 +5,17 @@ Kept in a file of the working folder, so that a restarted kernel finds it again.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
-from lazymoe.output.folder import is_finished
+from lazymoe.hub.accounts import Account
+from lazymoe.output.folder import RECORD, is_finished
 from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import Recipe
 
@@ -20,6 +23,7 @@ FILE = ".lazymoe-notebook.json"
 MISTAKES = "The recipe has mistakes. They are marked in step 2."  # what panels say that wait for an earlier step
 NO_RECIPE = "Waiting for a recipe without mistakes, from step 2."
 NO_MIXTURE = "Waiting for step 4."
+OLDER = "This is the mixture of an older recipe: the one in step 2 has changed since."
 
 
 class Session:
@@ -29,10 +33,16 @@ class Session:
         yaml: the recipe as the form has it, right or wrong.
         allow_pickle: whether ``.bin`` weights are taken.
         name: of the output folder, in the working folder.
+        made: of each mixture that was made here, by the name of its folder, the recipe and what was doubtful.
+        account: whose token it is, once there is one.
+        checked: the recipe that was last checked, and how much it moves, in words.
     """
 
     def __init__(self) -> None:
         self.yaml, self.name, self.allow_pickle = "", "my-moe", False
+        self.made: dict[str, tuple[str, list[str]]] = {}
+        self.account: Account | None = None
+        self.checked: tuple[str, str] | None = None
         self._listeners: dict[str, Callable[[], None]] = {}
         file = Path(FILE)
         if file.exists():
@@ -40,8 +50,9 @@ class Session:
                 saved = json.loads(file.read_text())
                 self.yaml, self.name = str(saved["yaml"]), str(saved["name"])
                 self.allow_pickle = bool(saved.get("allow_pickle"))
-            except (OSError, ValueError, KeyError, TypeError):
-                pass  # half-written by something else: begin anew
+                self.made = {name: (str(yaml), list(map(str, told))) for name, (yaml, told) in saved["made"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                pass  # half-written by something else, or of an older version: begin anew
 
     @property
     def recipe(self) -> Recipe | None:
@@ -56,6 +67,28 @@ class Session:
     def merged(self) -> Path | None:
         """The folder of the mixture, once it is there."""
         return self.out if is_finished(self.out) else None
+
+    @property
+    def mixture(self) -> tuple[Path, int] | None:
+        """What tells the mixture that is there from any other: its folder, and when it was finished."""
+        return (self.out, (self.out / RECORD).stat().st_mtime_ns) if self.merged else None
+
+    @property
+    def is_older(self) -> bool:
+        """Whether the mixture was made of another recipe than the form's."""
+        made = self.made.get(self.name)
+        return bool(self.merged and made and _parse(made[0]) != self.recipe)
+
+    @property
+    def volume(self) -> str:
+        """How much the form's recipe moves, as a sentence after another; empty if it wasn't checked."""
+        return f" {self.checked[1]}" if self.checked and self.checked[0] == self.yaml else ""
+
+    @property
+    def free_name(self) -> str:
+        """A name like the output's that no folder has yet."""
+        stem = re.sub(r"-\d+$", "", self.name)
+        return next(name for i in itertools.count(2) if not (Path.cwd() / (name := f"{stem}-{i}")).exists())
 
     def listen(self, panel: str, hear: Callable[[], None]) -> None:
         """Call a function now and at each change; one for each panel, so that a cell can be run again.
@@ -75,6 +108,17 @@ class Session:
         """
         return prepare(recipe, allow_pickle=self.allow_pickle)
 
+    def finish(self, name: str, yaml: str, told: list[str]) -> None:
+        """Keep what a mixture was made of, and tell everyone.
+
+        Args:
+            name: of its folder.
+            yaml: its recipe.
+            told: what is doubtful about it.
+        """
+        self.made[name] = yaml, told
+        self.change()
+
     def change(self, yaml: str | None = None, name: str | None = None, allow_pickle: bool | None = None) -> None:
         """Keep what is new, and tell everyone.
 
@@ -84,15 +128,15 @@ class Session:
         self.yaml = self.yaml if yaml is None else yaml
         self.name = self.name if name is None else name
         self.allow_pickle = self.allow_pickle if allow_pickle is None else allow_pickle
-        kept = {"yaml": self.yaml, "name": self.name, "allow_pickle": self.allow_pickle}
+        kept = {"yaml": self.yaml, "name": self.name, "allow_pickle": self.allow_pickle, "made": self.made}
         write_whole(Path(FILE), json.dumps(kept))
         for hear in list(self._listeners.values()):
             hear()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _parse(yaml: str) -> Recipe | None:
-    """Read the recipe, if it is one, and keep the last: several panels ask at each key."""
+    """Read a recipe, if it is one, and keep the last: several panels ask at each key."""
     try:
         return Recipe.from_yaml(yaml)
     except LazyMoEError:

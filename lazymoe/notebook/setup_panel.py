@@ -1,15 +1,22 @@
-"""Step 1: what this machine is, and what it can make and run."""
+"""Step 1: what this machine is, what it can make and run, and whose token it uses.
+
+The token is kept in memory only; the box it is typed into empties itself at once.
+"""
 
 from __future__ import annotations
 
 import math
 import shutil
+from typing import Any
 
 import ipywidgets as w
 import psutil
 
 from lazymoe.architectures.dense import LLAMA, MISTRAL
+from lazymoe.hub.accounts import account, find_token
+from lazymoe.hub.client import TOKENS_PAGE, use_token
 from lazymoe.notebook import ui
+from lazymoe.notebook.session import SESSION
 from lazymoe.planning.memory import MODELS, RUNTIME
 from lazymoe.planning.plan import NF4_BITS
 from lazymoe.units import billions, gigabytes
@@ -35,7 +42,35 @@ def setup() -> w.Widget:
         "Memory": f"{gigabytes(memory)} free",
         "Disk": f"{gigabytes(disk)} free",
     }
-    return ui.panel("setup", w.HTML(ui.table(rows)), w.HTML(_sizes(disk, memory, video or memory)))
+    return ui.panel("setup", w.HTML(ui.table(rows)), w.HTML(_sizes(disk, memory, video or memory)), _token())
+
+
+def _token() -> w.Widget:
+    """Ask for a token, unless there is one already."""
+    typed = ui.field(w.Password, "Token", "token", placeholder="hf_…", continuous_update=False)
+    told = ui.Messages()
+
+    def use(token: str, words: str) -> None:
+        SESSION.account = account(token)
+        use_token(token)
+        told.show("good", f"You are {SESSION.account.name}. {words}")
+        typed.placeholder = "hf_…  (to be someone else)"
+        SESSION.change()
+
+    def received(change: dict[str, Any]) -> None:
+        if token := change["new"].strip():
+            typed.value = ""  # before anything else: the value of a widget can be saved with the notebook
+            with told.guard("Paste it again."):
+                use(token, "Your token is kept in memory only.")
+
+    with told.guard("Run the cell again."):
+        if found := find_token():
+            use(found[0], f"Your token is from {found[1]}.")
+        else:
+            told.show("note", f"For private or gated models, and to publish: paste a token of yours, and press Enter. "
+                      f"It is made at {TOKENS_PAGE}, for publishing with write access.")  # fmt: skip
+    typed.observe(received, "value")
+    return w.VBox([typed, told])
 
 
 def _gpu() -> tuple[str, int]:

@@ -50,6 +50,7 @@ class Work(w.HBox):
             draw: shows the progress.
         """
         self._start, self._told, self._again, self._show = start, told, again, draw
+        self._ready = True
         self._stop = ui.button("Stop", f"{name}-stop", self.stop, style="danger", width="90px", display="none")
         self._moved: dict[str, tuple[int, int]] = {}  # stages since they were drawn: done, total
         self._steps: Steps | None = None
@@ -61,6 +62,15 @@ class Work(w.HBox):
     @property
     def goes_on(self) -> bool:
         return self._steps is not None
+
+    def allow(self, ready: bool) -> None:
+        """Let it be started, or not yet.
+
+        Args:
+            ready: whether what it needs is there.
+        """
+        self._ready = ready
+        self._start.disabled = self.goes_on or not ready
 
     def begin(self, steps: Steps) -> None:
         """Begin, unless it goes on: a second click may have been on its way.
@@ -132,7 +142,7 @@ class Work(w.HBox):
             self._aside.interrupt()
             self._left = self._aside if self._aside.is_alive() else None  # else it would keep what it computed with
         self._steps = self._aside = None
-        self._start.disabled = self._stop.disabled = False
+        self._start.disabled, self._stop.disabled = not self._ready, False
         self._stop.layout.display = "none"
         AT_WORK.remove(self)
 

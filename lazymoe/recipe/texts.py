@@ -67,6 +67,19 @@ def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
     return recipe.with_experts(pinned), recipe.with_experts(written)
 
 
+def read_file(path: Path, where: str) -> list[str]:
+    """Read the texts of a file, as many as a recipe takes where it doesn't say.
+
+    Args:
+        path: of the file.
+        where: how messages name the place it was asked for.
+
+    Raises:
+        LazyMoEError: if it can't be read, or has none.
+    """
+    return _read(Texts(file=str(path)), where, None)[1]
+
+
 def _read(prompt: str | Texts, where: str, folder: Path | None) -> tuple[str | Texts, list[str]]:
     """Read a prompt, whose file is looked for in the recipe's folder first: as it is kept, and its texts."""
     if isinstance(prompt, str):

@@ -84,6 +84,7 @@ class Report:
             "recovered_mean": self.recovered() if self.losses else None,
             "mean_accuracy": self.mean_accuracy,
             "mean_shares": self.mean_shares,
+            "verdict": self.verdict,
             "problems": [p.to_dict() for p in self.problems()],
         }
 
@@ -113,7 +114,7 @@ class Report:
                 cells = [f"{x:.3f}" for x in [*row, sum(row) / len(row)]]
                 lines.append(self._row(name, [*cells, f"{self.recovered(name):.0%}"]))
             own = [f"{self.recovered(domain=d):.0%}" for d in range(len(self.names))]
-            lines += [self._row("recovered by mixture", own), ""]
+            lines += [self._row("recovered by mixture", own), "", self.verdict, ""]
         lines += [f"Where the tokens of {text} go ({self.mean_accuracy:.0%} to their own expert first):", ""]
         lines.append(self._row("", self.names))
         for e, name in enumerate(self.names):
@@ -136,6 +137,19 @@ class Report:
     def _row(self, name: str, cells: Sequence[str]) -> str:
         wide = max(12, *(len(n) + 2 for n in self.names))
         return f"{name:<24}" + "".join(f"{cell:>{wide}}" for cell in cells)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence on how good the mixture is; empty if no losses were measured."""
+        if not self.losses:
+            return ""
+        base, average, mixture = (sum(self.losses[key]) for key in ("base", "average", "mixture"))
+        if sum(self.losses[name][d] for d, name in enumerate(self.names)) >= base:
+            return "On these texts the experts are no better than the base model: there is nothing to recover."
+        share = f"{self.recovered():.0%} of what the experts gain over the base model is recovered"
+        if mixture > average:
+            return f"Worse than the plain average of its experts: don't publish it. {share}."
+        return f"{share}; the plain average of the experts' weights recovers {self.recovered('average'):.0%}."
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong with this mixture, in plain words."""
