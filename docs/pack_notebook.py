@@ -41,7 +41,7 @@ def build_wheel(folder: Path) -> Path:
             shutil.copytree(path, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, copy / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, copy]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(copy)]
     dated = os.environ | {"SOURCE_DATE_EPOCH": "315532800"}  # 1980, where zip files begin
     subprocess.run(command, check=True, env=dated, umask=0o022)
     [wheel] = folder.glob("*.whl")
