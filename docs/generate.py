@@ -1,10 +1,11 @@
-"""Keep the pages true to the code.
+"""Keep the pages true to the code, and the address of this repository in one place.
 
-    python docs/generate.py           # write the commands into cli.md
+    python docs/generate.py           # write what is made: the commands in cli.md, and the address wherever it stands
     python docs/generate.py --check   # exit with 1 if a page isn't current
 
 The commands in cli.md are made from the command line's own parser, not from argparse's help, whose layout differs from
 one Python to the next. The codes in python.md are written by hand; that they are all there, and no others, is checked.
+REPOSITORY goes into the README's badge, the notebook's first cell and pyproject.toml; while it is empty there is none.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lazymoe
 from lazymoe import cli
 
-DOCS = Path(__file__).parent
+REPOSITORY = ""  # set once: https://github.com/ with owner and name, and nothing after them
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 BEGIN, END = "<!-- from here on by docs/generate.py -->\n", "<!-- up to here by docs/generate.py -->\n"
 CODE = re.compile(r'\b(?:error|Problem)\(\s*"([a-z]+\.[a-z-]+)"')  # where a problem is made
 ROW = re.compile(r"^\| `([a-z]+\.[a-z-]+)` \|", re.MULTILINE)  # and where python.md has it
+BADGE = re.compile(r"(?<=^# LazyMoE\n\n)(?:\[!\[Open in Colab\].*\n\n)?")
+URLS = re.compile(r"(?:^\[project\.urls\]\n(?:.+\n)+\n)?(?=^\[project\.optional-dependencies\]$)", re.MULTILINE)
+FIRST_CELL = re.compile(r'(?<=^    "repository = \\").*(?=\\"  # by docs/generate.py\\n",$)', re.MULTILINE)
 
 
 def commands() -> str:
@@ -75,22 +82,67 @@ def codes() -> set[str]:
     return {code for path in package.rglob("*.py") for code in CODE.findall(path.read_text(encoding="utf-8"))}
 
 
+def with_commands(page: str) -> str:
+    """cli.md with the commands as they are."""
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return before + BEGIN + "\n" + commands() + "\n" + END + after
+
+
+def with_badge(readme: str) -> str:
+    """README.md with the badge that opens the notebook in Colab, if the address is known."""
+    opened = REPOSITORY.replace("https://github.com/", "https://colab.research.google.com/github/")
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    badge = f"[![Open in Colab]({image})]({opened}/blob/main/LazyMoE.ipynb)\n\n"
+    return _put(BADGE, badge if REPOSITORY else "", readme)
+
+
+def with_urls(pyproject: str) -> str:
+    """pyproject.toml with the addresses that a package index shows."""
+    pages = {
+        "Repository": "",
+        "Documentation": "/blob/main/docs/index.md",
+        "Changelog": "/blob/main/CHANGELOG.md",
+        "Issues": "/issues",
+    }
+    lines = "".join(f'{name} = "{REPOSITORY}{page}"\n' for name, page in pages.items())
+    return _put(URLS, f"[project.urls]\n{lines}\n" if REPOSITORY else "", pyproject)
+
+
+def with_address(notebook: str) -> str:
+    """LazyMoE.ipynb with the address in its first cell: where LazyMoE is, for a notebook that lies alone."""
+    return _put(FIRST_CELL, REPOSITORY, notebook)
+
+
+def _put(place: re.Pattern[str], made: str, page: str) -> str:
+    """A page with something put in its one place."""
+    text, places = place.subn(lambda _: made, page, count=1)
+    assert places == 1, place.pattern
+    return text
+
+
+MADE: dict[str, Callable[[str], str]] = {
+    "docs/cli.md": with_commands,
+    "README.md": with_badge,
+    "pyproject.toml": with_urls,
+    "LazyMoE.ipynb": with_address,
+}
+
+
 def main() -> int:
-    """Write cli.md, or check; the exit code."""
+    """Write what is made, or check; the exit code."""
     parser = argparse.ArgumentParser(description="Keep the pages true to the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page isn't current")
     only_check = parser.parse_args().check
-    page = DOCS / "cli.md"
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    current = before + BEGIN + "\n" + commands() + "\n" + END + after
 
     told = []
-    if current != text and only_check:
-        told.append("docs/cli.md isn't what the command line says. Run: python docs/generate.py")
-    elif current != text:
-        page.write_text(current, encoding="utf-8")
+    for name, make in MADE.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        current = make(text)
+        if current != text and only_check:
+            told.append(f"{name} isn't current. Run: python docs/generate.py")
+        elif current != text:
+            (ROOT / name).write_text(current, encoding="utf-8")
     made, listed = codes(), ROW.findall((DOCS / "python.md").read_text(encoding="utf-8"))
     told += [f"docs/python.md lacks the code {code}" for code in sorted(made - set(listed))]
     told += [f"docs/python.md has the code {code}, which nothing gives" for code in sorted(set(listed) - made)]

@@ -25,6 +25,7 @@ import pytest
 import torch
 from hub_server import Hub, User
 from nbclient import NotebookClient
+from newcomer import Newcomer
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -122,14 +123,15 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
         width: int = 1200,
         height: int = 900,
         first_cell: str = "",
-        session: dict[str, str] | None = None,
-        **variables: str,
+        session: dict[str, Any] | None = None,
+        file: Path = NOTEBOOK,
+        variables: dict[str, str] | None = None,
     ) -> Iterator[Lab]:
         folder = tmp_path / "work"
         folder.mkdir(exist_ok=True)
         if session:
             (folder / FILE).write_text(json.dumps(session))
-        notebook = nbformat.read(NOTEBOOK, 4)
+        notebook = nbformat.read(file, 4)
         notebook.cells[:0] = [nbformat.v4.new_code_cell(first_cell)] if first_cell else []
         nbformat.write(notebook, folder / NOTEBOOK.name)
         settings = {
@@ -147,7 +149,7 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "HF_HOME")
-        environment = os.environ | {name: str(tmp_path / name) for name in places}
+        environment = (variables or dict(os.environ)) | {name: str(tmp_path / name) for name in places}
         environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
         environment |= {"HF_ENDPOINT": hub.url, **variables}
         command = [python, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
@@ -480,7 +482,9 @@ def test_chat_upload_and_training_can_be_stopped(
     recipe = long_recipe(tmp_path / "models", demo_models, hub, "random")
     merge(recipe, tmp_path / "work" / "merged")
     session = {"yaml": recipe.to_yaml(), "name": "merged"}
-    with open_lab(python=python, session=session, height=2400, XDG_CACHE_HOME=str(tmp_path / "empty")) as lab:
+    with open_lab(
+        python=python, session=session, height=2400, variables={"XDG_CACHE_HOME": str(tmp_path / "empty")}
+    ) as lab:
         lab.run_all()
         lab.type_token(known_token)
         for way in ("button", "■"):
@@ -509,6 +513,17 @@ def test_chat_upload_and_training_can_be_stopped(
         lab.choose("menu", DEMO)
         expect(lab.at("expert")).to_have_count(4, timeout=120_000)
         assert not lab.errors
+
+
+def test_the_notebook_that_is_one_file(open_lab: Open, newcomer: Newcomer, one_file: Path) -> None:
+    """In an empty folder, for a kernel that knows no LazyMoE, without an index: Run All, and every panel is there."""
+    assert newcomer.run("import lazymoe").returncode
+    with open_lab(file=one_file, python=newcomer.python, variables=newcomer.variables) as lab:
+        lab.run_all()
+        expect(lab.page.get_by_text("Installing LazyMoE from")).to_be_visible()
+        lab.told("check", "note", "Waiting")
+        assert not lab.errors
+    assert list(newcomer.home.glob("lib/python*/site-packages/lazymoe/notebook"))
 
 
 def test_colabs_generation(open_lab: Open, request: pytest.FixtureRequest) -> None:
