@@ -151,7 +151,7 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
         places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "HF_HOME")
         environment = (variables or dict(os.environ)) | {name: str(tmp_path / name) for name in places}
         environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
-        environment |= {"HF_ENDPOINT": hub.url, **variables}
+        environment |= {"HF_ENDPOINT": hub.url}
         command = [python, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
                    "--ServerApp.token=lab", f"--ServerApp.root_dir={folder}"]  # fmt: skip
         log = (tmp_path / "lab.log").open("w")
