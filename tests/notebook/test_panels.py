@@ -133,6 +133,31 @@ def test_a_restarted_kernel_finds_everything_again(session: Session, demo_models
     assert (again.yaml, again.name, again.merged) == (session.yaml, "found-again", session.out)
 
 
+def test_nothing_is_red_before_the_first_key(session: Session) -> None:
+    form = Form()
+    assert "lazymoe-error" not in form.told.value + form.messages["base_model"].value + form.beside.value
+    assert form.welcome.layout.display is None
+    form.base.value = "a/b"
+    assert "this is empty" in form.rows[0].messages["source_model"].value and "this is empty" in form.beside.value
+    assert form.welcome.layout.display == "none"
+
+
+def test_a_recipe_that_has_moved_on_makes_its_mixture_an_older_one(session: Session, demo_models: Path) -> None:
+    form = Form()
+    form.text.value = demo_yaml(demo_models, "random")
+    merge_recipe(session.recipe, session.out)
+    session.finish("my-moe", session.yaml, ["a doubt"])
+    assert not session.is_older
+    form.top_k.value = 3
+    assert session.is_older and session.free_name == "my-moe-2"
+    again = Session()  # after a restart
+    assert again.is_older and again.made["my-moe"][1] == ["a doubt"]
+    session.change(name="my-moe-2")
+    assert not session.is_older and form.name.value == "my-moe-2"
+    (session.out.parent / "my-moe-2").mkdir()
+    assert session.free_name == "my-moe-3"
+
+
 def test_an_interrupted_merge_goes_on(session: Session, demo_models: Path, tmp_path: Path) -> None:
     """The kernel's interrupt stops the merge cleanly; the same button goes on, and the bytes are the same."""
     session.change(yaml=demo_yaml(demo_models), name="stopped")

@@ -54,6 +54,19 @@ def test_it_is_said_in_words() -> None:
     assert "the routers' own prompts (give --texts for an honest figure)" in own and "A token meets" not in own
 
 
+def test_a_sentence_sums_it_up() -> None:
+    assert GOOD.verdict == (
+        "62% of what the experts gain over the base model is recovered; "
+        "the plain average of the experts' weights recovers 25%."
+    )
+    assert GOOD.verdict in str(GOOD) and GOOD.to_dict()["verdict"] == GOOD.verdict
+    worse = replace(GOOD, losses=GOOD.losses | {"mixture": [2.9, 2.8]})
+    assert worse.verdict.startswith("Worse than the plain average of its experts: don't publish it. 15% of what")
+    useless = replace(GOOD, losses=GOOD.losses | {"base": [1.9, 1.9]})
+    assert "no better than the base model" in useless.verdict
+    assert replace(GOOD, losses={}).verdict == ""
+
+
 def test_layers_have_a_line_each() -> None:
     _, _, head, *lines = GOOD.layers().splitlines()
     assert head.split() == ["code", "prose", "right"]
