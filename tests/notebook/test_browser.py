@@ -482,9 +482,8 @@ def test_chat_upload_and_training_can_be_stopped(
     recipe = long_recipe(tmp_path / "models", demo_models, hub, "random")
     merge(recipe, tmp_path / "work" / "merged")
     session = {"yaml": recipe.to_yaml(), "name": "merged"}
-    with open_lab(
-        python=python, session=session, height=2400, variables={"XDG_CACHE_HOME": str(tmp_path / "empty")}
-    ) as lab:
+    variables = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "empty")}
+    with open_lab(python=python, session=session, height=2400, variables=variables) as lab:
         lab.run_all()
         lab.type_token(known_token)
         for way in ("button", "■"):
