@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from lazymoe.recipe.schema import Expert, Recipe, Texts
     from lazymoe.reporting.measuring import report
     from lazymoe.reporting.report import Report
+    from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
     "Check", "Demo", "Expert", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published", "Recipe",
-    "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "merge", "publish",
-    "report",
+    "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "merge", "merge_to_hub",
+    "publish", "report",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -45,6 +46,7 @@ _HOMES = {
     "lazymoe.recipe.schema": ("Expert", "Recipe", "Texts"),
     "lazymoe.reporting.measuring": ("report",),
     "lazymoe.reporting.report": ("Report",),
+    "lazymoe.to_hub": ("merge_to_hub",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -14,13 +14,16 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lazymoe.data import ready_made
 from lazymoe.errors import LazyMoEError, Problem, error, failure, nearest
 from lazymoe.files import absolute, shown
 from lazymoe.progress import bars
 from lazymoe.version import __version__
+
+if TYPE_CHECKING:
+    from lazymoe.planning.prepared import Prepared
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
 COMMANDS = ("check", "merge", "report", "card", "publish", "demo")
@@ -158,7 +161,13 @@ def make_parser() -> argparse.ArgumentParser:
     stopped = "the same command goes on from here"
     sub = command("merge", _merge, about, "lazymoe merge recipe.yaml my-moe", stopped)
     sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
-    sub.add_argument("folder", metavar="FOLDER", help="a new one; or one where this merge was interrupted, to go on")
+    sub.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="a new one; or one where this merge was interrupted, to go on"
+    )
+    sub.add_argument(
+        "--to", metavar="USER/NAME", help="put it on the Hub file by file; nothing stays in FOLDER, default NAME"
+    )
+    sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
     sub.add_argument("--device", metavar="NAME", help="where routers are computed (default: cuda if there is one)")
     recipe_options(sub)
@@ -233,12 +242,16 @@ def _merge(options: Options) -> Told:
     from lazymoe.planning.checking import judge
     from lazymoe.planning.prepared import prepare
 
-    folder = absolute(options.folder)
+    if not options.folder and not options.to:
+        raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
+    folder = absolute(options.folder or options.to.rpartition("/")[2])
     prepared = prepare(options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle)
-    found = judge(prepared, folder)
+    found = judge(prepared, folder, stays=not options.to)
     if found.errors:
         raise failure(found.errors)
     _warn(options, found.warnings)
+    if options.to:
+        return _merge_to_hub(options, prepared, folder)
     with bars(options.quiet) as progress:
         merged = carry_out(prepared, folder, seed=options.seed, device=options.device, progress=progress)
     _warn(options, (p for p in merged.warnings if p not in found.warnings))
@@ -251,6 +264,17 @@ To use it:
   tokenizer = AutoTokenizer.from_pretrained("{shown(folder)}"{trust[1]})
 """
     return Told(f"{merged}\n{use}", str(shown(folder)), {"ok": True, **merged.to_dict()})
+
+
+def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
+    from lazymoe.to_hub import carry_to_hub
+
+    with bars(options.quiet) as progress:
+        done = carry_to_hub(
+            prepared, options.to, folder, options.private, None, {}, seed=options.seed, device=options.device,
+            progress=progress,
+        )  # fmt: skip
+    return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
 
 
 def _report(options: Options) -> Told:

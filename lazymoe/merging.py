@@ -20,7 +20,7 @@ from typing import Any
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.data import folder as data
-from lazymoe.errors import LazyMoEError, Problem, error, failure
+from lazymoe.errors import HubError, LazyMoEError, Problem, error, failure
 from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
 from lazymoe.output.claims import check_sources, claim, discard, is_done, locked, verify
@@ -34,7 +34,7 @@ from lazymoe.output.folder import (
     Record,
     SourceRecord,
 )
-from lazymoe.output.shards import write_shards
+from lazymoe.output.shards import Taker, write_shards
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import SHARD_SIZE, Plan
@@ -44,6 +44,7 @@ from lazymoe.recipe.schema import PROMPTED, Recipe
 from lazymoe.units import billions
 from lazymoe.version import __version__
 
+OTHERS = "others"  # a folder among what is half-made: small files of a mixture whose weights don't stay
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says of a full disk
 
 
@@ -114,7 +115,13 @@ def merge(
 
 
 def carry_out(
-    prepared: Prepared, folder: Path, *, seed: int = 0, device: str | None = None, progress: Progress = silent
+    prepared: Prepared,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress = silent,
+    taker: Taker | None = None,
 ) -> Merged:
     """Make the mixture of a prepared recipe.
 
@@ -122,26 +129,37 @@ def carry_out(
         prepared: the recipe.
         folder: as `merge` has it, absolute.
         seed, device, progress: as in `merge`.
+        taker: is given each file of weights when it is finished, and then the folder of the others: none of it stays.
 
     Raises:
-        LazyMoEError: as `merge`.
+        LazyMoEError: as `merge`; or of the taker's.
     """
     if device:
         pick_device(device)  # before the downloads, if it isn't there
-    found = judge(prepared, folder)
+    found = judge(prepared, folder, stays=taker is None)
     if found.errors:
         raise failure(found.errors)
     plan = prepared.sound_plan
-    fingerprint = plan.fingerprint(recipe=prepared.prompts.model_dump(), seed=seed)
+    fingerprint = fingerprint_of(prepared, seed)
     if is_done(folder, fingerprint, plan):
         return Merged(folder, plan, found.warnings)
 
     prepared.fetch(progress)
     work = claim(folder, fingerprint, plan)
     with locked(work):
-        warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress))
+        warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress, taker))
     shutil.rmtree(work)
     return Merged(folder, plan, warnings)
+
+
+def fingerprint_of(prepared: Prepared, seed: int) -> str:
+    """Tell a merge from any other, by its models, its prompts and its options.
+
+    Args:
+        prepared: the recipe.
+        seed: of random routers and of the experts' noise.
+    """
+    return prepared.sound_plan.fingerprint(recipe=prepared.prompts.model_dump(), seed=seed)
 
 
 def _fill(
@@ -152,6 +170,7 @@ def _fill(
     seed: int,
     device: str | None,
     progress: Progress,
+    taker: Taker | None,
 ) -> list[Problem]:
     """Compute, write, verify and finish, in a folder that is claimed; give the warnings.
 
@@ -166,10 +185,15 @@ def _fill(
 
             doubts += doubtful_prompts(prepared, plan)
         computed = compute(prepared, plan, work, seed, device, progress)
-        write_shards(plan, computed, folder, work, seed, progress)
-        verify(plan, folder)
+        write_shards(plan, computed, folder, work, seed, progress, taker)
+        if taker is None:
+            verify(plan, folder)
         check_sources(folder, plan)
-        _finish(prepared, plan, folder, fingerprint, seed)
+        _finish(prepared, plan, folder if taker is None else work / OTHERS, fingerprint, seed, work)
+        if taker:
+            taker.finish(work / OTHERS)
+    except HubError:
+        raise  # what was made is none the worse for it
     except LazyMoEError:
         discard(plan, folder)
         raise
@@ -182,12 +206,12 @@ def _fill(
     return [*doubts, *degenerate(plan, work)]
 
 
-def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int) -> None:
+def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int, work: Path) -> None:
     """Write the other files, the record and config.json last: only they make the folder a finished model."""
     small = {name: s.encode() if isinstance(s, str) else s for name, s in _small_files(prepared, plan)}
     files = {name: seal(len(s), zlib.crc32(s)) for name, s in small.items()}
     for name, _ in plan.shards:
-        files[name] = read_seal(folder / WORK / f"{name}{SEAL}") or seal_of(folder / name)
+        files[name] = read_seal(work / f"{name}{SEAL}") or seal_of(folder / name)
     record = _record(prepared, plan, fingerprint, seed, files)
     for name, content in small.items():
         if name == CONFIG:

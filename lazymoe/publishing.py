@@ -86,19 +86,8 @@ def publish(
     """
     done = open_finished(absolute(folder))
     text = render(done, repo, license=license, template=template)
-    weights, small = _sound_weights(done), _small_files(done)
-    if token is None and (found := find_token()):
-        token = found[0]
-    if not token:
-        remedy = f"Make one with write access at {TOKENS_PAGE}, and {LOGIN}."
-        raise error("hub.token", "token", "there is none", remedy)
-    account(token).check_right(repo)
-
-    upload = Upload(repo, token, private)
-    if set(upload.remote) - {".gitattributes", CARD} and RECORD not in upload.remote:
-        what = "this repository holds something that LazyMoE didn't make"
-        raise error("hub.taken", repo, what, "Choose another name, or empty the repository first.")
-
+    weights, small = _sound_weights(done), small_files(done)
+    upload = open_repository(repo, token, private)
     total, passed, sent = sum(path.stat().st_size for path in weights.values()), 0, 0
     progress("upload", passed, total)
     for name, path in weights.items():
@@ -106,9 +95,45 @@ def publish(
         sent += size if upload.send(name, path) else 0
         passed += size
         progress("upload", passed, total)
-    stale = [name for name in upload.remote if Path(name).match(WEIGHTS) and name not in weights]
-    upload.commit(small | {CARD: text.encode()}, stale, "A mixture of experts by LazyMoE")
+    show(upload, small | {CARD: text.encode()}, set(weights))
     return Published(upload.url, sent)
+
+
+def open_repository(repo: str, token: str | None, private: bool) -> Upload:
+    """Open a repository to write to, or make it.
+
+    Args:
+        repo, token, private: as in `publish`.
+
+    Raises:
+        HubError: as `publish`.
+    """
+    if token is None and (found := find_token()):
+        token = found[0]
+    if not token:
+        remedy = f"Make one with write access at {TOKENS_PAGE}, and {LOGIN}."
+        raise error("hub.token", "token", "there is none", remedy)
+    account(token).check_right(repo)
+    upload = Upload(repo, token, private)
+    if set(upload.remote) - {".gitattributes", CARD} and RECORD not in upload.remote:
+        what = "this repository holds something that LazyMoE didn't make"
+        raise error("hub.taken", repo, what, "Choose another name, or empty the repository first.")
+    return upload
+
+
+def show(upload: Upload, small: dict[str, bytes], weights: set[str]) -> None:
+    """Commit what was sent with the small files, and without weights of before.
+
+    Args:
+        upload: to the repository.
+        small: the small files, name to contents.
+        weights: names of the files of weights.
+
+    Raises:
+        HubError: as `publish`.
+    """
+    stale = [name for name in upload.remote if Path(name).match(WEIGHTS) and name not in weights]
+    upload.commit(small, stale, "A mixture of experts by LazyMoE")
 
 
 def _sound_weights(done: Finished) -> dict[str, Path]:
@@ -140,8 +165,11 @@ def _sound_weights(done: Finished) -> dict[str, Path]:
     return weights
 
 
-def _small_files(done: Finished) -> dict[str, bytes]:
+def small_files(done: Finished) -> dict[str, bytes]:
     """Read the other files. What was looked at is what is sent, even if it changes in between.
+
+    Args:
+        done: the mixture.
 
     Raises:
         OutputError: if one can't be read or is a link, or code isn't LazyMoE's own.

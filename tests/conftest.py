@@ -58,3 +58,20 @@ def transformers_4(request: pytest.FixtureRequest) -> str | None:
     """The Python with transformers 4.57, if one was named."""
     python: str | None = request.config.getoption("--transformers4")
     return python
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def empty_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The Hub, of which nothing that is put there stays, reached in both of the client's ways, without long waits."""
+    import huggingface_hub
+
+    import lazymoe.hub.client
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    monkeypatch.setattr(lazymoe.hub.client, "WAIT", 0.01)
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    before = set(hub.repos)
+    yield hub
+    hub.faults.clear()
+    for name in set(hub.repos) - before:
+        del hub.repos[name]

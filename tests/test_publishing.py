@@ -6,14 +6,11 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hub_server import Hub, User
 
-import lazymoe.hub.client
 from lazymoe import LazyMoEError, merge
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
@@ -30,17 +27,6 @@ def mixture(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     merge(demo_recipe(demo_models, domains(), "random"), out, shard_size=2_200_000)
     assert sorted(p.name for p in out.glob("*.safetensors")) == SHARDS
     return out
-
-
-@pytest.fixture(params=["xet", "lfs"])
-def empty_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The Hub without our repository, reached in both of the client's ways, and without long waits."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
-    monkeypatch.setattr(lazymoe.hub.client, "WAIT", 0.01)
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    yield hub
-    hub.faults.clear()
-    hub.repos.pop(REPO, None)
 
 
 def files(hub: Hub) -> dict[str, bytes]:

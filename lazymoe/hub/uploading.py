@@ -5,6 +5,7 @@ So an upload that breaks off leaves nothing half-made, and the next one sends on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub import errors as hf
+from huggingface_hub.lfs import UploadInfo
 
 from lazymoe.errors import error
 from lazymoe.hub.client import About, ask
@@ -24,6 +26,7 @@ class Upload:
         url: the address of its page.
         private: whether only its owner can see it.
         remote: the files that it has, with the SHA-256 of large ones.
+        sent: of each large file that this upload knows of, its SHA-256 and size.
     """
 
     def __init__(self, repo: str, token: str, private: bool) -> None:
@@ -40,6 +43,7 @@ class Upload:
         """
         self._api, self._repo, self._about = HfApi(token=token), repo, About(repo, "repository", repo)
         self._operations: list[Any] = []
+        self.sent: dict[str, tuple[str, int]] = {}
         found = ask(self._about, self._find)
         if found is None:
             ask(self._about, lambda: self._api.create_repo(repo, private=private, exist_ok=True))
@@ -59,6 +63,24 @@ class Upload:
                 return None
             raise
 
+    def read(self, name: str) -> dict[str, Any]:
+        """Read a JSON file that the repository has; empty if it has none that can be read.
+
+        Args:
+            name: of the file.
+
+        Raises:
+            HubError: if the Hub refuses, can't be reached or keeps failing.
+        """
+        if name not in self.remote:
+            return {}
+        path = ask(self._about, lambda: self._api.hf_hub_download(self._repo, name))
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def send(self, name: str, path: Path) -> bool:
         """Send a large file, unless the repository has it.
 
@@ -73,11 +95,27 @@ class Upload:
             HubError: if the Hub refuses, can't be reached or keeps failing.
         """
         added = CommitOperationAdd(name, path)
-        if self.remote.get(name) == added.upload_info.sha256.hex():
+        self.sent[name] = added.upload_info.sha256.hex(), added.upload_info.size
+        if self.remote.get(name) == self.sent[name][0]:
             return False
         ask(self._about, partial(self._api.preupload_lfs_files, self._repo, [added]))
         self._operations.append(added)
         return True
+
+    def recall(self, name: str, sha256: str, size: int) -> None:
+        """Count on a large file that was sent before, by another process.
+
+        Args:
+            name: what it is called there.
+            sha256, size: of the file.
+        """
+        self.sent[name] = sha256, size
+        if self.remote.get(name) == sha256:
+            return
+        added = CommitOperationAdd(name, b"")
+        added.upload_info = UploadInfo(sha256=bytes.fromhex(sha256), size=size, sample=b"")
+        added._upload_mode, added._is_uploaded = "lfs", True  # as the client leaves it after a file was sent
+        self._operations.append(added)
 
     def commit(self, small: Mapping[str, Path | bytes], gone: Iterable[str], message: str) -> None:
         """Show what was sent, with small files, and without those that are gone.

@@ -79,7 +79,7 @@ def _is_whole(folder: Path, plan: Plan, record: Record) -> bool:
 def _is_sound(folder: Path, name: str, outputs: Sequence[Output], record: Record) -> bool:
     """Tell whether a file of weights is the one that was written."""
     try:
-        _verify_shard(folder / name, outputs)
+        verify_shard(folder / name, outputs)
     except OutputError:
         return False
     return is_unchanged(folder / name, record.files.get(name))
@@ -179,11 +179,15 @@ def verify(plan: Plan, folder: Path) -> None:
         OutputError: if they aren't what was planned.
     """
     for name, outputs in plan.shards:
-        _verify_shard(folder / name, outputs)
+        verify_shard(folder / name, outputs)
 
 
-def _verify_shard(file: Path, outputs: Sequence[Output]) -> None:
+def verify_shard(file: Path, outputs: Sequence[Output]) -> None:
     """Hold the header and the size of one file against the plan.
+
+    Args:
+        file: of weights.
+        outputs: the tensors that it should hold.
 
     Raises:
         OutputError: if it can't be read, or isn't what was planned.

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -41,8 +41,27 @@ AHEAD = 64  # appended pieces that are still to be looked at, at most: blocks st
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # copying in another way would not help
 
 
+class Taker(Protocol):
+    """Takes shards away as they are finished, such as to the Hub."""
+
+    def has(self, name: str) -> bool:
+        """Tell whether it took this one before."""
+
+    def take(self, path: Path, outputs: Sequence[Output]) -> None:
+        """Take a finished one, which holds these tensors."""
+
+    def finish(self, folder: Path) -> None:
+        """Take the other files, which are in this folder, when all weights were taken."""
+
+
 def write_shards(
-    plan: Plan, computed: Mapping[str, TensorInfo], out: Path, partial: Path, seed: int, progress: Progress
+    plan: Plan,
+    computed: Mapping[str, TensorInfo],
+    out: Path,
+    partial: Path,
+    seed: int,
+    progress: Progress,
+    taker: Taker | None = None,
 ) -> None:
     """Write all shards that aren't there yet.
 
@@ -53,6 +72,7 @@ def write_shards(
         partial: a folder on the same disk for what is half-made.
         seed: of the experts' noise.
         progress: told of the bytes done, stage ``write``.
+        taker: is given each shard when it is finished, if anybody is.
 
     Raises:
         SourceError: at the first weight that is NaN or infinite, or where a file ends early.
@@ -61,11 +81,13 @@ def write_shards(
     """
     done = 0
     for name, outputs in plan.shards:
-        kept = partial / f"{name}{SEAL}"
-        if not is_sealed(out / name, read_seal(kept)):
+        kept, taken = partial / f"{name}{SEAL}", taker and taker.has(name)
+        if not taken and not is_sealed(out / name, read_seal(kept)):
             moved = functools.partial(_moved, progress, done, plan.nbytes)
             write_whole(kept, _write_shard(plan, computed, outputs, partial / name, seed, moved))
             settle(partial / name, out / name)
+        if taker and not taken:
+            taker.take(out / name, outputs)
         done += sum(o.nbytes for o in outputs)
         progress("write", done, plan.nbytes)
 

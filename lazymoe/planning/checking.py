@@ -111,18 +111,19 @@ def check(
     return judge(prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle), absolute(folder))
 
 
-def judge(prepared: Prepared, folder: Path) -> Check:
+def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
     """Hold what a prepared recipe takes against what this machine has.
 
     Args:
         prepared: the recipe.
         folder: where the output will go, absolute.
+        stays: whether it stays there; otherwise it goes to the Hub file by file.
     """
     plan, download = prepared.plan, sum(prepared.missing.values())
     errors, warnings = list(prepared.errors), list(prepared.warnings)
     memory_free, memory_merge = psutil.virtual_memory().available, RUNTIME
     if plan:
-        errors += _disk(plan, folder, download)
+        errors += _disk(plan, folder, download, stays)
         memory_merge = merge_memory(prepared.prompts, plan)
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
@@ -161,9 +162,10 @@ def _tensors(path: Path) -> set[str]:
         return set()
 
 
-def _disk(plan: Plan, folder: Path, download: int) -> Iterator[Problem]:
+def _disk(plan: Plan, folder: Path, download: int, stays: bool) -> Iterator[Problem]:
     """Yield where there is no room for the output, or for the downloads where they go."""
-    needs = [(existing(folder), max(0, plan.nbytes + plan.computed_bytes - _written(plan, folder)))]
+    output = plan.nbytes if stays else min(plan.nbytes, 2 * plan.largest_file)  # one is sent while the next is made
+    needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)))]
     needs += [(existing(source.folder), download) for source in plan.sources if source.missing][:1]
     by_disk: dict[int, int] = {}
     for place, n in needs:
@@ -172,4 +174,6 @@ def _disk(plan: Plan, folder: Path, download: int) -> Iterator[Problem]:
         n, free = by_disk.pop(place.stat().st_dev, 0), shutil.disk_usage(place).free
         if n > free:
             what = f"{gigabytes(n)} of disk are needed and {gigabytes(free)} are free"
-            yield Problem("output.no-room", str(place), what, "Free some space, or choose another disk.")
+            spared = plan.nbytes - 2 * plan.largest_file if stays else 0
+            straight = f", or merge straight to the Hub, which takes {gigabytes(spared)} less" if spared > 0 else ""
+            yield Problem("output.no-room", str(place), what, f"Free some space, or choose another disk{straight}.")

@@ -225,6 +225,11 @@ class Plan:
             "run_memory_4bit_bytes": self.bytes_4bit,
         }
 
+    @property
+    def largest_file(self) -> int:
+        """Bytes of the largest file of weights."""
+        return max(sum(o.nbytes for o in outputs) for _, outputs in self.shards)
+
     def fingerprint(self, **settings: Any) -> str:
         """Tell two merges apart by a hash of what goes in, how it is cut, and the settings given. No weight is read.
 

@@ -1,0 +1,163 @@
+"""Merged straight to the Hub: each file of weights goes up while the next is made, so that no disk holds all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from lazymoe.cards.card import render
+from lazymoe.files import absolute, write_whole
+from lazymoe.hub.uploading import Upload
+from lazymoe.merging import carry_out, fingerprint_of
+from lazymoe.output.claims import verify_shard
+from lazymoe.output.folder import CARD, RECORD, WORK, open_finished, readable
+from lazymoe.planning.plan import SHARD_SIZE, Output
+from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.progress import Progress, silent
+from lazymoe.publishing import Published, open_repository, publish, show, small_files
+from lazymoe.recipe.schema import Recipe
+
+TICK = 0.2  # seconds between two looks at whether a file was sent
+
+
+def merge_to_hub(
+    recipe: Recipe | str | os.PathLike[str],
+    repo: str,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    private: bool = False,
+    license: str | None = None,
+    template: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+    allow_pickle: bool = False,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Published:
+    """Make a mixture and put it on the Hub file by file, so that no disk needs to hold all of it.
+
+    Each file of weights goes up, where nobody sees it yet, while the next is made, and leaves the disk; one commit at
+    the end shows them all. If it breaks off, the same call goes on from the last file that was sent.
+
+    Args:
+        recipe, seed, shard_size, allow_pickle, device: as in `lazymoe.merge`.
+        repo, private, license, template, token: as in `publish`. The right to write there is looked at first.
+        folder: for what is half-made; by default one by the repository's name. Nothing of it stays.
+        progress: as in `lazymoe.merge`; and ``upload`` (bytes of weights that were sent).
+
+    Returns:
+        Where it is, and how many bytes of weights were sent.
+
+    Raises:
+        LazyMoEError: as `lazymoe.merge` and `publish`.
+    """
+    prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle)
+    card = {"license": license, "template": template}
+    place = absolute(folder or repo.rpartition("/")[2])
+    return carry_to_hub(prepared, repo, place, private, token, card, seed=seed, device=device, progress=progress)
+
+
+def carry_to_hub(
+    prepared: Prepared,
+    repo: str,
+    folder: Path,
+    private: bool,
+    token: str | None,
+    card: dict[str, Any],
+    *,
+    seed: int,
+    device: str | None,
+    progress: Progress,
+) -> Published:
+    """Put the mixture of a prepared recipe on the Hub file by file.
+
+    Args:
+        prepared: the recipe.
+        repo, private, token: as in `publish`.
+        folder: for what is half-made, absolute.
+        card: license and template of the card, as in `publish`.
+        seed, device, progress: as in `merge_to_hub`.
+
+    Raises:
+        LazyMoEError: as `merge_to_hub`.
+    """
+    fingerprint, upload = fingerprint_of(prepared, seed), open_repository(repo, token, private)
+    if upload.read(RECORD).get("fingerprint") == fingerprint:
+        return Published(upload.url, 0)
+    sender = _Sender(upload, repo, folder / WORK, card, prepared.sound_plan.nbytes, progress)
+    carry_out(prepared, folder, seed=seed, device=device, progress=progress, taker=sender)
+    if not sender.finished:  # the folder holds the whole of it, made before
+        return publish(folder, repo, private=private, token=token, progress=progress, **card)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    return Published(upload.url, sender.nbytes)
+
+
+class _Sender:
+    """Sends files of weights as they are finished, one while the next is made, and deletes them here.
+
+    Attributes:
+        nbytes: how many bytes were sent.
+        finished: whether the mixture is shown on the Hub.
+    """
+
+    def __init__(
+        self, upload: Upload, repo: str, work: Path, card: dict[str, Any], total: int, progress: Progress
+    ) -> None:
+        self._upload, self._repo, self._work, self._card = upload, repo, work, card
+        self._total, self._progress = total, progress
+        self._sending: Future[int] | None = None
+        self._names: set[str] = set()
+        self.nbytes, self.finished = 0, False
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file was sent to this repository before, by what is kept of that."""
+        self._names.add(name)
+        kept = readable(self._sent(name))
+        if kept.get("repo") != self._repo:
+            return False
+        self._upload.recall(name, kept["sha256"], kept["bytes"])
+        return True
+
+    def take(self, path: Path, outputs: Sequence[Output]) -> None:
+        """Send a file, when the one before it has gone."""
+        verify_shard(path, outputs)
+        self._wait()
+        self._sending = Future()
+        Thread(target=self._send, args=(path, self._sending), daemon=True).start()  # which nobody waits for in the end
+
+    def finish(self, folder: Path) -> None:
+        """Show all that was sent, with the small files of a folder."""
+        self._wait()
+        done = open_finished(folder)
+        text = render(done, self._repo, **self._card)
+        show(self._upload, small_files(done) | {CARD: text.encode()}, self._names)
+        self.finished = True
+
+    def _send(self, path: Path, done: Future[int]) -> None:
+        try:
+            size = path.stat().st_size
+            sent = self._upload.send(path.name, path)
+            sha256, _ = self._upload.sent[path.name]
+            write_whole(self._sent(path.name), json.dumps({"repo": self._repo, "sha256": sha256, "bytes": size}))
+            path.unlink()
+            done.set_result(size if sent else 0)
+        except BaseException as e:
+            done.set_exception(e)
+
+    def _wait(self) -> None:
+        while self._sending and not wait([self._sending], TICK).done:
+            self._progress("upload", self.nbytes, self._total)  # a way to stop it
+        if self._sending:
+            self.nbytes += self._sending.result()
+            self._progress("upload", self.nbytes, self._total)
+            self._sending = None
+
+    def _sent(self, name: str) -> Path:
+        return self._work / f"{name}.sent"

@@ -1,0 +1,110 @@
+"""Merged straight to the Hub: the same files as by way of a folder, with two files of weights on the disk at most."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+from small_models import Make, contents, recipe, write_recipe
+
+import lazymoe.hub.client
+from lazymoe import HubError, LazyMoEError, Recipe, merge, merge_to_hub, publish
+from lazymoe.cli import main
+
+SMALL = {"shard_size": 20_000}
+
+
+@pytest.fixture
+def given(make: Make, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.setattr(lazymoe.hub.client, "WAIT", 0.001)
+    return recipe(make("base", seed=1), make("a", seed=2), make("b", seed=3), shared_weights="average")
+
+
+def files(hub: Hub, repo: str) -> dict[str, bytes]:
+    """What a repository has, but the card: that names it."""
+    return {name: hub.read(repo, name) for name in hub.repos[repo].commits[-1].files if name != "README.md"}
+
+
+def test_the_files_are_those_of_a_merge_and_a_publication(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    publish(merge(given, tmp_path / "moe", **SMALL).folder, "writer/by-folder", token="hf_writer")
+    stored = empty_hub.large_bytes()
+    most = 0
+
+    def watch(stage: str, done: int, total: int) -> None:
+        nonlocal most
+        most = max(most, len(list((tmp_path / "work").rglob("model-*.safetensors"))))
+
+    done = merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", progress=watch, **SMALL)
+    assert done.url == f"{empty_hub.url}/writer/straight"
+    assert files(empty_hub, "writer/straight") == files(empty_hub, "writer/by-folder")
+    assert "writer/straight" in empty_hub.read("writer/straight", "README.md").decode()
+    assert len(empty_hub.repos["writer/straight"].commits) == 2  # made, and one that shows everything
+    assert 1 <= most <= 2 and not (tmp_path / "work").exists()
+    assert empty_hub.large_bytes() == stored  # the Hub had these bytes
+
+
+@pytest.mark.parametrize("after", [0.1, 0.4, 0.7, 1.0])
+def test_it_goes_on_from_the_last_file_that_was_sent(
+    after: float, empty_hub: Hub, given: Recipe, tmp_path: Path
+) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done >= after * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", progress=stop, **SMALL)
+    assert set(files(empty_hub, "writer/straight")) == {".gitattributes"}  # nothing is shown yet
+    merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
+    weights = sum(len(data) for name, data in files(empty_hub, "writer/straight").items() if "safetensors" in name)
+    assert empty_hub.large_bytes() <= weights  # none of them twice
+    publish(merge(given, tmp_path / "moe", **SMALL).folder, "writer/by-folder", token="hf_writer")
+    assert files(empty_hub, "writer/straight") == files(empty_hub, "writer/by-folder")
+
+
+@pytest.mark.parametrize("pattern", ["POST .*/commit/", "POST .*/preupload/", "/lfs/|xet-write-token"])
+def test_what_fails_at_the_hub_loses_nothing(pattern: str, empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    empty_hub.fault(pattern, 503, math.inf, 0)
+    with pytest.raises(HubError):
+        merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
+    assert (tmp_path / "work" / ".lazymoe" / "lazymoe.json").is_file()
+    empty_hub.faults.clear()
+    merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
+    assert "config.json" in files(empty_hub, "writer/straight") and not (tmp_path / "work").exists()
+
+
+def test_what_is_there_already_is_left_alone(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
+    commits = len(empty_hub.repos["writer/straight"].commits)
+    assert merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL).sent == 0
+    assert len(empty_hub.repos["writer/straight"].commits) == commits and not (tmp_path / "work").exists()
+    changed = given.with_fields(experts_per_token=1)
+    merge_to_hub(changed, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
+    assert b'"num_experts_per_tok": 1' in empty_hub.read("writer/straight", "config.json")
+
+
+def test_a_finished_folder_is_published(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    moe = merge(given, tmp_path / "moe", **SMALL).folder
+    before = contents(moe)
+    merge_to_hub(given, "writer/straight", moe, token="hf_writer", **SMALL)
+    assert contents(moe) == before and "config.json" in files(empty_hub, "writer/straight")
+
+
+def test_the_right_to_write_is_looked_at_first(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    for token, words in (("hf_reader", "it may only read"), ("hf_you", "'writer' is not you")):
+        with pytest.raises(LazyMoEError, match=words):
+            merge_to_hub(given, "writer/straight", tmp_path / "work", token=token, **SMALL)
+    assert not (tmp_path / "work").exists()
+
+
+def test_on_the_command_line(
+    empty_hub: Hub, given: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    write_recipe(tmp_path / "recipe.yaml", given)
+    assert main(["merge", "recipe.yaml", "--to", "writer/straight", "--shard-size", "20kB"]) == 0
+    assert f"{empty_hub.url}/writer/straight holds it." in capsys.readouterr().out
+    assert not (tmp_path / "straight").exists()
+    assert main(["merge", "recipe.yaml"]) == 2 and "Name a folder" in capsys.readouterr().err
