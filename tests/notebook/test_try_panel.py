@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets as w
@@ -208,20 +209,17 @@ def test_a_model_that_is_gone_is_told_and_the_others_answer(
 
 
 def test_one_model_at_a_time(session: Session) -> None:
+    """While one panel is at work with a model, the other loads none."""
+    busy: Any = SimpleNamespace(goes_on=True)
     chat = Chat()
-    comparison = Comparison(chat)
-    chat.rival = comparison.work
-    comparison.offer(session.merged)
-    said = comparison._draw
-
-    def ask_meanwhile(stage: str, done: int, total: int) -> None:
-        said(stage, done, total)
-        chat.work.begin(chat._asked())
-
-    comparison.work._show = ask_meanwhile
-    chat.question.value = "The name"
-    enter(comparison.question, "The name")
+    chat.rival = busy
+    enter(chat.question, "The name")
     assert "one model" in chat.told.value and chat.loaded is None and not chat.messages
+    comparison = Comparison(chat)
+    comparison.offer(session.merged)
+    chat.work = busy
+    enter(comparison.question, "The name")
+    assert "one model" in comparison.told.value and not comparison.columns
 
 
 def test_typing_in_the_recipe_forgets_no_talk(session: Session) -> None:
