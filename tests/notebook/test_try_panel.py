@@ -222,6 +222,18 @@ def test_one_model_at_a_time(session: Session) -> None:
     assert "one model" in comparison.told.value and not comparison.columns
 
 
+def test_a_comparison_can_be_stopped_and_begun_anew(session: Session) -> None:
+    comparison = Comparison(Chat())
+    comparison.offer(session.merged)
+    draw = comparison.work._show
+    comparison.work._show = lambda *progress: comparison.work.stop()
+    enter(comparison.question, "The name")
+    assert "Stopped. Press Compare to begin anew." in comparison.told.value and len(comparison.columns) < 3
+    comparison.work._show = draw
+    enter(comparison.question, "The name")
+    assert len(comparison.columns) == 3 and all(column.text for column in comparison.columns)
+
+
 def test_typing_in_the_recipe_forgets_no_talk(session: Session) -> None:
     panel = try_it()
     log = next(widget for widget in below(panel) if "lazymoe-log" in widget._dom_classes)
