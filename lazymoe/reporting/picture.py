@@ -31,7 +31,7 @@ def draw(names: Sequence[str], first: Sequence[Sequence[Sequence[float]]], dark:
     shares, load = np.array(first).mean(0), np.array(first).mean(1)  # [D, E], [L, E]
     short = [_short(name) for name in names]
     figure = Figure(figsize=(7.6, 3.4 + 0.62 * n), dpi=110, facecolor=theme["page"], layout="constrained")
-    figure.suptitle(sentence(names, shares), color=theme["ink"], fontsize=11, weight="bold", x=0.01, ha="left",
+    figure.suptitle(sentence(names, shares), color=theme["ink"], fontsize=9.5, weight="bold", x=0.01, ha="left",
                     parse_math=False)  # fmt: skip
     above, below = figure.subplots(2, 1, height_ratios=[0.8 + 0.4 * n, 0.5 + 0.2 * n])
     _map(above, shares, theme)
