@@ -1,4 +1,4 @@
-"""The mixture in memory, to chat with: in 4 bit where there is a CUDA GPU, as it is otherwise.
+"""The mixture in memory, to chat with, or one of its models: in 4 bit where there is a CUDA GPU, as it is otherwise.
 
 transformers 5 keeps the experts of a layer in one tensor and quantizes only what is `nn.Linear`: with its own
 ``load_in_4bit`` the experts, nearly all of the weights, would stay in 16 bit, and a 2x7B wouldn't fit a T4. So here
@@ -12,21 +12,24 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.checkpoint.source import Source
-from lazymoe.forward.stream import own_buffers
-from lazymoe.output.folder import CONFIG, open_finished, trusted
+from lazymoe.checkpoint.source import GENERATION, Source
+from lazymoe.errors import error
+from lazymoe.forward.stream import own_buffers, settled_config
+from lazymoe.output.folder import CONFIG, open_finished, readable, trusted
 
 EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for each expert
-LEADING = (  # keys of a config.json that no mixture has, and that lead transformers to kernels, packages or other files
+LEADING = (  # keys of a config.json that no model here needs, that lead transformers to kernels, packages, other files
     "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
     "quantization_config", "transformers_weights",
 )  # fmt: skip
@@ -89,19 +92,63 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
+def load_dense(source: Source, dtype: torch.dtype) -> Any:
+    """Load a model of a recipe, however its weights are stored: in 4 bit where a mixture would be, in dtype otherwise.
+
+    Args:
+        source: the model; its weights must be on the disk.
+        dtype: of the weights where there is no CUDA GPU.
+
+    Raises:
+        SourceError: if transformers can't make a model of its config, or it lacks weights.
+    """
+    config = settled_config(replace(source, config={k: v for k, v in source.config.items() if k not in LEADING}))
+    if torch.cuda.is_available() and _fours():
+        model = quantized(source, config, "cuda", torch.float16)
+    else:
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        state = {name: source.load(name).to(dtype) for name in source.tensors}
+        model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
+        if missing := sorted(info["missing_keys"]):
+            what = f"it lacks '{missing[0]}', which a model of its config.json has"
+            raise error("source.incomplete", source.reference, what, "Download it again.")
+        model = model.to("cuda", torch.float16) if torch.cuda.is_available() else model
+    ends = readable(source.folder / GENERATION).get("eos_token_id")
+    if isinstance(ends, int) or (isinstance(ends, list) and all(isinstance(end, int) for end in ends)):
+        model.generation_config.eos_token_id = ends
+    return model.eval()
+
+
+def _fours() -> bool:
+    """Tell whether a dense model can be quantized here."""
+    return int(transformers_version.split(".")[0]) >= 5 and find_spec("bitsandbytes") is not None
+
+
 def load_4bit(folder: Path, device: str, dtype: torch.dtype) -> Any:
     """Load a mixture of a class of transformers 5, the matrices of its layers in NF4 but for the routers'.
-
-    Takes memory for the result and two layers in dtype. NF4: https://arxiv.org/abs/2305.14314
 
     Args:
         folder: the mixture's.
         device: where it goes, as torch names it.
         dtype: of the rest.
     """
+    return quantized(open_folder(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False), device, dtype)
+
+
+@torch.no_grad()
+def quantized(source: Source, config: Any, device: str, dtype: torch.dtype) -> Any:
+    """Load a model of a class of transformers 5, the matrices of its layers in NF4 but for routers'.
+
+    Takes memory for the result and two layers in dtype. NF4: https://arxiv.org/abs/2305.14314
+
+    Args:
+        source: the model; its weights must be on the disk.
+        config: of it, as transformers has it.
+        device: where it goes, as torch names it.
+        dtype: of the rest.
+    """
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
-    source, config = open_folder(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     for name, module in list(model.model.named_children()):

@@ -21,7 +21,7 @@ from transformers import __version__ as transformers_version
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.errors import error
+from lazymoe.errors import LazyMoEError, error
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 # the layer's own module, and what the tokens of all batches give it [N, H]: what comes of them [N, H]
@@ -166,13 +166,36 @@ def _promised(source: Weights, name: str) -> Tensor:
         raise error("source.incomplete", source.folder, what, "Mend its config.json, or download it again.") from None
 
 
-def _skeleton(source: Weights, device: str) -> Any:
-    """Make the model's decoder without weights; only what it computes for itself (rotary tables) is real."""
+def settled_config(source: Weights) -> Any:
+    """Make transformers' config of a dense model, from its completed config.json.
+
+    Args:
+        source: the model.
+
+    Raises:
+        SourceError: if transformers can't.
+    """
     given = {key: copy.deepcopy(value) for key, value in source.config.items() if key not in ("windows", "auto_map")}
     if given["model_type"] == "mistral" and given.get("layer_types"):
         given["model_type"] = "ministral"  # what transformers 5 takes such a model for
     try:
-        config = CONFIG_MAPPING[given["model_type"]].from_dict(given)
+        return CONFIG_MAPPING[given["model_type"]].from_dict(given)
+    except Exception as e:  # whatever its values make the class raise, or a transformers that is too old
+        raise _unmade(source, e) from None
+
+
+def _unmade(source: Weights, e: Exception) -> LazyMoEError:
+    """Say in one line why transformers can't make a model of a config."""
+    why = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
+    kind = source.config["model_type"]
+    what = f"transformers {transformers_version} can't make a {kind} of its config.json ({why})"
+    return error("source.config", source.folder, what, "Mend it, or use a newer transformers.")
+
+
+def _skeleton(source: Weights, device: str) -> Any:
+    """Make the model's decoder without weights; only what it computes for itself (rotary tables) is real."""
+    config = settled_config(source)
+    try:
         config.use_cache = False
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -182,10 +205,8 @@ def _skeleton(source: Weights, device: str) -> Any:
         for name, module in list(decoder.named_children()):
             if name.startswith("rotary_emb"):
                 setattr(decoder, name, type(module)(config=config).to(device))
-    except Exception as e:  # whatever a config's values make the class raise, or a transformers that is too old
-        why = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
-        what = f"transformers {transformers_version} can't make a {given['model_type']} of its config.json ({why})"
-        raise error("source.config", source.folder, what, "Mend it, or use a newer transformers.") from None
+    except Exception as e:  # whatever a config's values make the class raise
+        raise _unmade(source, e) from None
     own_buffers(decoder, decoder.embed_tokens, device)
     return decoder.eval()
 

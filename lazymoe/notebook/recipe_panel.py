@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import PICTURES
+from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.review import review
 from lazymoe.recipe.schema import SIDES, Recipe
 from lazymoe.recipe.yaml_text import parse, write
@@ -73,16 +75,25 @@ class ExpertRow:
         more = w.Accordion([w.VBox([part for key, field in hidden for part in (field, self.messages[key])])])
         more.set_title(0, "More")
         more.selected_index = None
-        self.title = w.HTML(layout=w.Layout(flex="1 1 auto"))
-        buttons = [ui.button(sign, name, partial(act, name, self), width="40px")
-                   for sign, name in (("↑", "up"), ("↓", "down"), ("✕", "remove"))]  # fmt: skip
-        for one, tip in zip(buttons, ("Move up", "Move down", "Remove this expert"), strict=True):
-            one.tooltip = tip
-        self.box = ui.card(w.HBox([self.title, *buttons]), self.model, self.messages["source_model"], self.positive,
+        self.title, self.name = w.HTML(), w.HTML(layout=w.Layout(flex="1 1 0", min_width="0"))
+        labels = {"up": "Move up", "down": "Move down", "remove": "Remove this expert"}  # panel.css shows signs instead
+        buttons = [ui.button(label, name, partial(act, name, self), width="40px") for name, label in labels.items()]
+        for one in buttons:
+            one.tooltip = one.description
+        head = w.HBox([self.title, self.name, *buttons])
+        head.add_class("lazymoe-head")
+        self.box = ui.card(head, self.model, self.messages["source_model"], self.positive,
                            self.messages["positive_prompts"], more)  # fmt: skip
         self.box.add_class("lazymoe-expert")
+        self.model.observe(lambda _: self._call(), "value")
+        self._call()
         for widget in (self.model, self.positive, self.negative, self.residual, self.noise):
             widget.observe(lambda _: changed(), "value")
+
+    def _call(self) -> None:
+        """Show the model's short name beside the expert's number."""
+        short = Reference.parse(self.model.value.strip()).short_name
+        self.name.value = f"<b>· {html.escape(short)}</b>" if short else ""
 
     def data(self) -> dict[str, Any]:
         """Give what the recipe says of this expert, field to value."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,7 +173,7 @@ def trace(folder: str | os.PathLike[str], text: str, device: str | None = None) 
         experts[layer] = chosen[len(start) :, 0].tolist()
 
     run(plan, open_folder(path), [torch.tensor([start + ids])], device, seen)
-    words = _cut(text, read["offset_mapping"]) if tokenizer.is_fast else [tokenizer.decode([i]) for i in ids]
+    words = _cut(text, read["offset_mapping"]) if tokenizer.is_fast else _decoded(tokenizer, ids)
     return words[: len(ids)], experts
 
 
@@ -184,6 +185,17 @@ def _cut(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
         stop = len(text) if i + 1 == len(spans) else max(done, min(end, spans[i + 1][0]))
         words.append(text[done:stop])
         done = stop
+    return words
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Write tokens as text, one by one, where the tokenizer doesn't tell their places."""
+    words, done = [], ""
+    for i in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:i])
+        whole = text.rstrip("\ufffd") if i < len(ids) else text  # a character's first bytes wait for its last
+        words.append(whole[len(done) :])
+        done = whole if len(whole) > len(done) else done
     return words
 
 

@@ -101,7 +101,7 @@ class Report:
             return False
         write_whole(folder / REPORT, json.dumps(self.to_dict(), indent=2) + "\n")
         for name, dark in PICTURES.items():
-            write_whole(folder / name, draw(self.names, self.mean_shares, self.load, self.top_k, dark))
+            write_whole(folder / name, draw(self.names, self.first or self.shares, dark))
         return True
 
     def __str__(self) -> str:

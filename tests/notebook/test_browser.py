@@ -31,6 +31,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lazymoe.demonstration.models import MODEL, domains, save
+from lazymoe.demonstration.story import demo_recipe
 from lazymoe.merging import merge
 from lazymoe.notebook.recipe_panel import DEMO
 from lazymoe.notebook.session import FILE
@@ -472,6 +473,36 @@ def test_a_merge_can_be_stopped(open_lab: Open, python: str, hub: Hub, demo_mode
     merge(recipe, tmp_path / "whole")
     weights = "model-00001-of-00001.safetensors"
     assert (tmp_path / "work" / "stopped" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_a_mixture_is_tried_with_the_keyboard(
+    open_lab: Open, python: str, demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Enter asks, in the chat and for a comparison; and in a narrow column all of it has room."""
+    recipe = demo_recipe(demo_models, domains(), "fit")
+    merge(recipe, tmp_path / "work" / "merged")
+    with open_lab(python=python, session={"yaml": recipe.to_yaml(), "name": "merged"}, width=480, height=2400) as lab:
+        lab.run_all()
+        lab.at("chat-message").locator("input").fill("What is a statement?")
+        lab.page.keyboard.press("Enter")
+        expect(lab.at("said").filter(has_text="Mixture:")).to_be_visible(timeout=60_000)
+        expect(lab.at("chat-message").locator("input")).to_have_value("")
+        expect(lab.at("chat-stop")).not_to_be_visible(timeout=60_000)
+        lab.at("compare-expert").locator("select").select_option("2 · english")
+        lab.at("compare-question").locator("input").fill("The name of the object")
+        lab.page.keyboard.press("Enter")
+        expect(lab.at("answer").nth(2).locator("footer")).to_contain_text(" s.", timeout=60_000)
+        assert lab.at("answer").locator("small").all_inner_texts() == ["base", "english", "merged"]
+        lab.at("try-text").locator("textarea").fill("a 🧩 puzzle: naïve " + "x" * 60)
+        lab.at("route-button").focus()
+        lab.page.keyboard.press("Enter")
+        expect(lab.at("token-of-text").filter(has_text="🧩")).to_be_visible(timeout=30_000)
+        for fold in lab.at("try").locator("summary").all():
+            fold.click()
+        expect(lab.at("map")).to_be_visible()
+        lab.shoot(request, "try", "narrow")
+        inside = lab.at("try").first.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+        assert inside and not lab.errors
 
 
 @pytest.mark.slow

@@ -23,9 +23,9 @@ from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 from lazymoe.merging import merge as merge_recipe
 from lazymoe.notebook import merge as merge_panel
+from lazymoe.notebook.chat import Chat
 from lazymoe.notebook.recipe_panel import Form
 from lazymoe.notebook.session import SESSION, Session
-from lazymoe.notebook.try_panel import Chat
 from lazymoe.notebook.ui import Messages
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.claims import claim, locked

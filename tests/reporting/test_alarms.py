@@ -13,7 +13,7 @@ import pytest
 from lazymoe import LazyMoEError, card
 from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
-from lazymoe.reporting.measuring import _cut, read_texts, report, trace
+from lazymoe.reporting.measuring import _cut, _decoded, read_texts, report, trace
 from lazymoe.reporting.report import Report
 
 NAMES = ["python", "english", "unicode", "bytecode"]
@@ -167,3 +167,12 @@ def test_cutting() -> None:
     assert _cut("a bc", [(0, 1), (2, 3), (3, 4)]) == ["a", " b", "c"]
     assert _cut("x\U0001f9e9y", [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]) == ["x", "", "", "\U0001f9e9", "y"]
     assert _cut(" a ", [(1, 2)]) == [" a "]
+
+
+def test_tokens_without_places_are_decoded_to_whole_characters() -> None:
+    class Bytes:
+        def decode(self, ids: list[int]) -> str:
+            return bytes(ids).decode(errors="replace")
+
+    text = "né🧩!"
+    assert _decoded(Bytes(), list(text.encode())) == ["n", "", "é", "", "", "", "🧩", "!"]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.image import imread
 
-from lazymoe.reporting.picture import COLOURS, draw
+from lazymoe.reporting.picture import COLOURS, DARK, LIGHT, draw, sentence
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -18,8 +18,9 @@ def pixels(png: bytes) -> np.ndarray:
     return imread(io.BytesIO(png))[..., :3]
 
 
-def drawn(names: list[str], shares: list[list[float]], top_k: int = 1, dark: bool = False) -> np.ndarray:
-    return pixels(draw(names, shares, shares, top_k, dark))
+def drawn(names: list[str], shares: list[list[float]], dark: bool = False) -> np.ndarray:
+    """The picture of one layer."""
+    return pixels(draw(names, [shares], dark))
 
 
 def area(picture: np.ndarray, share: float) -> float:
@@ -33,9 +34,31 @@ def test_colours_are_the_shares() -> None:
     assert area(picture, 0.5) < 0.001
 
 
-def test_half_of_the_choices_are_all_where_each_token_has_two() -> None:
-    picture = drawn(["a", "b"], [[0.5, 0.5], [0.5, 0.5]], top_k=2)
-    assert area(picture, 1.0) > 0.1 and area(picture, 0.5) < 0.001
+def test_layers_are_averaged_above_and_domains_below() -> None:
+    picture = pixels(draw(["a", "b"], [[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]))
+    half = pixels(draw(["a", "b"], [[[0.5, 0.5], [0.5, 0.5]]] * 2))
+    assert area(picture, 0.5) > 0.1 and area(picture, 1.0) > 0.05 and area(picture, 0.0) > 0.05
+    assert area(half, 0.5) > 0.2
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("experts", [2, 4, 8, 12])
+def test_the_diagonal_is_framed_in_ink(experts: int, dark: bool) -> None:
+    """Around each of its cells, whatever their colour, and around no other."""
+    theme = DARK if dark else LIGHT
+    ink = np.array([int(theme["ink"][i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    picture = drawn([str(i) for i in range(experts)], np.eye(experts).tolist(), dark)
+    lines = (np.abs(picture - ink).max(-1) < 0.02).sum(0)  # pixels of ink in each column
+    cell = 0.62 * picture.shape[1] / experts
+    framed = int((lines > 0.3 * cell * picture.shape[0] / picture.shape[1]).sum())
+    assert framed >= experts + 1
+
+
+def test_it_says_the_mean_and_the_worst() -> None:
+    shares = np.array([[0.9, 0.1, 0.0], [0.3, 0.52, 0.18], [0.0, 0.0, 1.0]])
+    said = "81% of the tokens go to their own expert first; german has the least, 52%"
+    assert sentence(["code", "german", "maths"], shares) == said
+    assert sentence(["code"], np.ones((1, 1))) == "100% of the tokens go to their own expert first"
 
 
 def test_it_is_for_a_light_page_or_a_dark_one() -> None:
@@ -57,4 +80,4 @@ def test_no_name_breaks_it(name: str) -> None:
 
 
 def test_equal_figures_give_equal_bytes() -> None:
-    assert draw(["a"], [[1.0]], [[1.0]], 1) == draw(["a"], [[1.0]], [[1.0]], 1)
+    assert draw(["a"], [[[1.0]]]) == draw(["a"], [[[1.0]]])
