@@ -104,9 +104,11 @@ class Chat:
         with self.told.guard("Press Send again."):
             if self.loaded is None:
                 self.told.show("note", "Loading the mixture …")
-                from lazymoe.forward.loading import load
+                import torch
 
-                self.loaded = load(SESSION.merged)
+                from lazymoe import load
+
+                self.loaded = load(SESSION.merged, bits=4 if torch.cuda.is_available() else None)
             self.told.value = ""
             self.question.value = ""
             self.messages.append({"role": "user", "content": question})
