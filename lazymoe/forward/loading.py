@@ -69,7 +69,7 @@ def load(
             raise error("input.memory", "device", f"'{place}' has too little memory for it", remedy) from None
         except (ValueError, OSError, LookupError, RuntimeError) as e:
             what = f"transformers {transformers_version} can't load it ({e or type(e).__name__})"
-            remedy = "It needs transformers 5 or newer." if done.host.since == "5" else "Merge again, of models that it loads."
+            remedy = f"Merge again, of models that it loads; a {done.host.name} needs {done.host.since} or newer."
             raise error("output.damaged", done.folder, what, remedy) from e
 
 

@@ -29,7 +29,6 @@ from lazymoe.errors import error
 from lazymoe.forward.stream import own_buffers
 from lazymoe.progress import Progress, silent
 
-EXPERTS = ("gate_up_proj", "down_proj")  # parameters that hold a matrix for each expert, [E, N, K]
 ATTENTION = ("self_attn", "conv")  # modules of a layer that every token passes
 OLDEST = (0, 50)  # bitsandbytes with 4 bit in blocks of 32 on every device
 AT_ONCE = 1 << 22  # weights that are packed at a time: on a CPU that takes 16 bytes for each
@@ -173,9 +172,9 @@ def _pack_own(module: nn.Module, bits: int, experts: int) -> None:
     stay as they are."""
     if isinstance(module, nn.Linear) and module.out_features > experts:
         pack(module, bits)
-    for name in EXPERTS:
-        if name in module._parameters:
-            linears = [_linear(matrix) for matrix in getattr(module, name)]
+    for name, parameter in list(module._parameters.items()):
+        if parameter is not None and parameter.dim() == 3 and len(parameter) == experts:  # [E, N, K]
+            linears = [_linear(matrix) for matrix in parameter.data]
             delattr(module, name)
             for linear in linears:
                 pack(linear, bits)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,14 @@ import transformers
 from small_models import Make, recipe
 from transformers import AutoModelForCausalLM
 
-from lazymoe import load, merge
+import lazymoe
+from lazymoe import merge
 from lazymoe.architectures.records import Host
 from lazymoe.architectures.registry import HOSTS
 from lazymoe.forward.packing import AT_ONCE, load_packed, pack
 
 ROUTERS = ("gate", "router", "conv")  # and the kernels of LFM2's convolutions
+SPARED = ("norm", "bias", "router.", "gate.weight")
 WIDE = {"hidden_size": 128, "intermediate_size": 256}  # so that nearly all of it is in the layers
 # LFM2 makes two thirds of it. Weights larger than these leave nothing of the embeddings in the last states: these are
 # products then of what all the matrices say, and in LFM2's convolutions of three of them, each a tenth off in 4 bit.
@@ -45,7 +47,7 @@ def test_every_matrix_of_a_layer_is_packed(family: Host, tied: bool, make: Make,
     for bits, alike in ((4, 0.95), (8, 0.997)):
         model = load_packed(folder, bits, "cpu", torch.float32, trust=trust)
         for name, parameter in model.model.layers.named_parameters():
-            spared = name.split(".")[-2] in ROUTERS or any(p in name for p in ("norm", "bias", "router.", "gate.weight"))
+            spared = name.split(".")[-2] in ROUTERS or any(part in name for part in SPARED)
             assert (parameter.dtype == torch.uint8) != spared, name
         stored = sum(p.nbytes for p in model.model.layers.parameters())
         assert stored < whole.num_parameters() * 4 * bits / 22
@@ -71,7 +73,37 @@ def test_a_matrix_of_any_shape_comes_back(shape: tuple[int, int]) -> None:
     assert packed.numel() == -(-weight.numel() // 2)
 
 
-def test_progress_counts_the_layers(make: Make, tmp_path: Path) -> None:
-    folder, told = made(HOSTS[0], make, tmp_path), []
-    load(folder, bits=4, device="cpu", progress=lambda *told_of: told.append(told_of))
-    assert told == [("load", 0, 2), ("load", 1, 2), ("load", 2, 2)]
+IN_4 = """
+import sys
+sys.path.append(sys.argv[1])  # what LazyMoE needs, if it isn't here
+import torch, transformers
+from pathlib import Path
+from lazymoe.forward.packing import load_packed
+assert transformers.__version__.startswith("4.")
+ids = torch.arange(2, 42)[None]
+for name in sys.argv[2:]:
+    folder, trust = Path(name), any(Path(name).glob("*.py"))
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust)
+    model = load_packed(folder, 4, "cpu", torch.float32, trust=trust)
+    stored = sum(p.nbytes for p in model.model.layers.parameters())
+    assert stored < whole.num_parameters() * 4 / 5.5, name
+    with torch.no_grad():
+        near, exact = model(ids).logits.flatten(), whole(ids).logits.flatten()
+    assert torch.cosine_similarity(near, exact, dim=0) > 0.95, name
+"""
+
+
+def test_transformers_4_does_it_too(make: Make, tmp_path: Path, transformers_4: str | None) -> None:
+    if not transformers_4:
+        pytest.skip("no --transformers4")
+    folders = []
+    for family in HOSTS:
+        if family.since != "5":
+            (tmp_path / family.name).mkdir()
+            folders.append(made(family, make, tmp_path / family.name))
+    root, packages = str(Path(lazymoe.__file__).parents[1]), str(Path(torch.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(
+        [transformers_4, "-c", IN_4, packages, *folders], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
