@@ -34,10 +34,14 @@ from lazymoe.recipe.reference import Reference  # noqa: E402
 from lazymoe.units import gigabytes  # noqa: E402
 
 PEAK = """
-import resource, sys, bitsandbytes, torch, lazymoe.forward.loading
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import re, sys, bitsandbytes, lazymoe.forward.loading
+
+def peak():  # of this program alone, as getrusage's isn't
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+before = peak()
 loaded = lazymoe.load(sys.argv[1], bits=int(sys.argv[2]) or None, device="cpu")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 FACTORS = (1.0, 0.95, 0.9, 0.85)  # of a block's largest weight: the scales that a search tries
 Packed = tuple[Tensor, float]  # what is left of a matrix, and the bits that a weight took
