@@ -31,7 +31,8 @@ from lazymoe.progress import Progress, silent
 
 ATTENTION = ("self_attn", "conv")  # modules of a layer that every token passes
 OLDEST = (0, 50)  # bitsandbytes with 4 bit in blocks of 32 on every device
-AT_ONCE = 1 << 22  # weights that are packed at a time: on a CPU that takes 16 bytes for each
+BLOCK = 32  # weights that have a scale in common; half of what bitsandbytes takes by itself
+AT_ONCE = 1 << 18  # weights that are packed at a time, whole blocks: on a CPU that takes 20 bytes for each
 
 
 class Unpack(nn.Module):
@@ -91,12 +92,16 @@ def pack(linear: nn.Linear, bits: int) -> None:
 
 def _pack_4bit(functional: Any, weight: Tensor) -> tuple[Tensor, Any]:
     """Pack a matrix ``[N, K]`` in NF4, with the scales of its blocks in 8 bit."""
-    rows = 64 * max(1, AT_ONCE // (64 * weight.shape[1]))  # whole blocks
-    parts = [functional.quantize_4bit(part, blocksize=32, quant_type="nf4") for part in weight.split(rows)]
-    state, scales = parts[0][1], torch.cat([state.absmax for _, state in parts])
+    packed = torch.empty(-(-weight.numel() // 2), 1, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(-(-weight.numel() // BLOCK), device=weight.device)
+    flat = weight.flatten()
+    for start in range(0, len(flat), AT_ONCE):
+        part, state = functional.quantize_4bit(flat[start : start + AT_ONCE], blocksize=BLOCK, quant_type="nf4")
+        packed[start // 2 :][: len(part)] = part
+        scales[start // BLOCK :][: len(state.absmax)] = state.absmax
     state.shape, state.offset, state.nested = weight.shape, scales.mean(), True
     state.absmax, state.state2 = functional.quantize_blockwise(scales - state.offset, blocksize=256)
-    return torch.cat([packed for packed, _ in parts]), state
+    return packed, state
 
 
 def _bitsandbytes() -> Any:
