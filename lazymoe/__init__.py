@@ -7,7 +7,8 @@ The functions do what the commands of the same names do::
     print(lazymoe.report("my-moe"))
     lazymoe.publish("my-moe", "you/my-moe")
 
-All of them raise `LazyMoEError` for what a user can mend; its subclasses and `Problem` say what kind of thing that is.
+`load("my-moe", bits=4)` gives the model and its tokenizer, in little memory. All of them raise `LazyMoEError` for what
+a user can mend; its subclasses and `Problem` say what kind of thing that is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lazymoe.cards.card import card
     from lazymoe.demonstration.story import Demo, demo
     from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
+    from lazymoe.forward.loading import load
     from lazymoe.merging import Merged, merge
     from lazymoe.planning.checking import Check, check
     from lazymoe.publishing import Published, publish
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Check", "Demo", "Expert", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published", "Recipe",
-    "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "merge", "merge_to_hub",
+    "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "load", "merge",
+    "merge_to_hub",
     "publish", "report",
 ]  # fmt: skip
 
@@ -40,6 +43,7 @@ _HOMES = {
     "lazymoe.cards.card": ("card",),
     "lazymoe.demonstration.story": ("Demo", "demo"),
     "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
+    "lazymoe.forward.loading": ("load",),
     "lazymoe.merging": ("Merged", "merge"),
     "lazymoe.planning.checking": ("Check", "check"),
     "lazymoe.publishing": ("Published", "publish"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
 
 def billions(parameters: int) -> str:
     """Spell a number of parameters: ``24.2B``, or ``375.0M`` where there are fewer than a billion.
@@ -31,6 +33,15 @@ def counted(n: int, word: str) -> str:
         word: for one of them.
     """
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def in_words(n: int) -> str:
+    """Spell a number as in a sentence: in words up to twelve.
+
+    Args:
+        n: the number, at least 0.
+    """
+    return WORDS[n] if n < len(WORDS) else str(n)
 
 
 def spell_layers(layers: Sequence[int], of: int) -> str:

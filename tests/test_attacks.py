@@ -677,7 +677,7 @@ TEXTS = {
     ),
     "HTML is a model's name, licence and prompt": Row(
         lambda s: card_of(s, source_model="<script>x</script>", license="<img src=x>", positive_prompts=["<a href=x>"]),
-        carded, holds=lambda s: not re.search(r"<(script|img|a)\b", carded(s).split("## Configuration")[0]),
+        carded, holds=lambda s: not re.search(r"<(script|img|a)\b", carded(s).split("## Make your own")[0]),
     ),
     "a licence goes on with front matter of its own": Row(
         lambda s: card_of(s, license="mit\ninference: true\ntags: [x]\n---\n"), carded, holds=front_matter

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+from importlib import metadata
 from typing import Any
 
-from lazymoe.architectures.records import Host
-from lazymoe.cards.escaping import fence, link, on_hub, python, text
+from lazymoe.cards.escaping import fence, link, on_hub, python, shell, text
 from lazymoe.cards.license import KNOWN, License, strictest
 from lazymoe.cards.naming import spell, without_places
 from lazymoe.data import folder as data
 from lazymoe.errors import error
 from lazymoe.files import absolute
-from lazymoe.output.folder import PICTURE, Finished, open_finished
+from lazymoe.output.folder import PICTURE, Finished, Record, open_finished
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.secrets import REMEDY, TOKEN, WHAT
-from lazymoe.units import billions, gigabytes
+from lazymoe.units import billions, gigabytes, in_words
 
 TEMPLATE = "model_card.md.jinja"
 LANGUAGE = re.compile(r"[a-z]{2,3}")  # ISO 639
@@ -107,10 +107,18 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"text": text, "link": link, "fence": fence, "python": python}
+    environment.filters |= {
+        "text": text,
+        "link": link,
+        "fence": fence,
+        "python": python,
+        "shell": shell,
+        "in_words": in_words,
+    }
     known = _known(done, chosen) | {
         "title": repo.rpartition("/")[2] if repo else done.folder.name,
         "repo": repo or place,
+        "on_hub": bool(repo),
     }
     try:
         written = environment.get_template(path.name).render(known)
@@ -133,7 +141,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "shared_experts": experts[routed:],
         "host": done.host,
         "trust": ", trust_remote_code=True" if done.host.code else "",
-        "four_bit": _four_bit(done.host),
+        "address": _address(),
         "base": spell(done.recipe.models[0].reference),
         "recipe": recipe,
         "recipe_yaml": recipe.to_yaml(),
@@ -144,7 +152,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "size": gigabytes(record.bytes),
         "memory_16bit": gigabytes(record.bytes_16bit),
         "memory_4bit": gigabytes(record.bytes_4bit),
-        "command": f"lazymoe merge recipe.yaml my-moe --seed {record.seed}{' --allow-pickle' * record.allow_pickle}",
+        "command": _command(record),
         "complete": _complete(done),
         "versions": record.versions,
         "report": done.report,
@@ -153,13 +161,20 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
     }
 
 
-def _four_bit(host: Host) -> bool:
-    """Tell whether bitsandbytes quantizes the experts when transformers loads such a mixture: only linear layers are.
+def _command(record: Record) -> str:
+    """Spell the command that makes such a mixture."""
+    seed = f" --seed {record.seed}" if record.seed else ""
+    return f"lazymoe merge recipe.yaml my-moe{seed}{' --allow-pickle' * record.allow_pickle}"
 
-    Modelling code of LazyMoE's has such layers in every transformers, classes of transformers' own before 5, if each
-    expert has tensors of its own.
-    """
-    return bool(host.code) or (host.since == "4.57" and all("{expert}" in name for name in host.experts))
+
+def _address() -> str | None:
+    """Find where LazyMoE's repository is: what its package says, if it is installed and says so."""
+    try:
+        urls = metadata.metadata("lazymoe").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return None
+    named = dict(url.split(", ", 1) for url in urls)
+    return named.get("Repository")
 
 
 def _complete(done: Finished) -> bool:

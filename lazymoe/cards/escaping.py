@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 from lazymoe.files import writable
 from lazymoe.recipe.reference import HUB_ID
@@ -60,6 +61,15 @@ def python(value: str) -> str:
         value: the text.
     """
     return json.dumps(writable(value), ensure_ascii=False)
+
+
+def shell(value: str) -> str:
+    """Spell a text as one word for a shell.
+
+    Args:
+        value: the text.
+    """
+    return shlex.quote(CONTROL.sub("", writable(value)))
 
 
 def on_hub(name: str) -> bool:

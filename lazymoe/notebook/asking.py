@@ -6,11 +6,14 @@ import gc
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
+import psutil
 
 from lazymoe.notebook import ui
+from lazymoe.output.folder import open_finished
 
 CONTINUES = "It has no chat template: it continues your text."
 settle = partial(time.sleep, 0.2)  # a step: Enter is told a moment before what was typed
@@ -37,3 +40,17 @@ def let_go() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def load_mixture(folder: Path) -> tuple[Any, Any]:
+    """Load a mixture and its tokenizer: in 4 bit on a GPU, or where its own dtype wouldn't fit.
+
+    Args:
+        folder: the mixture's.
+    """
+    import torch
+
+    from lazymoe.forward.loading import load
+
+    fits = open_finished(folder).record.bytes_16bit < psutil.virtual_memory().available
+    return load(folder, bits=None if fits and not torch.cuda.is_available() else 4)

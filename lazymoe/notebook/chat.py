@@ -10,9 +10,8 @@ from typing import Any
 import ipywidgets as w
 
 from lazymoe.forward.answers import answer
-from lazymoe.forward.loading import load
 from lazymoe.notebook import ui
-from lazymoe.notebook.asking import CONTINUES, let_go, question, settle
+from lazymoe.notebook.asking import CONTINUES, let_go, load_mixture, question, settle
 from lazymoe.notebook.session import NO_MIXTURE, SESSION
 from lazymoe.notebook.work import Steps, Work
 
@@ -67,7 +66,7 @@ class Chat:
             self.forget()
         if self.loaded is None:
             self.told.show("note", "Loading the mixture …")
-            self.loaded, self.folder = (yield partial(load, folder)), folder
+            self.loaded, self.folder = (yield partial(load_mixture, folder)), folder
         self.told.show("note", "Answering …")
         if asked:
             self.question.value = ""

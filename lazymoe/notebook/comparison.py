@@ -17,10 +17,10 @@ from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import LazyMoEError
 from lazymoe.forward.answers import answer
-from lazymoe.forward.loading import load, load_dense
+from lazymoe.forward.loading import load_dense
 from lazymoe.forward.tokens import load_tokenizer
 from lazymoe.notebook import ui
-from lazymoe.notebook.asking import CONTINUES, let_go, question, settle
+from lazymoe.notebook.asking import CONTINUES, let_go, load_mixture, question, settle
 from lazymoe.notebook.chat import Chat
 from lazymoe.notebook.session import NO_MIXTURE, SESSION
 from lazymoe.notebook.work import Steps, Work
@@ -121,7 +121,7 @@ class Comparison:
         return (
             Column("Base model", base.reference.short_name, partial(self._load, done, base)),
             Column(f"Expert {number}", done.recipe.names[number - 1], partial(self._load, done, expert)),
-            Column("Mixture", done.folder.name, partial(load, done.folder)),
+            Column("Mixture", done.folder.name, partial(load_mixture, done.folder)),
         )
 
     def _load(self, done: Finished, model: Model) -> tuple[Any, Any]:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from email.message import Message
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +26,10 @@ from markdown_it import MarkdownIt
 from small_models import KINDS, SHAPE, Make, recipe
 from transformers import AutoModelForCausalLM
 
+import lazymoe
 from lazymoe import LazyMoEError, Recipe, merge
+from lazymoe.architectures.records import Host
+from lazymoe.architectures.registry import HOSTS
 from lazymoe.cards.card import card as render
 from lazymoe.cards.card import find_license
 from lazymoe.cards.naming import without_places
@@ -28,6 +37,7 @@ from lazymoe.data import ready_made
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 from lazymoe.output.folder import open_finished
+from lazymoe.publishing import publish
 from lazymoe.recipe.yaml_text import TURNS
 from lazymoe.reporting.report import Report
 
@@ -217,13 +227,117 @@ def test_nothing_from_outside_breaks_the_card(mixture: Path, tmp_path: Path, hos
     assert TURNS.sub("", " ".join(hostile.split())) in texts
 
 
+def python_blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
 def test_the_code_in_the_card_runs(mixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every Python block, as it is written."""
-    blocks = re.findall(r"```python\n(.*?)```", render(mixture), re.DOTALL)
+    blocks = python_blocks(render(mixture))
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, "card", "exec"), {})
     assert "What is a mixture of experts?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chats", [True, False])
+def test_the_code_runs_for_a_host_with_code_of_its_own_and_any_tokenizer(
+    chats: bool, demo_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No prompt asks whether to trust it; types of tokens, which many tokenizers add, don't reach the model."""
+    made = merge(demo_recipe(demo_models, domains(), "random").with_fields(architecture="deepseek"), tmp_path / "moe")
+    kept = json.loads((made.folder / "tokenizer_config.json").read_text())
+    kept["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    if not chats:
+        kept.pop("chat_template", None)
+        (made.folder / "chat_template.jinja").unlink(missing_ok=True)
+    (made.folder / "tokenizer_config.json").write_text(json.dumps(kept))
+    card = render(made.folder)
+    assert ("apply_chat_template" in card) is chats
+    for block in python_blocks(card):
+        exec(compile(block, "card", "exec"), {})
+    assert "mixture of experts" in capsys.readouterr().out
+
+
+@pytest.fixture
+def published(hub: Hub, published_models: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A mixture on the Hub, and its card there."""
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    made = merge(Recipe.from_file(ready_made()["clown-car-4x7b"]), tmp_path / "made")
+    publish(made.folder, "writer/clowns")
+    return made.folder, hub.read("writer/clowns", "README.md").decode()
+
+
+def test_from_a_card_on_the_hub_the_same_mixture_is_made_again_as_typed(
+    published: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, card = published
+    [typed] = [block for block in re.findall(r"```sh\n(.*?)```", card, re.DOTALL) if "lazymoe" in block]
+    assert typed == "hf download writer/clowns recipe.yaml --local-dir .\nlazymoe merge recipe.yaml my-moe\n"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "lazymoe").write_text(f'#!/bin/sh\nexec {sys.executable} -m lazymoe "$@"\n')
+    (tmp_path / "bin" / "lazymoe").chmod(0o755)
+    path = os.pathsep.join((str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(lazymoe.__file__).parents[1])}
+    (tmp_path / "empty").mkdir()
+    run = ["sh", "-ec", typed]
+    done = subprocess.run(run, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [weights] = folder.glob("*.safetensors")
+    assert (tmp_path / "empty" / "my-moe" / weights.name).read_bytes() == weights.read_bytes()
+
+
+def test_a_published_mixture_is_loaded_in_4_bit_as_its_card_says(published: tuple[Path, str]) -> None:
+    [block] = [block for block in python_blocks(published[1]) if "import lazymoe" in block]
+    known: dict[str, Any] = {}
+    exec(compile(block, "card", "exec"), known)
+    assert known["model"].generate(torch.tensor([[1, 2]]), max_new_tokens=2).shape[0] == 1
+    assert any(p.dtype == torch.uint8 for p in known["model"].parameters())
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+def test_other_programs_are_named_only_where_the_page_of_hosts_names_them(host: Host, mixture: Path) -> None:
+    page = (Path(lazymoe.__file__).parents[1] / "docs" / "hosts.md").read_text(encoding="utf-8")
+    right = page.partition("**llama.cpp** gives the mixtures")[2].partition("the log-probabilities")[0]
+    assert ("llama.cpp" in host.elsewhere) is (f"`{host.name}`" in right)
+    served = page.partition("**vLLM** has")[2].partition(" by name")[0]
+    assert ("vLLM" in host.elsewhere) is (f"`{host.name}`" in served)
+
+
+def test_other_programs_stand_in_the_card_of_their_hosts(mixture: Path, make: Make, tmp_path: Path) -> None:
+    card = render(mixture, "you/my-moe")
+    assert "vllm serve you/my-moe\n" in card and "convert_hf_to_gguf.py my-moe" in card and "ollama create" in card
+    base = make("base")
+    merge(recipe(base, base, base, architecture="deepseek"), tmp_path / "moe")
+    card = render(tmp_path / "moe", "you/my-moe")
+    assert not any(word in card for word in ("vllm", "llama", "ollama", "gguf"))
+
+
+def test_no_path_of_this_machine_is_in_a_card_for_the_hub(mixture: Path) -> None:
+    assert str(mixture.parent) not in render(mixture, "you/my-moe") and "/demo-" not in render(mixture, "you/my-moe")
+
+
+def test_a_name_can_do_nothing_to_a_shell(mixture: Path) -> None:
+    card = render(mixture, "you/x; rm -rf ~")
+    assert "hf download 'you/x; rm -rf ~' recipe.yaml" in card and "vllm serve 'you/x; rm -rf ~'\n" in card
+
+
+def test_the_card_leads_to_lazymoe_only_where_its_address_is_known(
+    mixture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(*urls: str) -> str:
+        package = Message()
+        for url in urls:
+            package["Project-URL"] = url
+        monkeypatch.setattr(metadata, "metadata", lambda name: package)
+        return render(mixture, "you/my-moe")
+
+    for card in (installed(), installed("Issues, https://example.org/issues")):
+        assert "made with LazyMoE, without" in card and "badge" not in card
+    card = installed("Issues, https://example.org/issues", "Repository, https://example.org/lazymoe")
+    assert "[LazyMoE](https://example.org/lazymoe)" in card
+    badge = "[![Made with LazyMoE](https://img.shields.io/badge/made_with-LazyMoE-0072b2)](https://example.org/lazymoe)"
+    assert badge in card
 
 
 def test_a_template_of_ones_own(mixture: Path, tmp_path: Path) -> None:
@@ -242,13 +356,3 @@ def test_only_a_finished_mixture_has_a_card(tmp_path: Path, mixture: Path) -> No
     (broken / "lazymoe.json").write_text("{")
     with pytest.raises(LazyMoEError, match="can't be read"):
         render(broken)
-
-
-@pytest.mark.parametrize(("architecture", "advised"), [("mixtral", True), ("deepseek", True), ("granitemoe", False)])
-def test_four_bits_are_advised_only_where_they_reach_the_experts(
-    architecture: str, advised: bool, make: Make, tmp_path: Path
-) -> None:
-    """bitsandbytes quantizes linear layers; Granite's experts lie in one tensor, whatever the version."""
-    base = make("base")
-    merge(recipe(base, base, base, architecture=architecture), tmp_path / "moe")
-    assert ("4 bit" in render(tmp_path / "moe")) is advised

@@ -1,108 +1,137 @@
-"""The mixture in 4 bit: all of the layers' matrices are, and it is still the same model. And its models one by one."""
+"""A finished mixture in memory: the public function, and what it says to a person."""
 
 from __future__ import annotations
 
-import json
+import builtins
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-import peft
+import bitsandbytes
 import pytest
 import torch
-import transformers
-from small_models import KINDS, Make, configure, load_model, logits, recipe, rewrite
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from small_models import Make, configure, recipe
 
-from lazymoe import SourceError, merge
-from lazymoe.architectures.records import Host
-from lazymoe.architectures.registry import HOSTS
-from lazymoe.checkpoint.opening import open_folder, open_source
-from lazymoe.forward.loading import load_4bit, load_dense, quantized
-from lazymoe.forward.stream import settled_config
-from lazymoe.recipe.reference import Reference
+import lazymoe
+from lazymoe import LazyMoEError, load, merge
+from lazymoe.demonstration.models import domains
+from lazymoe.demonstration.story import demo_recipe
+from lazymoe.forward import loading
 
-ROUTERS = ("gate", "router", "conv")  # and the kernels of LFM2's convolutions
-WIDE = {"hidden_size": 128, "intermediate_size": 256}  # so that nearly all of it is in the layers
-# LFM2 makes two thirds of it. Weights larger than these leave nothing of the embeddings in the last states: these are
-# products then of what all the matrices say, and in LFM2's convolutions of three of them, each a tenth off in 4 bit.
-WIDTHS = {"lfm2": 384}
-STD = 0.16
+PEAK = """
+import re, sys, bitsandbytes, lazymoe.forward.loading
 
+def peak():  # of this program alone, as getrusage's isn't
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
-@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="transformers 4 does this itself")
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", [f for f in HOSTS if not f.code], ids=lambda family: family.name)
-def test_every_matrix_of_a_layer_is_in_4_bit(family: Host, tied: bool, make: Make, tmp_path: Path) -> None:
-    kind = family.takes[0].model_type
-    size = WIDE | {"intermediate_size": WIDTHS.get(kind, WIDE["intermediate_size"])}
-    models = [make(f"model-{i}", seed=i, kind=kind, std=STD, tie_word_embeddings=tied, **size) for i in range(3)]
-    shared = {"shared_experts": [{"source_model": str(models[0])}]} if family.shared else {}
-    merge(recipe(models[0], *models, architecture=family.name, **shared), tmp_path / "moe")
-    model = load_4bit(tmp_path / "moe", "cpu", torch.float32)
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "moe", dtype=torch.float32)
-    for name, parameter in model.model.layers.named_parameters():
-        quantized = parameter.dtype == torch.uint8
-        spared = name.split(".")[-2] in ROUTERS or any(part in name for part in ("norm", "bias", "router."))
-        assert quantized != spared, name
-    stored = sum(p.nbytes for p in model.model.layers.parameters())
-    assert stored < next(whole.parameters()).element_size() * whole.num_parameters() / 6
-
-    ids = torch.arange(2, 42)[None]
-    with torch.no_grad():
-        near, exact = model(ids).logits.flatten(), whole(ids).logits.flatten()
-    assert torch.cosine_similarity(near, exact, dim=0) > 0.95
-    assert model.generate(ids, min_new_tokens=3, max_new_tokens=3, do_sample=False).shape == (1, 43)
+before = peak()
+loaded = lazymoe.load(sys.argv[1], bits=int(sys.argv[2]) or None, device="cpu")
+print(peak() - before)
+"""
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_dense_model_is_what_transformers_loads(kind: str, tied: bool, make: Make) -> None:
-    folder = make("dense", kind=kind, tie_word_embeddings=tied)
-    model = load_dense(open_folder(folder), torch.float32)
-    assert type(model) is type(load_model(folder))
-    assert torch.equal(logits(model), logits(load_model(folder)))
+@pytest.fixture(scope="module")
+def mixture(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return merge(demo_recipe(demo_models, domains(), "random"), tmp_path_factory.mktemp("load") / "moe").folder
 
 
-def test_a_dense_model_with_an_adapter_is_the_merged_one(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_it_talks(bits: Any, mixture: Path) -> None:
+    model, tokenizer = load(mixture, bits, device="cpu")
+    inputs = tokenizer("def add", return_tensors="pt")
+    assert model.generate(**inputs, min_new_tokens=2, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
+    packed = any(p.dtype == torch.uint8 for p in model.parameters())
+    assert packed is bool(bits)
+    assert all(not p.requires_grad for p in model.parameters() if p.dtype == torch.uint8)
+
+
+def test_progress_counts_the_layers(mixture: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    model, _ = load(mixture, bits=4, device="cpu", progress=lambda *now: told.append(now))
+    layers = model.config.num_hidden_layers
+    assert told == [("load", done, layers) for done in range(layers + 1)]
+
+
+def test_a_folder_may_be_relative(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mixture.parent)
+    assert load("moe", bits=4, device="cpu")[1].chat_template
+
+
+def raised(folder: Path, **options: Any) -> str:
+    with pytest.raises(LazyMoEError) as caught:
+        load(folder, **options)
+    [problem] = caught.value.problems
+    assert str(problem).isprintable()
+    return f"{problem.code} {problem}"
+
+
+def test_arguments_that_cannot_be_meant(mixture: Path, tmp_path: Path) -> None:
+    assert raised(mixture, bits=3) == "input.bits bits: there is no 3 bit. Say 4 or 8, or leave it out."
+    assert raised(mixture, device="cudo").startswith("input.device")
+    assert raised(tmp_path).startswith("output.unfinished")
+
+
+def test_without_bitsandbytes_it_says_how_to_get_it(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remedy = "input.bitsandbytes bits: 4 and 8 bit need bitsandbytes>=0.50. Run: pip install 'bitsandbytes>=0.50'"
+    with monkeypatch.context() as patched:
+        patched.setattr(bitsandbytes, "__version__", "0.49.2")
+        assert raised(mixture, bits=4) == remedy
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("bitsandbytes"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert raised(mixture, bits=4) == remedy
+
+
+def test_a_full_gpu_is_told_in_one_line(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(loading, "_load", full)
+    assert raised(mixture, device="cpu").endswith("has too little memory for it. Load it with bits=4.")
+    assert raised(mixture, bits=4, device="cpu").endswith("Load it with device='cpu'.")
+
+
+def test_what_transformers_cannot_load_is_told_in_one_line(mixture: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(mixture, tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{")
+    assert raised(broken).startswith("output.damaged") and "can't load it" in raised(broken)
+
+
+def test_no_code_runs_but_lazymoes_own(make: Make, tmp_path: Path) -> None:
     base = make("base")
-    adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
-    adapted.save_pretrained(tmp_path / "adapter")
-    source = open_source(Reference(str(base), adapter=str(tmp_path / "adapter")), "base_model")
-    torch.testing.assert_close(logits(load_dense(source, torch.float32)), logits(adapted.eval()))
+    out = merge(recipe(base, base, base, architecture="deepseek"), tmp_path / "moe").folder
+    code = (out / "modeling_deepseek.py").read_text()
+    (out / "modeling_deepseek.py").write_text(code + "\nraise SystemExit('it ran')\n")
+    assert "isn't LazyMoE's own" in raised(out, bits=4)
+    (out / "modeling_deepseek.py").write_text(code)
+    configure(out, auto_map={"AutoModelForCausalLM": "stranger/repo--modeling_deepseek.X"})
+    assert "names other code" in raised(out)
 
 
-def test_a_quantized_dense_model_is_loaded_as_it_was(make: Make, tmp_path: Path) -> None:
-    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    packed = AutoModelForCausalLM.from_pretrained(make("whole", **WIDE), quantization_config=four, device_map="cpu")
-    packed.save_pretrained(tmp_path / "packed")
-    model = load_dense(open_folder(tmp_path / "packed"), torch.float32)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert torch.cosine_similarity(logits(model).flatten(), logits(packed).float().flatten(), dim=0) > 0.99
+def test_loading_takes_little_more_than_what_stays(make: Make, tmp_path: Path, demo_models: Path) -> None:
+    """It is packed a layer at a time: there is never the whole in 16 bit."""
+    size = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8, "num_attention_heads": 8}
+    base = make("base", **size)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_models / "base" / name, base / name)
+    made = merge(recipe(base, *[base] * 4), tmp_path / "moe")
+
+    def peak(bits: int) -> int:
+        command = [sys.executable, "-c", PEAK, made.folder, str(bits)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    layer = 2 * made.plan.parameters // 8
+    packed = peak(4)
+    assert packed < made.plan.bytes_4bit * 1.1 + 2 * layer + 150e6
+    assert packed < peak(0) * 0.7
 
 
-@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="whole with transformers 4")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_dense_model_in_4_bit(kind: str, make: Make) -> None:
-    """As a mixture is on a GPU."""
-    source = open_folder(make("dense", kind=kind, std=STD, **WIDE | {"intermediate_size": WIDTHS.get(kind, 256)}))
-    whole = load_dense(source, torch.float32)
-    near = quantized(source, settled_config(source), "cpu", torch.float32)
-    assert sum(p.nbytes for p in near.model.layers.parameters()) < sum(
-        p.nbytes for p in whole.model.layers.parameters()
-    )
-    assert torch.cosine_similarity(logits(near).flatten(), logits(whole).flatten(), dim=0) > 0.95
-
-
-@pytest.mark.parametrize(("ends", "expected"), [(7, 7), ([2, 7], [2, 7]), ("x", 2), ([None], 2)])
-def test_where_a_dense_model_ends_an_answer(ends: object, expected: object, make: Make) -> None:
-    """Nothing else of a generation_config.json is read, nor what leads transformers astray in a config.json."""
-    folder = configure(make("dense"), attn_implementation="someone/kernel", auto_map={"AutoModel": "evil.Evil"})
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "assistant_model": "x/y"}))
-    model = load_dense(open_folder(folder), torch.float32)
-    assert model.generation_config.eos_token_id == expected and model.config._attn_implementation == "sdpa"
-
-
-def test_a_dense_model_that_lacks_weights_is_refused(make: Make) -> None:
-    folder = rewrite(make("dense"), lambda tensors: tensors.pop("model.norm.weight"))
-    with pytest.raises(SourceError, match=r"it lacks 'model\.norm\.weight'"):
-        load_dense(open_folder(folder), torch.float32)
+def test_it_is_public() -> None:
+    assert lazymoe.load is load

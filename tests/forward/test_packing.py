@@ -1,131 +1,109 @@
-"""Packed prompts: all of them as long as they fit, else a part from all over them, and a word about it."""
+"""The mixture in 4 and 8 bit: all of the layers' matrices are, and it is still the same model."""
 
 from __future__ import annotations
 
-import itertools
-import shutil
+import os
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from small_models import Make
+import torch
+import transformers
+from small_models import Make, recipe
+from transformers import AutoModelForCausalLM
 
-from lazymoe import Recipe, merge
-from lazymoe.checkpoint.opening import open_folder
-from lazymoe.errors import Problem
-from lazymoe.forward.tokens import LENGTH, LIMIT, load_tokenizer, pack
+import lazymoe
+from lazymoe import merge
+from lazymoe.architectures.records import Host
+from lazymoe.architectures.registry import HOSTS
+from lazymoe.forward.packing import AT_ONCE, load_packed, pack
 
-SHAPE = {"vocab_size": 512, "max_position_embeddings": 512}
-
-
-@pytest.fixture
-def tokenizer(demo_models: Path) -> Any:
-    return load_tokenizer(open_folder(demo_models / "base"))
-
-
-def numbered(n: int, words: int = 30) -> list[str]:
-    return [f"<{i}> " + " ".join(f"word{(i * 7 + j) % 10}" for j in range(words)) for i in range(n)]
-
-
-def length(tokenizer: Any, texts: list[str]) -> int:
-    return sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+ROUTERS = ("gate", "router", "conv")  # and the kernels of LFM2's convolutions
+SPARED = ("norm", "bias", "router.", "gate.weight")
+WIDE = {"hidden_size": 128, "intermediate_size": 256}  # so that nearly all of it is in the layers
+# LFM2 makes two thirds of it. Weights larger than these leave nothing of the embeddings in the last states: these are
+# products then of what all the matrices say, and in LFM2's convolutions of three of them, each a tenth off in 4 bit.
+WIDTHS = {"lfm2": 384}
+STD = 0.16
+FIVE = int(transformers.__version__.split(".")[0]) >= 5
 
 
-def before(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """As packing was before it chose from all over the texts."""
-    import random
-
-    line, start = tokenizer("\n", add_special_tokens=False)["input_ids"], [tokenizer.bos_token_id]
-    pieces = []
-    for text in texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        pieces += [ids[i : i + LENGTH - 1] for i in range(0, len(ids), LENGTH - 1)]
-    order, shuffle, sequences = list(range(len(pieces))), random.Random(0), []
-    for _ in range(8 if pieces else 0):
-        current: list[int] = []
-        for i in order:
-            if current and len(current) + len(line) + len(pieces[i]) > LENGTH - 1:
-                sequences.append(start + current)
-                current = []
-            current = current + (line if current else []) + pieces[i]
-        sequences.append(start + current)
-        if sum(map(len, sequences)) >= 1024:
-            break
-        shuffle.shuffle(order)
-    return sequences[: LIMIT // LENGTH]
+def made(family: Host, make: Make, folder: Path, **config: object) -> Path:
+    """A mixture of three random models, with a shared expert where the host can have one."""
+    kind = family.takes[0].model_type
+    size = WIDE | {"intermediate_size": WIDTHS.get(kind, WIDE["intermediate_size"])}
+    models = [make(f"model-{i}", seed=i, kind=kind, std=STD, **size, **config) for i in range(3)]
+    shared = {"shared_experts": [{"source_model": str(models[0])}]} if family.shared else {}
+    return merge(recipe(models[0], *models, architecture=family.name, **shared), folder / "moe").folder
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 10, 40, 90])
-def test_few_prompts_are_packed_as_ever(tokenizer: Any, n: int) -> None:
-    for words in (1, 10, 30):
-        texts = numbered(n, words)
-        if length(tokenizer, texts) < LIMIT:
-            assert [s.tolist() for s in pack(tokenizer, texts)] == before(tokenizer, texts)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", [f for f in HOSTS if FIVE or f.since != "5"], ids=lambda family: family.name)
+def test_every_matrix_of_a_layer_is_packed(family: Host, tied: bool, make: Make, tmp_path: Path) -> None:
+    folder = made(family, make, tmp_path, tie_word_embeddings=tied)
+    trust = bool(family.code)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust)
+    ids = torch.arange(2, 42)[None]
+    for bits, alike in ((4, 0.95), (8, 0.997)):
+        model = load_packed(folder, bits, "cpu", torch.float32, trust=trust)
+        for name, parameter in model.model.layers.named_parameters():
+            spared = name.split(".")[-2] in ROUTERS or any(part in name for part in SPARED)
+            assert (parameter.dtype == torch.uint8) != spared, name
+        stored = sum(p.nbytes for p in model.model.layers.parameters())
+        assert stored < whole.num_parameters() * 4 * bits / 22
+        with torch.no_grad():
+            near, exact = model(ids).logits.flatten(), whole(ids).logits.flatten()
+        assert torch.cosine_similarity(near, exact, dim=0) > alike
+        assert model.generate(ids, min_new_tokens=3, max_new_tokens=3, do_sample=False).shape == (1, 43)
 
 
-def test_of_many_prompts_a_part_from_all_over_them_is_taken(tokenizer: Any) -> None:
-    texts = numbered(400)
-    assert length(tokenizer, texts) > 2 * LIMIT
-    sequences = pack(tokenizer, texts)
-    assert len(sequences) <= LIMIT // LENGTH and all(len(s) <= LENGTH for s in sequences)
-    assert sum(map(len, sequences)) > 0.7 * LIMIT
-    read = "\n".join(tokenizer.decode(s) for s in sequences)
-    used = [i for i in range(400) if f"<{i}>" in read]
-    assert used[0] == 0 and used[-1] > 390
-    gaps = [b - a for a, b in itertools.pairwise(used)]
-    assert max(gaps) - min(gaps) <= 1
-    assert [s.tolist() for s in pack(tokenizer, texts)] == [s.tolist() for s in sequences]
+@pytest.mark.parametrize("shape", [(7, 33), (64, 32), (3, 3), (1, 100), (70, AT_ONCE // 64 + 33)])
+def test_a_matrix_of_any_shape_comes_back(shape: tuple[int, int]) -> None:
+    """In blocks of 32, and in pieces, as bitsandbytes packs it whole."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    linear = torch.nn.Linear(shape[1], shape[0], bias=False)
+    linear.weight = torch.nn.Parameter(weight.clone())
+    pack(linear, 4)
+    assert linear.weight.dtype == torch.bfloat16
+    whole = dequantize_4bit(*quantize_4bit(weight, blocksize=32, quant_type="nf4", compress_statistics=True))
+    assert torch.equal(linear.weight, whole)
+    [packed] = linear.parameters()
+    assert packed.numel() == -(-weight.numel() // 2)
 
 
-def test_one_long_text_is_read_from_all_over_it_too(tokenizer: Any) -> None:
-    sequences = pack(tokenizer, [" ".join(numbered(500))])
-    read = "".join(tokenizer.decode(s) for s in sequences)
-    assert "<1>" in read and any(f"<{i}>" in read for i in range(485, 500))
+IN_4 = """
+import sys
+sys.path.append(sys.argv[1])  # what LazyMoE needs, if it isn't here
+import torch, transformers
+from pathlib import Path
+from lazymoe.forward.packing import load_packed
+assert transformers.__version__.startswith("4.")
+ids = torch.arange(2, 42)[None]
+for name in sys.argv[2:]:
+    folder, trust = Path(name), any(Path(name).glob("*.py"))
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust)
+    model = load_packed(folder, 4, "cpu", torch.float32, trust=trust)
+    stored = sum(p.nbytes for p in model.model.layers.parameters())
+    assert stored < whole.num_parameters() * 4 / 5.5, name
+    with torch.no_grad():
+        near, exact = model(ids).logits.flatten(), whole(ids).logits.flatten()
+    assert torch.cosine_similarity(near, exact, dim=0) > 0.95, name
+"""
 
 
-def said(models: Path, make: Make, out: Path, gate_mode: str, prompts: list[str], **fields: object) -> list[Problem]:
-    folders = [make(f"m{i}", seed=i, **SHAPE) for i in range(2)]
-    for folder in folders:
-        for file in (models / "base").glob("token*"):
-            shutil.copy(file, folder)
-    experts = [
-        {"source_model": str(folders[0]), "positive_prompts": prompts, "negative_prompts": ["no"]},
-        {"source_model": str(folders[1]), "positive_prompts": ["Something else altogether."]},
-    ]
-    given = {"base_model": str(folders[0]), "gate_mode": gate_mode, "experts": experts, **fields}
-    found = merge(Recipe.model_validate(given), out, device="cpu").warnings
-    return [problem for problem in found if problem.code == "recipe.long-prompts"]
-
-
-def test_what_is_left_out_is_said(demo_models: Path, make: Make, tmp_path: Path, tokenizer: Any) -> None:
-    texts = numbered(150)
-    (problem,) = said(demo_models, make, tmp_path / "moe", "fit", texts)
-    assert problem.where == "experts[0].positive_prompts (expert 1 of 2)"
-    used = sum(map(len, pack(tokenizer, texts)))
-    assert problem.what.startswith(f"about {round(used, -2)} of their {length(tokenizer, texts)} tokens are used")
-    assert "taken evenly from all of them" in problem.what
-
-
-def test_what_is_cut_below_the_limit_is_said_too(demo_models: Path, make: Make, tmp_path: Path, tokenizer: Any) -> None:
-    texts = [" ".join(["word"] * words) for words in [*[45] * 40, 3]]
-    each = length(tokenizer, texts[:1])
-    assert LENGTH / 2 < each < LENGTH and length(tokenizer, texts) < LIMIT
-    (problem,) = said(demo_models, make, tmp_path / "moe", "fit", texts)
-    assert "the first ones" in problem.what
-
-
-@pytest.mark.parametrize("gate_mode", ["fit", "hidden", "cheap_embed"])
-def test_prompts_that_are_all_used_get_no_word(demo_models: Path, make: Make, tmp_path: Path, gate_mode: str) -> None:
-    assert said(demo_models, make, tmp_path / "moe", gate_mode, numbered(3)) == []
-
-
-def test_a_prompt_longer_than_the_context_is_told(demo_models: Path, make: Make, tmp_path: Path) -> None:
-    texts = ["short", " ".join(["word"] * 400), " ".join(["else"] * 500)]
-    (problem,) = said(demo_models, make, tmp_path / "hidden", "hidden", texts)
-    assert problem.what == "2 of these prompts are longer than the base model's context, 512 tokens"
-    assert said(demo_models, make, tmp_path / "cheap", "cheap_embed", texts) == []  # which has no context
-
-
-def test_merged_weights_read_no_more_of_the_prompts(demo_models: Path, make: Make, tmp_path: Path) -> None:
-    (problem,) = said(demo_models, make, tmp_path / "moe", "cheap_embed", numbered(150), shared_weights="regmean")
-    assert "tokens are used" in problem.what
+def test_transformers_4_does_it_too(make: Make, tmp_path: Path, transformers_4: str | None) -> None:
+    if not transformers_4:
+        pytest.skip("no --transformers4")
+    folders = []
+    for family in HOSTS:
+        if family.since != "5":
+            (tmp_path / family.name).mkdir()
+            folders.append(made(family, make, tmp_path / family.name))
+    root, packages = str(Path(lazymoe.__file__).parents[1]), str(Path(torch.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(
+        [transformers_4, "-c", IN_4, packages, *folders], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

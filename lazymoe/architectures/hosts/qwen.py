@@ -83,6 +83,7 @@ QWEN2_MOE = Host(
     shared_gate="mlp.shared_expert_gate.weight",
     config=_qwen2,
     doubt=_qwen2_doubt,
+    elsewhere=frozenset({"vLLM"}),
 )
 QWEN3_MOE = Host(
     name="qwen3_moe",
@@ -92,4 +93,5 @@ QWEN3_MOE = Host(
     router="mlp.gate.weight",
     config=_qwen3,
     unfit=_qwen3_unfit,
+    elsewhere=frozenset({"llama.cpp", "vLLM"}),
 )
