@@ -23,6 +23,7 @@ from lazymoe.publishing import Published, open_repository, publish, show, small_
 from lazymoe.recipe.schema import Recipe
 
 TICK = 0.2  # seconds between two looks at whether a file was sent
+LEFT: dict[Path, Future[int]] = {}  # by folder, what is being sent there, though the merge may have been stopped
 
 
 def merge_to_hub(
@@ -115,6 +116,8 @@ class _Sender:
         self._sending: Future[int] | None = None
         self._names: set[str] = set()
         self.nbytes, self.finished = 0, False
+        while work in LEFT and not wait([LEFT[work]], TICK).done:
+            progress("upload", 0, total)
 
     def has(self, name: str) -> bool:
         """Tell whether a file was sent to this repository before, by what is kept of that."""
@@ -129,7 +132,7 @@ class _Sender:
         """Send a file, when the one before it has gone."""
         verify_shard(path, outputs)
         self._wait()
-        self._sending = Future()
+        self._sending = LEFT[self._work] = Future()
         Thread(target=self._send, args=(path, self._sending), daemon=True).start()  # which nobody waits for in the end
 
     def finish(self, folder: Path) -> None:
@@ -158,6 +161,7 @@ class _Sender:
             self.nbytes += self._sending.result()
             self._progress("upload", self.nbytes, self._total)
             self._sending = None
+            LEFT.pop(self._work, None)
 
     def _sent(self, name: str) -> Path:
         return self._work / f"{name}.sent"

@@ -42,7 +42,7 @@ import lazymoe.hub.client
 from lazymoe import LazyMoEError, card, check, merge
 from lazymoe.cli import main
 from lazymoe.forward.loading import load
-from lazymoe.notebook.try_panel import _routing
+from lazymoe.notebook.routing import show
 from lazymoe.notebook.ui import Messages
 from lazymoe.output.folder import trusted
 from lazymoe.publishing import publish
@@ -646,7 +646,7 @@ def page(s: Scene) -> str:
     name = s.options["name"]
     told = Messages()
     told.show("error", name)
-    return _routing([name, "b"], [name, "x"], [[0, 1]]) + str(told.value)
+    return show([name, "b"], [name, "x"], [[0, 1]]) + str(told.value)
 
 
 def no_markup(s: Scene) -> str:

@@ -79,7 +79,10 @@ def test_a_shells_completion_knows_the_commands(capsys: Captured) -> None:
     known = subprocess.run(["bash", "-c", f"{script}\ncomplete -p lazymoe"], capture_output=True, text=True, check=True)
     assert known.stdout.startswith("complete ")
     assert f"subparsers=({' '.join(COMMANDS)})" in script
-    assert "merge_option_strings=(-h --help --seed --device --shard-size --allow-pickle --json --quiet)" in script
+    assert (
+        "merge_option_strings=(-h --help --to --private --seed --device --shard-size --allow-pickle --json --quiet)"
+        in script
+    )
 
 
 @pytest.mark.parametrize(("text", "size"), [("4GB", 4e9), ("500 MB", 5e8), ("1.5g", 1.5e9), ("12", 12), ("2KiB", 2e3)])
@@ -99,7 +102,8 @@ def test_what_is_no_size(text: str, file: Path, tmp_path: Path, capsys: Captured
 MISTYPED = {
     "a command": (["chekc", "recipe.yaml"], "lazymoe: there is no command 'chekc'. Did you mean 'check'?"),
     "an option": (["check", "recipe.yaml", "--jsno"], "lazymoe check: there is no option '--jsno'"),
-    "a word left out": (["merge", "recipe.yaml"], "lazymoe merge: the following arguments are required: FOLDER"),
+    "a word left out": (["report"], "lazymoe report: the following arguments are required: FOLDER"),
+    "no place to put it": (["merge", "recipe.yaml"], "FOLDER: there is none. Name a folder, or with --to"),
     "a word too many": (["card", "moe", "hf_secret"], "lazymoe card: there is a word too many"),
     "a file": (["check", "recpe.yaml"], "recpe.yaml: there is no such file, and no ready-made recipe of that name. "
                "Did you mean 'recipe.yaml'?"),

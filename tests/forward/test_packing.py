@@ -10,12 +10,13 @@ import pytest
 import torch
 import transformers
 from small_models import Make, recipe
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import lazymoe
 from lazymoe import merge
-from lazymoe.architectures.records import Host
+from lazymoe.architectures.records import LAYER, Host
 from lazymoe.architectures.registry import HOSTS
+from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.packing import AT_ONCE, load_packed, pack
 
 ROUTERS = ("gate", "router", "conv")  # and the kernels of LFM2's convolutions
@@ -45,7 +46,9 @@ def test_every_matrix_of_a_layer_is_packed(family: Host, tied: bool, make: Make,
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust)
     ids = torch.arange(2, 42)[None]
     for bits, alike in ((4, 0.95), (8, 0.997)):
-        model = load_packed(folder, bits, "cpu", torch.float32, trust=trust)
+        config, source = AutoConfig.from_pretrained(folder, trust_remote_code=trust), open_folder(folder)
+        experts = source.tensors[LAYER.format(layer=0) + family.router].shape[0]
+        model = load_packed(source, config, experts, bits, "cpu", torch.float32, trust=trust)
         for name, parameter in model.model.layers.named_parameters():
             spared = name.split(".")[-2] in ROUTERS or any(part in name for part in SPARED)
             assert (parameter.dtype == torch.uint8) != spared, name
@@ -78,13 +81,15 @@ import sys
 sys.path.append(sys.argv[1])  # what LazyMoE needs, if it isn't here
 import torch, transformers
 from pathlib import Path
+from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.packing import load_packed
 assert transformers.__version__.startswith("4.")
 ids = torch.arange(2, 42)[None]
 for name in sys.argv[2:]:
     folder, trust = Path(name), any(Path(name).glob("*.py"))
     whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust)
-    model = load_packed(folder, 4, "cpu", torch.float32, trust=trust)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    model = load_packed(open_folder(folder), config, 3, 4, "cpu", torch.float32, trust=trust)
     stored = sum(p.nbytes for p in model.model.layers.parameters())
     assert stored < whole.num_parameters() * 4 / 5.5, name
     with torch.no_grad():
