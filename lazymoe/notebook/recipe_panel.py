@@ -131,6 +131,7 @@ class Form:
         }
         self.explained, self.told, self.bars = w.HTML(), ui.Messages(), ui.Bars()
         self.welcome, self.beside = w.HTML(_welcome()), ui.Messages()
+        self.welcome.add_class("lazymoe-welcome")
         self.given = SESSION.name  # the output's name, as it was last typed here or heard of
         self.training = Work(self.menu, "training", self.told, "Choose it again: the training begins anew.", self.bars)
         self.rows: list[ExpertRow] = []

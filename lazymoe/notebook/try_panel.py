@@ -10,9 +10,9 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.chat import Chat
 from lazymoe.notebook.comparison import Comparison
 from lazymoe.notebook.routing import show
-from lazymoe.notebook.session import NO_MIXTURE, SESSION
+from lazymoe.notebook.session import NO_MIXTURE, OLDER, SESSION
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.output.folder import RECORD, open_finished
+from lazymoe.output.folder import open_finished
 from lazymoe.reporting.measuring import trace
 
 EXAMPLE = "Write a Python function that adds two numbers."
@@ -20,7 +20,7 @@ EXAMPLE = "Write a Python function that adds two numbers."
 
 def try_it() -> w.Widget:
     """Make the panel: routing for a text, a comparison, and a chat."""
-    told, shown = ui.Messages(), w.HTML()
+    older, told, shown = ui.Messages(), ui.Messages(), w.HTML()
     text = ui.field(w.Textarea, "Text", "try-text", value=EXAMPLE, layout={"height": "60px"})
     chat = Chat()
     comparison = Comparison(chat)
@@ -40,11 +40,13 @@ def try_it() -> w.Widget:
 
     def hear() -> None:
         nonlocal known
-        made = _made()
-        if made == known or chat.work.goes_on or comparison.work.goes_on or work.goes_on:
+        for each in (work, chat.work, comparison.work):
+            each.allow(SESSION.merged is not None)
+        older.value = ui.told("warning", OLDER) if SESSION.is_older else ""
+        if SESSION.mixture == known or chat.work.goes_on or comparison.work.goes_on or work.goes_on:
             return
-        known, shown.value = made, ""
-        told.show("note", "Type a text and press Show routing." if made else NO_MIXTURE)
+        known, shown.value = SESSION.mixture, ""
+        told.show("note", "Type a text and press Show routing." if known else NO_MIXTURE)
         chat.forget()
         comparison.offer(SESSION.merged)
 
@@ -52,10 +54,4 @@ def try_it() -> w.Widget:
     work = Work(route, "route", told, "Press Show routing again.")
     SESSION.listen("try", hear)
     routing = ui.card(w.HTML("<h4>Which expert takes which word</h4>"), text, work, told, shown)
-    return ui.panel("try", routing, comparison.box, chat.box)
-
-
-def _made() -> object:
-    """Tell one mixture from another: its folder, and when it was made; None while there is none."""
-    folder = SESSION.merged
-    return (folder, (folder / RECORD).stat().st_mtime_ns) if folder else None
+    return ui.panel("try", older, routing, comparison.box, chat.box)

@@ -243,6 +243,8 @@ def test_a_newcomer_publishes_the_demo(
     """From opening the notebook to a published model: six clicks at most, and nothing typed but the token."""
     with open_lab(dark=theme == "dark", height=2400) as lab:
         lab.run_all()
+        lab.shoot(request, "recipe", f"empty-{theme}")
+        lab.shoot(request, "merge", f"waiting-{theme}")
         lab.type_token(known_token)
         expect(lab.at("merge-button")).to_be_disabled()
         lab.choose("menu", DEMO)
@@ -333,7 +335,9 @@ def test_the_search_for_the_token_can_fail(open_lab: Open, known_token: str, tmp
         assert str(tmp_path / "work" / NOTEBOOK.name) in leaks(known_token, tmp_path)
 
 
-def test_panels_know_their_state(open_lab: Open, known_token: str, hub: Hub, demo_models: Path) -> None:
+def test_panels_know_their_state(
+    open_lab: Open, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
+) -> None:
     """Private sources by the token of step 1; published twice; a recipe that moves on after its merge; a restart."""
     kinds = domains()[:2]
     for name in ("base", *(kind.name for kind in kinds)):
@@ -344,6 +348,7 @@ def test_panels_know_their_state(open_lab: Open, known_token: str, hub: Hub, dem
         lab.run_all()
         lab.at("check-button").click()
         lab.told("check", "error", "by a token in step 1")
+        lab.shoot(request, "check", "failed-light")
         lab.type_token(known_token)
         lab.at("check-button").click()
         lab.told("check", "good", "This can be merged")
@@ -358,6 +363,8 @@ def test_panels_know_their_state(open_lab: Open, known_token: str, hub: Hub, dem
         lab.at("gate-mode").locator("select").select_option("hidden")
         lab.told("merge", "warning", "an older recipe")
         lab.told("publish", "warning", "an older recipe")
+        lab.told("try", "warning", "an older recipe")
+        lab.shoot(request, "merge", "stale-light")
         lab.at("merge-button").click()
         lab.told("merge", "good", "mine-2 is ready", 60)
         expect(lab.at("name").locator("input")).to_have_value("mine-2")
@@ -398,13 +405,14 @@ def test_a_bad_mixture_is_not_published_unasked(open_lab: Open, known_token: str
         assert not lab.errors
 
 
-def test_a_narrow_window(open_lab: Open) -> None:
+def test_a_narrow_window(open_lab: Open, request: pytest.FixtureRequest) -> None:
     """Nothing is wider than the page, on a phone's width of notebook."""
     with open_lab(width=480) as lab:
         lab.run_all()
         for panel in PANELS:
             inside = lab.at(panel).first.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
             assert inside, panel
+        lab.shoot(request, "recipe", "narrow")
 
 
 @pytest.fixture(params=["JupyterLab", "Colab"])
@@ -448,7 +456,9 @@ def stop(lab: Lab, panel: str, name: str, way: str) -> None:
     expect(lab.at(f"{name}-stop")).not_to_be_visible()
 
 
-def test_a_merge_can_be_stopped(open_lab: Open, python: str, hub: Hub, demo_models: Path, tmp_path: Path) -> None:
+def test_a_merge_can_be_stopped(
+    open_lab: Open, python: str, hub: Hub, demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """By its Stop button and by the kernel's ■; meanwhile other panels answer. Pressed again it goes on, and the bytes
     are those of an undisturbed merge."""
     recipe = long_recipe(tmp_path / "models", demo_models, hub, "fit")
@@ -465,7 +475,9 @@ def test_a_merge_can_be_stopped(open_lab: Open, python: str, hub: Hub, demo_mode
         expect(lab.at("publish-button")).to_be_disabled()
         lab.at("check-button").click()
         lab.told("check", "good", "This can be merged")
+        lab.shoot(request, "merge", "running-light")
         stop(lab, "merge", "merge", "button")
+        lab.shoot(request, "merge", "stopped-light")
 
         lab.at("merge-button").click()
         lab.told("merge", "good", "stopped is ready", 120)
