@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from lazymoe.data import folder as data
 from lazymoe.errors import HubError, LazyMoEError, Problem, error, failure
 from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
-from lazymoe.output.claims import check_sources, claim, discard, is_done, locked, verify
+from lazymoe.output.claims import check_sources, claim, clear, discard, is_done, locked, verify
 from lazymoe.output.folder import (
     CONFIG,
     INDEX,
@@ -148,7 +147,7 @@ def carry_out(
     work = claim(folder, fingerprint, plan)
     with locked(work):
         warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress, taker))
-    shutil.rmtree(work)
+    clear(work)
     return Merged(folder, plan, warnings)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +202,26 @@ def verify_shard(file: Path, outputs: Sequence[Output]) -> None:
         raise error("output.damaged", file, what, "Please report this as a bug of LazyMoE.")
 
 
+def clear(work: Path) -> None:
+    """Remove what is half-made. The folder may be a link to another disk, or a mount point: then it stays, empty.
+
+    Args:
+        work: the folder of it.
+    """
+    (work / RECORD).unlink(missing_ok=True)  # first: without it nothing else there counts
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+    with suppress(OSError):
+        work.rmdir()
+
+
 def discard(plan: Plan, folder: Path) -> None:
     """Remove what this merge wrote, and nothing else."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    clear(folder / WORK)
     for name, _ in plan.shards:
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):

@@ -336,7 +336,7 @@ def test_the_search_for_the_token_can_fail(open_lab: Open, known_token: str, tmp
 
 
 def test_panels_know_their_state(
-    open_lab: Open, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
 ) -> None:
     """Private sources by the token of step 1; published twice; a recipe that moves on after its merge; a restart."""
     kinds = domains()[:2]
@@ -344,7 +344,8 @@ def test_panels_know_their_state(
         hub.add(f"newcomer/private-{name}", demo_models / name, private=True)
     experts = [{"source_model": f"newcomer/private-{k.name}", "positive_prompts": list(k.prompts)} for k in kinds]
     recipe = Recipe.model_validate({"base_model": "newcomer/private-base", "gate_mode": "fit", "experts": experts})
-    with open_lab(session={"yaml": recipe.to_yaml(), "name": "mine", "made": {}}, height=2400) as lab:
+    session = {"yaml": recipe.to_yaml(), "name": "mine", "made": {}}
+    with open_lab(python=python, session=session, height=2400) as lab:
         lab.run_all()
         lab.at("check-button").click()
         lab.told("check", "error", "by a token in step 1")
@@ -371,20 +372,24 @@ def test_panels_know_their_state(
         expect(lab.at("link").locator("a")).to_have_count(0)
         assert (lab.folder / "mine" / "config.json").is_file()
         assert not lab.errors
-    with open_lab(session=json.loads((lab.folder / FILE).read_text()), height=2400) as lab:  # as after a restart
+    session = json.loads((lab.folder / FILE).read_text())
+    with open_lab(python=python, session=session, height=2400) as lab:  # as after a restart
         lab.run_all()
         lab.told("merge", "good", "mine-2 is ready")
         expect(lab.at("name").locator("input")).to_have_value("mine-2")
 
 
-def test_a_bad_mixture_is_not_published_unasked(open_lab: Open, known_token: str, hub: Hub, demo_models: Path) -> None:
+def test_a_bad_mixture_is_not_published_unasked(
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path
+) -> None:
     """Eight experts behind random routers: worse than their average, which is said before it goes to the Hub."""
     experts = [
         {"source_model": str(demo_models / kind.name), "positive_prompts": list(kind.prompts)} for kind in domains()
     ]
     given = {"base_model": str(demo_models / "base"), "gate_mode": "random", "experts": experts * 2}
     recipe = Recipe.model_validate(given | {"shared_weights": "base"})
-    with open_lab(session={"yaml": recipe.to_yaml(), "name": "bad", "made": {}}, height=2400) as lab:
+    session = {"yaml": recipe.to_yaml(), "name": "bad", "made": {}}
+    with open_lab(python=python, session=session, height=2400) as lab:
         lab.run_all()
         lab.type_token(known_token)
         expect(lab.at("expert")).to_have_count(8)
@@ -550,7 +555,7 @@ def test_chat_upload_and_training_can_be_stopped(
         lab.told("publish", "good", "It is on the Hub", 60)
         for way in ("button", "■"):
             lab.choose("menu", DEMO)
-            expect(lab.at("bar-train")).to_be_visible(timeout=60_000)
+            expect(lab.at("bar-train")).to_be_visible(timeout=1000)
             stop(lab, "recipe", "training", way)
         lab.choose("menu", DEMO)
         expect(lab.at("expert")).to_have_count(4, timeout=120_000)

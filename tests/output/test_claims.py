@@ -135,3 +135,15 @@ def test_the_sources_may_be_named_otherwise_if_they_are_the_same(given: Recipe, 
     del record["sources"][0]["stamps"]  # as an older version wrote it
     (moe / RECORD).write_text(json.dumps(record))
     assert merge(given, moe).folder == moe
+
+
+def test_what_is_half_made_may_lie_on_another_disk(given: Recipe, tmp_path: Path) -> None:
+    """Behind a link, as a mount point does; cleaning up leaves it empty, and the mixture is finished."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "moe").mkdir()
+    (tmp_path / "moe" / WORK).symlink_to(tmp_path / "other")
+    moe = merge(given, tmp_path / "moe", **SMALL).folder
+    assert not list((tmp_path / "other").iterdir())
+    before = contents(moe)
+    merge(given, moe, **SMALL)
+    assert contents(moe) == before
