@@ -147,6 +147,8 @@ def carry_out(
     work = claim(folder, fingerprint, plan)
     with locked(work):
         warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress, taker))
+        if taker:
+            taker.finish(work / OTHERS)
     clear(work)
     return Merged(folder, plan, warnings)
 
@@ -189,8 +191,6 @@ def _fill(
             verify(plan, folder)
         check_sources(folder, plan)
         _finish(prepared, plan, folder if taker is None else work / OTHERS, fingerprint, seed, work)
-        if taker:
-            taker.finish(work / OTHERS)
     except HubError:
         raise  # what was made is none the worse for it
     except LazyMoEError:

@@ -74,6 +74,16 @@ def test_what_fails_at_the_hub_loses_nothing(empty_hub: Hub, given: Recipe, tmp_
     assert "config.json" in files(empty_hub, "writer/straight") and not (tmp_path / "work").exists()
 
 
+def test_a_card_that_cannot_be_rendered_loses_nothing(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "bad.md").write_text("{{ nothing.at.all }}")
+    there = {"token": "hf_writer", **SMALL}
+    with pytest.raises(LazyMoEError, match="template"):
+        merge_to_hub(given, "writer/straight", tmp_path / "work", template=tmp_path / "bad.md", **there)
+    assert list((tmp_path / "work").rglob("*.sent"))
+    merge_to_hub(given, "writer/straight", tmp_path / "work", **there)
+    assert "config.json" in files(empty_hub, "writer/straight")
+
+
 def test_what_is_there_already_is_left_alone(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
     merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
     commits = len(empty_hub.repos["writer/straight"].commits)
