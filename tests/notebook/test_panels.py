@@ -226,7 +226,15 @@ def work() -> Work:
 
 
 def stop_later(work: Work) -> None:
-    threading.Timer(0.3, work.stop).start()
+    """Stop it a moment after it has begun, however long that takes to begin."""
+
+    def stop() -> None:
+        while not work.goes_on:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        work.stop()
+
+    threading.Thread(target=stop, daemon=True).start()
 
 
 def test_work_gives_results_and_exceptions_back(work: Work) -> None:
