@@ -6,12 +6,14 @@ more than that, size and checksum of what is to be believed later are kept besid
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import zlib
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from lazymoe.errors import error
 
@@ -118,6 +120,19 @@ def read_bytes(path: Path, offset: int, length: int) -> bytearray:
         f.seek(offset)
         read_into(f, memoryview(data))
     return data
+
+
+def readable(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; empty if there is none that can be read.
+
+    Args:
+        path: of the file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def writable(text: str) -> str:

@@ -69,6 +69,22 @@ def _terminal() -> Iterator[Progress]:
             bar.close()
 
 
+@contextmanager
+def switched_off(drawn: bool, off: Callable[[], object], on: Callable[[], object]) -> Iterator[None]:
+    """Keep a library from drawing bars of its own.
+
+    Args:
+        drawn: whether it draws them.
+        off, on: what tells it not to, and to again.
+    """
+    off()
+    try:
+        yield
+    finally:
+        if drawn:
+            on()
+
+
 class _Lines:
     """Progress as plain lines: one when a stage begins, one now and then, one when it is done."""
 

@@ -24,9 +24,9 @@ from lazymoe.output.folder import (
     RECORD,
     WEIGHTS,
     Finished,
+    check_code,
     is_unchanged,
     open_finished,
-    trusted,
 )
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.secrets import REMEDY, TOKEN
@@ -175,9 +175,7 @@ def small_files(done: Finished) -> dict[str, bytes]:
         OutputError: if one can't be read or is a link, or code isn't LazyMoE's own.
         LazyMoEError: if a text looks like a token.
     """
-    if done.host.code and not trusted(done.folder):
-        what = f"{done.host.code} is missing or isn't LazyMoE's own, or {CONFIG} names other code"
-        raise error("output.damaged", done.folder, what, AGAIN)
+    check_code(done)
     if not done.host.code and "auto_map" in done.config:
         raise error("output.damaged", done.folder, f"its {CONFIG} names code, and this architecture has none", AGAIN)
     files = {}

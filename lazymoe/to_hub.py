@@ -11,11 +11,11 @@ from threading import Thread
 from typing import Any
 
 from lazymoe.cards.card import render
-from lazymoe.files import absolute, write_whole
+from lazymoe.files import absolute, readable, write_whole
 from lazymoe.hub.uploading import Upload
 from lazymoe.merging import carry_out, fingerprint_of
 from lazymoe.output.claims import verify_shard
-from lazymoe.output.folder import CARD, RECORD, WORK, open_finished, readable
+from lazymoe.output.folder import CARD, RECORD, WORK, open_finished
 from lazymoe.planning.plan import SHARD_SIZE, Output
 from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.progress import Progress, silent
@@ -147,8 +147,8 @@ class _Sender:
         try:
             size = path.stat().st_size
             sent = self._upload.send(path.name, path)
-            sha256, _ = self._upload.sent[path.name]
-            write_whole(self._sent(path.name), json.dumps({"repo": self._repo, "sha256": sha256, "bytes": size}))
+            kept = {"repo": self._repo, "sha256": self._upload.sent[path.name], "bytes": size}
+            write_whole(self._sent(path.name), json.dumps(kept))
             path.unlink()
             done.set_result(size if sent else 0)
         except BaseException as e:

@@ -23,7 +23,7 @@ from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.source import CARD
 from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import cache, is_sealed, seal_of, settle, stamp, write_whole
+from lazymoe.files import cache, is_sealed, readable, seal_of, settle, stamp, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -136,11 +136,8 @@ def _settled(file: Path) -> Path:
 
 def _is_sound(folder: Path) -> bool:
     """Tell whether a folder that was made before is as it was made."""
-    try:
-        seals = json.loads((folder / SEALS).read_text(encoding="utf-8"))
-        return all(is_sealed(folder / name, kept) for name, kept in seals.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+    seals = readable(folder / SEALS)
+    return bool(seals) and all(is_sealed(folder / name, str(kept)) for name, kept in seals.items())
 
 
 def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:

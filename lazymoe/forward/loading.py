@@ -21,11 +21,11 @@ from lazymoe.architectures.registry import host_of
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.checkpoint.source import GENERATION, Source
 from lazymoe.errors import error
-from lazymoe.files import absolute
+from lazymoe.files import absolute, readable
 from lazymoe.forward.device import pick_device
 from lazymoe.forward.packing import load_packed
 from lazymoe.forward.stream import settled_config
-from lazymoe.output.folder import AGAIN, CONFIG, Finished, open_finished, readable, trusted
+from lazymoe.output.folder import CONFIG, Finished, check_code, open_finished, trusted
 from lazymoe.progress import Progress, silent
 
 LEADING = (  # keys of a config.json that no model here needs, that lead transformers to kernels, packages, other files
@@ -65,9 +65,7 @@ def load(
     if bits not in (None, 4, 8):
         raise error("input.bits", "bits", f"there is no {bits} bit", "Say 4 or 8, or leave it out.")
     place, done = pick_device(device), open_finished(absolute(folder))
-    if done.host.code and not trusted(done.folder):
-        what = f"{done.host.code} is missing or isn't LazyMoE's own, or {CONFIG} names other code"
-        raise error("output.damaged", done.folder, what, AGAIN)
+    check_code(done)
     with _own_files(done) as own:
         try:
             return _load(own, bits, place, progress)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import error
 from lazymoe.forward.stream import own_buffers
-from lazymoe.progress import Progress, silent
+from lazymoe.progress import Progress, silent, switched_off
 
 ATTENTION = ("self_attn", "conv")  # modules of a layer that every token passes
 OLDEST = (0, 50)  # bitsandbytes with 4 bit in blocks of 32 on every device
@@ -213,19 +212,7 @@ def _read_layer(kind: Any, source: Source, config: Any, i: int, dtype: torch.dty
     for name, tensor in source.tensors.items():
         if ".layers." not in name:  # these are read only once, at the end
             state[name] = torch.zeros(1 if tensor.shape[0] == config.vocab_size else tensor.shape[0], *tensor.shape[1:])
-    with _without_bars():
+    with switched_off(is_progress_bar_enabled(), disable_progress_bar, enable_progress_bar):
         model, info = kind.from_pretrained(None, config=alone, state_dict=state, dtype=dtype, output_loading_info=True)
     assert not any(info.values()), info
     return model.model.layers[0]
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar for every layer."""
-    drawn = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if drawn:
-            enable_progress_bar()

@@ -22,7 +22,7 @@ LONGEST_WAIT = 60.0
 NETWORK = ("httpx", "httpcore", "requests", "urllib3")  # what the client's versions stand on, httpx2 among them
 LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # of a disk, not of a network
 T = TypeVar("T")
-_typed: list[str] = []  # the token that was given to this process, if any, and to no file
+_typed: str | None = None  # the token that was given to this process, if any, and to no file
 
 
 def use_token(token: str) -> None:
@@ -31,12 +31,13 @@ def use_token(token: str) -> None:
     Args:
         token: the token.
     """
-    _typed[:] = [token]
+    global _typed
+    _typed = token
 
 
 def token() -> str | None:
     """Give the token that was given to this process; None for the one that the client finds by itself."""
-    return _typed[0] if _typed else None
+    return _typed
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple, NoReturn
@@ -29,7 +29,7 @@ from lazymoe.errors import HubError, LazyMoEError, error
 from lazymoe.files import BLOCK, cache, settle, stamp, write_whole
 from lazymoe.hub.client import About, ask, token
 from lazymoe.hub.reading import Repository
-from lazymoe.progress import Progress, silent
+from lazymoe.progress import Progress, silent, switched_off
 
 AT_ONCE = 8
 TICK = 0.2  # seconds between two looks at how far the downloads are
@@ -80,7 +80,7 @@ def download(wanted: Sequence[Wanted], progress: Progress = silent) -> None:
     """
     total, stopped = sum(w.size for w in wanted), Event()
     pool = ThreadPoolExecutor(AT_ONCE)
-    with _no_bars_of_the_clients_own():
+    with switched_off(not are_progress_bars_disabled(), disable_progress_bars, enable_progress_bars):
         running = {pool.submit(_bring, w, stopped): w for w in wanted if not _is_known(w)}
         try:
             while running:
@@ -192,14 +192,3 @@ def _know(wanted: Wanted) -> None:
 def _note(wanted: Wanted) -> Path:
     place = hashlib.sha256(str(wanted.path).encode()).hexdigest()
     return cache() / "whole" / place
-
-
-@contextmanager
-def _no_bars_of_the_clients_own() -> Iterator[None]:
-    before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not before:
-            enable_progress_bars()

@@ -5,7 +5,6 @@ So an upload that breaks off leaves nothing half-made, and the next one sends on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub import errors as hf
 from huggingface_hub.lfs import UploadInfo
 
 from lazymoe.errors import error
+from lazymoe.files import readable
 from lazymoe.hub.client import About, ask
 
 
@@ -26,7 +26,7 @@ class Upload:
         url: the address of its page.
         private: whether only its owner can see it.
         remote: the files that it has, with the SHA-256 of large ones.
-        sent: of each large file that this upload knows of, its SHA-256 and size.
+        sent: of each large file that `send` was given, its SHA-256.
     """
 
     def __init__(self, repo: str, token: str, private: bool) -> None:
@@ -43,7 +43,7 @@ class Upload:
         """
         self._api, self._repo, self._about = HfApi(token=token), repo, About(repo, "repository", repo)
         self._operations: list[Any] = []
-        self.sent: dict[str, tuple[str, int]] = {}
+        self.sent: dict[str, str] = {}
         found = ask(self._about, self._find)
         if found is None:
             ask(self._about, lambda: self._api.create_repo(repo, private=private, exist_ok=True))
@@ -74,12 +74,7 @@ class Upload:
         """
         if name not in self.remote:
             return {}
-        path = ask(self._about, lambda: self._api.hf_hub_download(self._repo, name))
-        try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return readable(Path(ask(self._about, lambda: self._api.hf_hub_download(self._repo, name))))
 
     def send(self, name: str, path: Path) -> bool:
         """Send a large file, unless the repository has it.
@@ -95,8 +90,8 @@ class Upload:
             HubError: if the Hub refuses, can't be reached or keeps failing.
         """
         added = CommitOperationAdd(name, path)
-        self.sent[name] = added.upload_info.sha256.hex(), added.upload_info.size
-        if self.remote.get(name) == self.sent[name][0]:
+        self.sent[name] = added.upload_info.sha256.hex()
+        if self.remote.get(name) == self.sent[name]:
             return False
         ask(self._about, partial(self._api.preupload_lfs_files, self._repo, [added]))
         self._operations.append(added)
@@ -109,7 +104,6 @@ class Upload:
             name: what it is called there.
             sha256, size: of the file.
         """
-        self.sent[name] = sha256, size
         if self.remote.get(name) == sha256:
             return
         added = CommitOperationAdd(name, b"")

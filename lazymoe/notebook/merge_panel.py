@@ -13,16 +13,19 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, OLDER, SESSION
 from lazymoe.notebook.verdict import QUICK, Verdict
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.output.folder import PICTURES, REPORT
+from lazymoe.output.folder import REPORT, read_record
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.measuring import measure
 from lazymoe.units import billions
 
+ROUTED = "Which expert the tokens of each domain go to, and what each expert gets in each layer"
+
 
 def merge() -> w.Widget:
     """Make the panel: a button, its progress, what came out, and how good that is."""
     told, bars, result, verdict = ui.Messages(), ui.Bars(), w.HTML(), Verdict()
+    known: object = None  # which mixture, as measured, is shown
 
     def run() -> Steps:
         bars.clear()
@@ -43,34 +46,35 @@ def merge() -> w.Widget:
             words = f"{out.name} holds something else, which stays. Press Merge to make this one as {SESSION.name}."
             told.show("warning", words)
             return
-        doubts = [*prepared.warnings, *done.warnings]
+        doubts = list(done.warnings)
         if not (out / REPORT).exists() and recipe.gate_mode in PROMPTED:
             losses = _bytes_to_read(prepared) < QUICK
             report = yield partial(measure, prepared, out, losses=losses, progress=work.progress)
             report.save(out)
             doubts += report.problems()
         work.end()
-        SESSION.finish(out.name, yaml, list(dict.fromkeys(map(str, doubts))))
-        total, active = billions(done.plan.parameters), billions(done.plan.active_parameters)
-        told.show("good", f"{out.name} is ready: {total} parameters, {active} active per token.")
-        told.add("warning", *SESSION.made[out.name][1])
+        SESSION.finish(out.name, yaml, list(map(str, doubts)))
 
     def hear() -> None:
+        nonlocal known
         if work.goes_on:
             return
         work.allow(SESSION.recipe is not None)
-        result.value = _picture(SESSION.merged) if SESSION.merged else ""
-        verdict.show(SESSION.merged)
+        folder = SESSION.merged
+        if known != (known := (SESSION.mixture, SESSION.measured)):  # not at every key: pictures are read
+            result.value = ui.pictures(folder, ROUTED) if folder else ""
+            verdict.show(folder)
         if SESSION.is_older:
             again = f"Press Merge to make the new one as {SESSION.free_name}; {SESSION.name} stays."
             told.show("warning", f"{OLDER} {again if SESSION.recipe else NO_RECIPE}")
-        elif SESSION.merged:
-            told.show("good", f"{SESSION.name} is ready.")
+        elif folder:
+            with told.guard():
+                told.show("good", _ready(folder))
         elif SESSION.recipe:
             told.show("note", f"Press Merge. It will be made in the folder {SESSION.name}.{SESSION.volume}")
         else:
             told.show("note", NO_RECIPE)
-        if SESSION.merged and SESSION.name in SESSION.made:
+        if folder and SESSION.name in SESSION.made:
             told.add("warning", *SESSION.made[SESSION.name][1])
 
     start = ui.button("Merge", "merge-button", lambda: work.begin(run()), style="primary")
@@ -85,12 +89,7 @@ def _bytes_to_read(prepared: Prepared) -> int:
     return base + 2 * sum(experts) + prepared.sound_plan.nbytes
 
 
-def _picture(folder: Path) -> str:
-    """Show the routing picture as HTML, for light and dark pages, if the routing was measured."""
-    words = "Which expert the tokens of each domain go to, and what each expert gets in each layer"
-    shown = ""
-    for name, dark in PICTURES.items():
-        if (folder / name).exists():
-            theme = "dark" if dark else "light"
-            shown += f'<img class="lazymoe-{theme}" alt="{words}" src="{ui.data_url(folder / name)}">'
-    return shown
+def _ready(folder: Path) -> str:
+    record = read_record(folder)
+    total, active = billions(record.parameters), billions(record.active_parameters)
+    return f"{folder.name} is ready: {total} parameters, {active} active per token."

@@ -17,7 +17,6 @@ from lazymoe.errors import LazyMoEError, Problem
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.output.folder import PICTURES
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.review import review
 from lazymoe.recipe.schema import SIDES, Recipe
@@ -25,6 +24,8 @@ from lazymoe.recipe.yaml_text import parse, write
 
 OWN = "a recipe of your own"
 DEMO = "demo: four tiny experts, offline"
+ROUTED = "Of each of four domains, what part of the tokens goes to which of four experts"
+HERE = Path(__file__).parent  # which has a picture of the demo's
 GATES = {  # what a person reads of each gate mode
     "fit": "Routers are fitted to tell your prompts apart, and the shared weights merged. The best; takes longest.",
     "hidden": "mergekit-moe's way: the mean state of each expert's prompts, at their last token.",
@@ -130,9 +131,8 @@ class Form:
             key: ui.Messages() for key in ("base_model", "gate_mode", "experts", "experts_per_token", "name")
         }
         self.explained, self.told, self.bars = w.HTML(), ui.Messages(), ui.Bars()
-        self.welcome, self.beside = w.HTML(_welcome()), ui.Messages()
+        self.welcome, self.beside = w.HTML(f"<p>{WELCOME}</p>{ui.pictures(HERE, ROUTED)}"), ui.Messages()
         self.welcome.add_class("lazymoe-welcome")
-        self.given = SESSION.name  # the output's name, as it was last typed here or heard of
         self.training = Work(self.menu, "training", self.told, "Choose it again: the training begins anew.", self.bars)
         self.rows: list[ExpertRow] = []
         self.listed = w.VBox()
@@ -162,9 +162,8 @@ class Form:
         SESSION.listen("recipe", self._hear)
 
     def _hear(self) -> None:
-        """Take the output's name, if another panel has changed it."""
-        if SESSION.name != self.given:
-            self.given = SESSION.name
+        """Take the output's name, if another panel has changed it: what is typed here is the session's at once."""
+        if SESSION.name != self.name.value and not _bad_name(self.name.value):
             self.filling, before = True, self.filling
             self.name.value = SESSION.name
             self.filling = before
@@ -246,9 +245,7 @@ class Form:
         except LazyMoEError as e:
             problems += e.problems
         self._tell(problems if text != BLANK else [], warnings)  # nothing is wrong before the first key
-        if not _bad_name(self.name.value):
-            self.given = self.name.value
-        SESSION.change(yaml=text, name=self.given)
+        SESSION.change(yaml=text, name=None if _bad_name(self.name.value) else self.name.value)
 
     def _tell(self, problems: Sequence[Problem], warnings: Sequence[Problem]) -> None:
         """Show what is wrong beside the fields that have it; the rest, and what is doubtful, above the form."""
@@ -288,16 +285,6 @@ class Form:
 def recipe() -> w.Widget:
     """Make the panel: the form, and the YAML."""
     return Form().panel
-
-
-def _welcome() -> str:
-    """Show what a mixture does, by a picture of the demo's, for light and dark pages."""
-    shown = f"<p>{WELCOME}</p>"
-    for name, dark in PICTURES.items():
-        picture = ui.data_url(Path(__file__).parent / name)
-        words = "Of each of four domains, what part of the tokens goes to which of four experts"
-        shown += f'<img class="lazymoe-{"dark" if dark else "light"}" alt="{words}" src="{picture}">'
-    return shown
 
 
 def _bad_name(name: str) -> list[Problem]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
 from lazymoe.hub.accounts import Account
-from lazymoe.output.folder import RECORD, is_finished
+from lazymoe.output.folder import RECORD, REPORT, is_finished
 from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import Recipe
 
@@ -72,6 +72,12 @@ class Session:
     def mixture(self) -> tuple[Path, int] | None:
         """What tells the mixture that is there from any other: its folder, and when it was finished."""
         return (self.out, (self.out / RECORD).stat().st_mtime_ns) if self.merged else None
+
+    @property
+    def measured(self) -> int | None:
+        """When the mixture that is there was measured; None if it wasn't."""
+        report = self.out / REPORT
+        return report.stat().st_mtime_ns if report.exists() else None
 
     @property
     def is_older(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import ipywidgets as w
 
 from lazymoe.errors import LazyMoEError
+from lazymoe.output.folder import PICTURES
 from lazymoe.progress import STAGES
 from lazymoe.units import counted, gigabytes
 
@@ -176,6 +177,21 @@ class Bars(w.VBox):
         left = (total - done) / rate
         speed = f", {gigabytes(int(rate))}/s" if unit == "B" else ""
         return f"{amount}{speed}, {int(left) // 60}:{int(left) % 60:02} left"
+
+
+def pictures(folder: Path, words: str) -> str:
+    """Show a routing picture as HTML, the one for light pages or that for dark ones; nothing if there is none.
+
+    Args:
+        folder: that has both.
+        words: what they show, for who can't see them.
+    """
+    shown = ""
+    for name, dark in PICTURES.items():
+        if (folder / name).exists():
+            theme = "dark" if dark else "light"
+            shown += f'<img class="lazymoe-{theme}" alt="{words}" src="{data_url(folder / name)}">'
+    return shown
 
 
 def data_url(picture: Path) -> str:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import OutputError, error
-from lazymoe.files import SEAL, is_sealed, shown, write_whole
+from lazymoe.files import SEAL, is_sealed, readable, shown, write_whole
 from lazymoe.output.folder import (
     CONFIG,
     INDEX,
@@ -27,7 +27,6 @@ from lazymoe.output.folder import (
     Record,
     is_unchanged,
     read_record,
-    readable,
 )
 from lazymoe.planning.plan import Output, Plan
 
@@ -53,7 +52,7 @@ def is_done(folder: Path, fingerprint: str, plan: Plan) -> bool:
         if readable(folder / RECORD).get("fingerprint") == fingerprint:
             record = read_record(folder)
             _compare([source.stamps for source in record.sources], plan, "this mixture was made of it")
-            return _is_whole(folder, plan, record) or _reopen(folder, plan, record)
+            return _is_whole(folder, plan, record)
     elif not any(SHARD.fullmatch(name) for name in names):
         what = "this folder isn't empty, and what is in it isn't this merge"
         raise error("output.taken", folder, what, "Name another output folder.")
@@ -62,7 +61,7 @@ def is_done(folder: Path, fingerprint: str, plan: Plan) -> bool:
 
 
 def _is_whole(folder: Path, plan: Plan, record: Record) -> bool:
-    """Tell whether a finished folder's files are those that were written.
+    """Tell whether a finished folder's files are those that were written; else it is half-made from now on.
 
     Raises:
         OutputError: if a small file isn't, which may be the user's own doing.
@@ -73,27 +72,30 @@ def _is_whole(folder: Path, plan: Plan, record: Record) -> bool:
             remedy = "Delete it to have it made anew; if you changed it, the mixture is finished as it is."
             raise error("output.edited", folder / name, "this isn't what the merge wrote", remedy)
     there = all((folder / name).is_file() for name in (CONFIG, INDEX, RECIPE, *record.files))
-    return there and all(_is_sound(folder, name, outputs, record) for name, outputs in plan.shards)
+    sound = [name for name, outputs in plan.shards if _is_sound(folder / name, outputs, record)]
+    if there and len(sound) == len(shards):
+        return True
+    _reopen(folder, plan, record, sound)
+    return False
 
 
-def _is_sound(folder: Path, name: str, outputs: Sequence[Output], record: Record) -> bool:
+def _is_sound(file: Path, outputs: Sequence[Output], record: Record) -> bool:
     """Tell whether a file of weights is the one that was written."""
     try:
-        verify_shard(folder / name, outputs)
+        verify_shard(file, outputs)
     except OutputError:
         return False
-    return is_unchanged(folder / name, record.files.get(name))
+    return is_unchanged(file, record.files.get(file.name))
 
 
-def _reopen(folder: Path, plan: Plan, record: Record) -> bool:
-    """Make a finished folder, in which something is damaged, one that is half-made: what is sound stays."""
+def _reopen(folder: Path, plan: Plan, record: Record, sound: Sequence[str]) -> None:
+    """Make a finished folder, in which something is damaged, one that is half-made: sound files of weights stay."""
     _begin(folder, record.fingerprint, plan)
-    for name, outputs in plan.shards:
-        if name in record.files and _is_sound(folder, name, outputs, record):
+    for name in sound:
+        if name in record.files:
             write_whole(folder / WORK / f"{name}{SEAL}", record.files[name])
     for name in (CONFIG, RECORD):
         (folder / name).unlink(missing_ok=True)
-    return False
 
 
 def _compare(known: list[Any], plan: Plan, since: str) -> None:

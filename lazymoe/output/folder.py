@@ -20,7 +20,7 @@ from lazymoe.checkpoint.source import CARD as CARD
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.files import is_sealed, writable
+from lazymoe.files import is_sealed, readable, writable
 from lazymoe.planning.plan import WORK as WORK
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
@@ -279,19 +279,6 @@ def read_report(folder: Path) -> dict[str, Any]:
     return readable(folder / REPORT)
 
 
-def readable(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object; empty if there is none that can be read.
-
-    Args:
-        path: of the file.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def trusted(folder: Path) -> bool:
     """Tell whether the modelling code that a mixture's config.json names is LazyMoE's own, to the byte.
 
@@ -309,3 +296,17 @@ def trusted(folder: Path) -> bool:
         return False
     own = [str(name).startswith(f"{Path(host.code).stem}.") for name in named.values()]
     return all(own) and (folder / host.code).read_bytes() == (data("templates") / host.code).read_bytes()
+
+
+def check_code(done: Finished) -> None:
+    """Check the modelling code of a mixture whose architecture comes with some.
+
+    Args:
+        done: the mixture.
+
+    Raises:
+        OutputError: if it isn't `trusted`.
+    """
+    if done.host.code and not trusted(done.folder):
+        what = f"{done.host.code} is missing or isn't LazyMoE's own, or {CONFIG} names other code"
+        raise error("output.damaged", done.folder, what, AGAIN)

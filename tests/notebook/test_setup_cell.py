@@ -137,7 +137,7 @@ def test_what_the_user_says_is_all_that_is_tried(pip: Pip, colab: SimpleNamespac
         ("https://github.com/somebody/lazymoe/", ZIP.format("HEAD")),
         ("https://github.com/somebody/lazymoe.git", ZIP.format("HEAD")),
         ("https://github.com/somebody/lazymoe/tree/v1.0", ZIP.format("v1.0")),
-        ("https://github.com/somebody/lazymoe/blob/work/on/it/LazyMoE.ipynb", ZIP.format("work/on/it")),
+        ("https://github.com/somebody/lazymoe/blob/fix/the/cell/LazyMoE.ipynb", ZIP.format("fix/the/cell")),
         (
             "https://github.com/somebody/lazymoe/archive/main.zip",
             "https://github.com/somebody/lazymoe/archive/main.zip",
