@@ -33,16 +33,7 @@ from lazymoe.forward.tokens import load_tokenizer, windows  # noqa: E402
 from lazymoe.recipe.reference import Reference  # noqa: E402
 from lazymoe.units import gigabytes  # noqa: E402
 
-PEAK = """
-import re, sys, bitsandbytes, lazymoe.forward.loading
-
-def peak():  # of this program alone, as getrusage's isn't
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-
-before = peak()
-loaded = lazymoe.load(sys.argv[1], bits=int(sys.argv[2]) or None, device="cpu")
-print(peak() - before)
-"""
+PEAK = Path(__file__).with_name("load_peak.py")
 FACTORS = (1.0, 0.95, 0.9, 0.85)  # of a block's largest weight: the scales that a search tries
 Packed = tuple[Tensor, float]  # what is left of a matrix, and the bits that a weight took
 
@@ -166,7 +157,7 @@ def main() -> None:
         print("|---|--:|--:|--:|" + "--:|" * len(names))
         whole = 0
         for bits in (None, 8, 4):
-            run = [sys.executable, "-c", PEAK, str(made.folder), str(bits or 0)]
+            run = [sys.executable, str(PEAK), str(made.folder), str(bits or 0)]
             peak = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
             model, _ = load(made.folder, bits, device="cpu")  # type: ignore[arg-type]
             whole = whole or sum(p.numel() for p in matrices(model, made.plan.experts).values())

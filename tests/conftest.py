@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,14 +61,11 @@ def transformers_4(request: pytest.FixtureRequest) -> str | None:
     return python
 
 
-@pytest.fixture(params=["xet", "lfs"])
-def empty_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The Hub, of which nothing that is put there stays, reached in both of the client's ways, without long waits."""
-    import huggingface_hub
-
+@pytest.fixture
+def clean_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The Hub, of which nothing that is put there stays, and a token for it; without long waits."""
     import lazymoe.hub.client
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
     monkeypatch.setattr(lazymoe.hub.client, "WAIT", 0.01)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     before = set(hub.repos)
@@ -75,3 +73,18 @@ def empty_hub(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.Monk
     hub.faults.clear()
     for name in set(hub.repos) - before:
         del hub.repos[name]
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def empty_hub(request: pytest.FixtureRequest, clean_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """As `clean_hub`, reached in both of the client's ways."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    return clean_hub
+
+
+@pytest.fixture
+def moe(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the mixture that a module of tests has made once, its fixture `whole`."""
+    return shutil.copytree(whole, tmp_path / "moe")

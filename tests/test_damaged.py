@@ -10,7 +10,7 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, demo_models: Path) -> Path:
     half = [[[0.75, 0.25], [0.25, 0.75]]] * 2
     Report(["a", "b"], True, rows, half, [[0.7, 0.8]] * 2, [0.5, 0.5], [10, 20], 2, half).save(out)
     return out
-
-
-@pytest.fixture
-def moe(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "moe")
-
-
-@pytest.fixture
-def empty_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(lazymoe.hub.client, "WAIT", 0.01)
-    yield hub
-    hub.repos.pop(REPO, None)
 
 
 def nodes(tree: Any) -> list[tuple[Any, Any]]:
@@ -154,7 +142,7 @@ def damage(whole: Path, moe: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_damaged_folder_gives_one_line_each(whole: Path, moe: Path, empty_hub: Hub, seed: int) -> None:
+def test_a_damaged_folder_gives_one_line_each(whole: Path, moe: Path, clean_hub: Hub, seed: int) -> None:
     damage(whole, moe, seed)
     check(moe)
     one_line_each(lambda: report(moe, losses=seed % 2 == 0))
@@ -185,7 +173,7 @@ def test_five_thousand_damaged_folders(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("content", WHOLE, ids=lambda content: repr(content[:12]))
-def test_a_file_of_something_else(moe: Path, empty_hub: Hub, name: str, content: bytes) -> None:
+def test_a_file_of_something_else(moe: Path, clean_hub: Hub, name: str, content: bytes) -> None:
     (moe / name).write_bytes(content)
     if name == "report.json":
         assert "Its routing was not measured" in card(moe) and not open_finished(moe).report
@@ -237,18 +225,18 @@ REPORTS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("edit", REPORTS.values(), ids=REPORTS)
-def test_a_report_of_another_shape_is_none(moe: Path, empty_hub: Hub, edit: Callable[[dict[str, Any]], object]) -> None:
+def test_a_report_of_another_shape_is_none(moe: Path, clean_hub: Hub, edit: Callable[[dict[str, Any]], object]) -> None:
     assert "## Routing" in card(moe) and "routing.png" in card(moe)
     found = json.loads((moe / "report.json").read_text())
     edit(found)
     (moe / "report.json").write_text(json.dumps(found))
     assert "Its routing was not measured" in card(moe)
     publish(moe, REPO, token="hf_writer")
-    assert not {"report.json", "routing.png", "routing-dark.png"} & set(empty_hub.repos[REPO].commits[-1].files)
+    assert not {"report.json", "routing.png", "routing-dark.png"} & set(clean_hub.repos[REPO].commits[-1].files)
 
 
-def test_a_whole_folder_goes_as_it_is(moe: Path, empty_hub: Hub) -> None:
+def test_a_whole_folder_goes_as_it_is(moe: Path, clean_hub: Hub) -> None:
     """What the others would pass without."""
     publish(moe, REPO, token="hf_writer")
-    assert set(empty_hub.repos[REPO].commits[-1].files) == {*contents(moe), "README.md", ".gitattributes"}
+    assert set(clean_hub.repos[REPO].commits[-1].files) == {*contents(moe), "README.md", ".gitattributes"}
     assert report(moe, losses=False).names == ["a", "b"]

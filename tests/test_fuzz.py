@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from limits import limited
 from safetensors.torch import load_file, save_file
 from small_models import make_model
 
@@ -60,20 +58,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory, demo_models: Path) -> Path:
     save_file({f"{down}.lora_A.weight": torch.ones(2, 48), f"{down}.lora_B.weight": torch.ones(32, 2)},
               folder / "adapter" / "adapter_model.safetensors")  # fmt: skip
     return folder
-
-
-@contextmanager
-def limited(seconds: int) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"more than {seconds} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def spoil(folder: Path, draw: random.Random) -> None:

@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hub_server import Hub
 from small_models import Make, configure, make_model, recipe, rewrite
 
-import lazymoe.hub.client
 from lazymoe import LazyMoEError, Recipe, RecipeError, merge
 from lazymoe.cards.card import card
 from lazymoe.cards.naming import spell, without_places
@@ -45,19 +44,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return merge(given.with_experts(prompted), folder / "moe", shard_size=40_000).folder
 
 
-@pytest.fixture
-def moe(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "moe")
-
-
-@pytest.fixture
-def empty_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(lazymoe.hub.client, "WAIT", 0.01)
-    monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    yield hub
-    hub.repos.pop(REPO, None)
-
-
 def files(hub: Hub) -> dict[str, bytes]:
     return {name: hub.read(REPO, name) for name in hub.repos[REPO].commits[-1].files if name != ".gitattributes"}
 
@@ -73,14 +59,14 @@ def refused(hub: Hub, moe: Path, **options: str) -> str:
     return f"{problem.code} {problem}"
 
 
-def test_only_what_is_listed_goes(empty_hub: Hub, moe: Path) -> None:
+def test_only_what_is_listed_goes(clean_hub: Hub, moe: Path) -> None:
     every = {path.relative_to(moe).as_posix() for path in moe.rglob("*") if path.is_file()}
     for name in ("thesis.pdf", ".env", "modeling_mixtral.py", "model.bin", "model-00003-of-00003.safetensors",
                  "additional_chat_templates/run.py", "additional_chat_templates/notes.txt", "report.json",
                  "routing.png", "consolidated.safetensors"):  # fmt: skip
         (moe / name).write_text("mine")
     publish(moe, REPO)
-    assert set(files(empty_hub)) == every | {"README.md"}
+    assert set(files(clean_hub)) == every | {"README.md"}
 
 
 @pytest.mark.parametrize(
@@ -88,12 +74,12 @@ def test_only_what_is_listed_goes(empty_hub: Hub, moe: Path) -> None:
     ["../secret.safetensors", "/etc/passwd", "sub/model-00001-of-00002.safetensors", "model.safetensors", "..", "",
      "model-00001-of-00002.safetensors\n", "model-0000\uff11-of-00002.safetensors", "lazymoe.json", 7, None, ["x"]],
 )  # fmt: skip
-def test_an_index_that_names_anything_but_shards_is_refused(empty_hub: Hub, moe: Path, named: object) -> None:
+def test_an_index_that_names_anything_but_shards_is_refused(clean_hub: Hub, moe: Path, named: object) -> None:
     shutil.copy(moe / SHARD, moe.parent / "secret.safetensors")
     index = json.loads((moe / INDEX).read_text())
     index["weight_map"]["model.norm.weight"] = named
     (moe / INDEX).write_text(json.dumps(index))
-    assert "can't be a file of its weights" in refused(empty_hub, moe)
+    assert "can't be a file of its weights" in refused(clean_hub, moe)
 
 
 LINKS = [SHARD, "config.json", "chat_template.jinja", "additional_chat_templates",
@@ -101,18 +87,18 @@ LINKS = [SHARD, "config.json", "chat_template.jinja", "additional_chat_templates
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_no_link_is_followed(empty_hub: Hub, moe: Path, name: str) -> None:
+def test_no_link_is_followed(clean_hub: Hub, moe: Path, name: str) -> None:
     (moe / name).rename(moe.parent / "elsewhere")
     (moe / name).symlink_to(moe.parent / "elsewhere")
-    told = refused(empty_hub, moe)
+    told = refused(clean_hub, moe)
     assert told.startswith("output.link") and str(moe / name) in told
     assert "is a link, and what it points to may not be yours to publish. Put the file itself there." in told
 
 
-def test_the_mixtures_folder_itself_may_be_a_link(empty_hub: Hub, moe: Path, tmp_path: Path) -> None:
+def test_the_mixtures_folder_itself_may_be_a_link(clean_hub: Hub, moe: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(moe)
     publish(tmp_path / "linked", REPO)
-    assert SHARD in files(empty_hub)
+    assert SHARD in files(clean_hub)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -128,54 +114,54 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_shard_is_refused(empty_hub: Hub, moe: Path, damage: Callable[[Path], object]) -> None:
+def test_a_damaged_shard_is_refused(clean_hub: Hub, moe: Path, damage: Callable[[Path], object]) -> None:
     damage(moe)
-    told = refused(empty_hub, moe)
+    told = refused(clean_hub, moe)
     assert told.startswith("output.damaged") and SHARD in told
 
 
-def test_no_code_but_lazymoes_own(empty_hub: Hub, make: Make, tmp_path: Path) -> None:
+def test_no_code_but_lazymoes_own(clean_hub: Hub, make: Make, tmp_path: Path) -> None:
     base = make("base")
     out = merge(recipe(base, base, base, architecture="deepseek"), tmp_path / "moe").folder
     publish(out, REPO)
-    assert [name for name in files(empty_hub) if name.endswith(".py")] == ["modeling_deepseek.py"]
+    assert [name for name in files(clean_hub) if name.endswith(".py")] == ["modeling_deepseek.py"]
     code = (out / "modeling_deepseek.py").read_text()
     (out / "modeling_deepseek.py").write_text(code + "\n")
-    assert "isn't LazyMoE's own" in refused(empty_hub, out)
+    assert "isn't LazyMoE's own" in refused(clean_hub, out)
     (out / "modeling_deepseek.py").write_text(code)
     configure(out, auto_map={"AutoModelForCausalLM": "stranger/repo--modeling_deepseek.X"})
-    assert "names other code" in refused(empty_hub, out)
+    assert "names other code" in refused(clean_hub, out)
 
 
-def test_a_config_that_leads_to_code_is_refused(empty_hub: Hub, moe: Path) -> None:
+def test_a_config_that_leads_to_code_is_refused(clean_hub: Hub, moe: Path) -> None:
     configure(moe, auto_map={"AutoModelForCausalLM": "stranger/repo--modeling.X"})
-    assert "names code" in refused(empty_hub, moe)
+    assert "names code" in refused(clean_hub, moe)
 
 
 @pytest.mark.parametrize(
     "options", [{"repo": f"writer/{SECRET}"}, {"license": f"mine {SECRET}"}, {"repo": SECRET}, {"template": "x.jinja"}]
 )
 def test_a_token_in_an_argument_is_not_published(
-    empty_hub: Hub, moe: Path, tmp_path: Path, options: dict[str, str]
+    clean_hub: Hub, moe: Path, tmp_path: Path, options: dict[str, str]
 ) -> None:
     if "template" in options:
         (tmp_path / "x.jinja").write_text(f"# mine {SECRET}")
         options = {"template": str(tmp_path / "x.jinja")}
-    told = refused(empty_hub, moe, **options)
+    told = refused(clean_hub, moe, **options)
     assert told.startswith("input.token") and "looks like a Hugging Face token" in told
     with pytest.raises(LazyMoEError, match="looks like a Hugging Face token"):
         card(moe, **{"repo": REPO, **options})
 
 
 @pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", RECIPE, RECORD])
-def test_a_token_in_a_file_is_not_published(empty_hub: Hub, moe: Path, name: str) -> None:
+def test_a_token_in_a_file_is_not_published(clean_hub: Hub, moe: Path, name: str) -> None:
     text = (moe / name).read_text()
     spoilt = {
         RECIPE: text.replace("words", SECRET),
         "chat_template.jinja": text + SECRET,
     }.get(name) or json.dumps({"note": SECRET, **json.loads(text)})
     (moe / name).write_text(spoilt)
-    assert "looks like a Hugging Face token" in refused(empty_hub, moe)
+    assert "looks like a Hugging Face token" in refused(clean_hub, moe)
 
 
 @pytest.mark.parametrize(
@@ -201,11 +187,11 @@ def test_an_ordinary_name_is_no_token() -> None:
     assert Recipe.from_yaml("base_model: a/hf_model\nexperts: [{source_model: a/hf_llama_7b_instruct_finetuned_v2}]")
 
 
-def test_places_on_this_machine_are_not_published(empty_hub: Hub, moe: Path) -> None:
+def test_places_on_this_machine_are_not_published(clean_hub: Hub, moe: Path) -> None:
     publish(moe, REPO)
-    for name, content in files(empty_hub).items():
+    for name, content in files(clean_hub).items():
         assert b"private-place" not in content and b"/tmp" not in content, name
-    shown = Recipe.from_yaml(files(empty_hub)[RECIPE].decode())
+    shown = Recipe.from_yaml(files(clean_hub)[RECIPE].decode())
     assert (shown.base_model, shown.experts[0].source_model) == ("base", "expert-a")
     assert [getattr(p, "file", p) for p in shown.experts[0].positive_prompts or []] == ["texts.txt", "words"]
     kept = Recipe.from_file(moe / RECIPE)

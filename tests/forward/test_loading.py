@@ -20,16 +20,7 @@ from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 from lazymoe.forward import loading
 
-PEAK = """
-import re, sys, bitsandbytes, lazymoe.forward.loading
-
-def peak():  # of this program alone, as getrusage's isn't
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-
-before = peak()
-loaded = lazymoe.load(sys.argv[1], bits=int(sys.argv[2]) or None, device="cpu")
-print(peak() - before)
-"""
+PEAK = Path(__file__).parents[2] / "benchmarks" / "load_peak.py"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +115,7 @@ def test_loading_takes_little_more_than_what_stays(make: Make, tmp_path: Path, d
     made = merge(recipe(base, *[base] * 4), tmp_path / "moe")
 
     def peak(bits: int) -> int:
-        command = [sys.executable, "-c", PEAK, made.folder, str(bits)]
+        command = [sys.executable, PEAK, made.folder, str(bits)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     layer = 2 * made.plan.parameters // 8

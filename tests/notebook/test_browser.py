@@ -11,12 +11,9 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,10 @@ import nbformat
 import pytest
 import torch
 from hub_server import Hub, User
+from lab import NOTEBOOK, PANELS, TOKEN, Lab, Open
 from nbclient import NotebookClient
 from newcomer import Newcomer
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import expect
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -36,155 +34,6 @@ from lazymoe.merging import merge
 from lazymoe.notebook.recipe_panel import DEMO
 from lazymoe.notebook.session import FILE
 from lazymoe.recipe.schema import Recipe
-
-ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "LazyMoE.ipynb"
-TOKEN = "hf_" + "NotebookTokenThatNobodyMayFind"
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
-SETTINGS = "@jupyterlab/apputils-extension/{}.jupyterlab-settings"
-PANELS = ("setup", "recipe", "check", "merge", "try", "publish")
-
-
-class Lab:
-    """A page with the notebook open in JupyterLab."""
-
-    def __init__(self, page: Page, folder: Path, errors: list[str]) -> None:
-        self.page, self.folder, self.errors = page, folder, errors
-        self.clicks = 0
-
-    def at(self, name: str) -> Locator:
-        """What has this class of ours."""
-        return self.page.locator(f".lazymoe-{name}")
-
-    def click(self, what: Locator) -> None:
-        what.click()
-        self.clicks += 1
-
-    def choose(self, name: str, option: str) -> None:
-        """A menu is opened with one click, and its entry chosen with another."""
-        self.at(name).locator("select").select_option(option)
-        self.clicks += 2
-
-    def run_all(self) -> None:
-        self.click(self.page.get_by_role("menuitem", name="Run", exact=True))
-        self.click(self.page.get_by_role("menuitem", name="Run All Cells", exact=True))
-        for panel in PANELS:
-            expect(self.at(panel).first).to_be_attached(timeout=60_000)
-
-    def type_token(self, token: str) -> None:
-        self.at("token").locator("input").fill(token)
-        self.page.keyboard.press("Enter")
-        self.told("setup", "good", "You are newcomer")
-
-    def shoot(self, request: pytest.FixtureRequest, panel: str, theme: str) -> None:
-        """Keep a picture of a panel, if asked to."""
-        if folder := request.config.getoption("--screenshots"):
-            self.at(panel).first.screenshot(path=Path(folder) / f"{panel}-{theme}.png")
-
-    def told(self, panel: str, kind: str, words: str, seconds: float = 30) -> None:
-        """Wait until a panel says something."""
-        message = self.at(panel).locator(f".lazymoe-{kind}", has_text=words).first
-        expect(message).to_be_visible(timeout=seconds * 1000)
-
-    def save(self) -> None:
-        """Save the notebook, its widgets' state with it."""
-        before = NOTEBOOK.stat().st_size
-        self.page.get_by_role("button", name=re.compile("^Save and create checkpoint")).click()
-        for _ in range(100):
-            if (self.folder / NOTEBOOK.name).stat().st_size > 2 * before:
-                return
-            time.sleep(0.1)
-        raise AssertionError("the notebook was not saved")
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
-    """``with open_lab(dark=False, python=sys.executable) as lab``: the notebook in a JupyterLab of its own."""
-
-    @contextlib.contextmanager
-    def open_lab(
-        dark: bool = False,
-        python: str = sys.executable,
-        width: int = 1200,
-        height: int = 900,
-        first_cell: str = "",
-        session: dict[str, Any] | None = None,
-        file: Path = NOTEBOOK,
-        variables: dict[str, str] | None = None,
-    ) -> Iterator[Lab]:
-        folder = tmp_path / "work"
-        folder.mkdir(exist_ok=True)
-        if session:
-            (folder / FILE).write_text(json.dumps(session))
-        notebook = nbformat.read(file, 4)
-        notebook.cells[:0] = [nbformat.v4.new_code_cell(first_cell)] if first_cell else []
-        nbformat.write(notebook, folder / NOTEBOOK.name)
-        settings = {
-            SETTINGS.format("notification"): {"fetchNews": "false", "checkForUpdates": False},
-            SETTINGS.format("themes"): {"theme": "JupyterLab Dark" if dark else "JupyterLab Light"},
-            "@jupyter-widgets/jupyterlab-manager/plugin.jupyterlab-settings": {"saveState": True},
-            # all cells are on the page from the start, as they are in Colab
-            "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
-        }
-        for name, values in settings.items():
-            file = tmp_path / "settings" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(values))
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "HF_HOME")
-        environment = (variables or dict(os.environ)) | {name: str(tmp_path / name) for name in places}
-        environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
-        environment |= {"HF_ENDPOINT": hub.url}
-        command = [python, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-                   "--ServerApp.token=lab", f"--ServerApp.root_dir={folder}"]  # fmt: skip
-        log = (tmp_path / "lab.log").open("w")
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-        context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="dark" if dark else "light")
-        page = context.new_page()
-        errors: list[str] = []
-        page.on("pageerror", lambda e: errors.append(str(e)))
-        try:
-            _wait_for(port)
-            page.goto(f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}?token=lab&reset")
-            page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=60_000)
-            page.get_by_text("(ipykernel) | Idle").first.wait_for(timeout=60_000)
-            page.keyboard.press("Control+b")  # the list of files takes a third of the page
-            page.set_viewport_size({"width": width, "height": height})
-            yield Lab(page, folder, errors)
-        finally:
-            context.close()
-            server.terminate()
-            server.wait(20)
-            log.close()
-
-    return open_lab
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(300):
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not start")
 
 
 @pytest.fixture
