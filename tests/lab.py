@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "LazyMoE.ipynb"
 TOKEN = "hf_" + "NotebookTokenThatNobodyMayFind"
 CHROMIUM = next(
