@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from limits import limited
 from safetensors.torch import load_file, save_file
 from small_models import Make, recipe
 
@@ -55,10 +55,9 @@ def test_the_sound_one_is_taken(models: tuple[Path, Path]) -> None:
 def test_an_odd_config_is_told(fields: dict[str, Any], models: tuple[Path, Path]) -> None:
     file = models[1] / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    start = time.monotonic()
-    [told] = problems(*models)
+    with limited(60):
+        [told] = problems(*models)
     assert "adapter" in told and "\n" not in told
-    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"LORA"', "[" * 100_000])

@@ -261,13 +261,20 @@ def test_work_begins_once(work: Work) -> None:
 
 
 def test_a_stop_waits_for_no_single_operation_but_the_next_start_does(work: Work) -> None:
-    ended: list[str] = []
+    told: list[str] = []
+    operation = threading.Lock()  # to acquire it is one operation, which no interrupt reaches
+    operation.acquire()
     stop_later(work)
-    began = time.monotonic()
-    work.begin(steps_of(partial(time.sleep, 2.5), lambda: ended.append("went on")))
-    assert time.monotonic() - began < 2 and "Stopped. Again." in work._told.value
-    work.begin(steps_of(lambda: ended.append("anew")))
-    assert time.monotonic() - began > 2.5 and ended == ["anew"]
+    work.begin(steps_of(operation.acquire, lambda: told.append("went on")))
+    assert "Stopped. Again." in work._told.value
+
+    def end() -> None:
+        told.append("ended")
+        operation.release()
+
+    threading.Timer(0.5, end).start()
+    work.begin(steps_of(lambda: told.append("anew")))
+    assert told == ["ended", "anew"]
 
 
 def test_a_stop_cuts_no_import_short(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from pathlib import Path
 
 import pytest
+from limits import limited
 from small_models import Make
 
 from lazymoe import LazyMoEError, Recipe, RecipeError
@@ -147,26 +147,23 @@ def bomb(line: str, levels: str = "abcdefghij") -> str:
     ],
 )
 def test_a_bomb_of_aliases_is_one_short_line_at_once(line: str) -> None:
-    began = time.monotonic()
-    with pytest.raises(RecipeError) as caught:
+    with limited(30), pytest.raises(RecipeError) as caught:
         Recipe.from_yaml(bomb(line))
-    assert time.monotonic() - began < 2
     (problem,) = caught.value.problems
     assert len(str(problem)) < 300
 
 
 def test_other_bombs_go_off_harmlessly() -> None:
-    began = time.monotonic()
-    assert Recipe.from_yaml(bomb(f"{RECIPE}x: BOMB")).origin.passed_over[-1] == "x"
-    merged = ["a: &a {k: v}"]
-    merged += [f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
-    assert parse("\n".join(merged), "recipe")["i"] == {"k": "v"}
-    for text in ("[" * 5000, "{a: " * 5000, "- " * 5000):
-        with pytest.raises(RecipeError, match="this isn't valid YAML"):
-            Recipe.from_yaml(text)
-    with pytest.raises(RecipeError):
-        Recipe.from_yaml("base_model: a/b\nexperts: &e [*e]")
-    assert time.monotonic() - began < 10
+    with limited(60):
+        assert Recipe.from_yaml(bomb(f"{RECIPE}x: BOMB")).origin.passed_over[-1] == "x"
+        merged = ["a: &a {k: v}"]
+        merged += [f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+        assert parse("\n".join(merged), "recipe")["i"] == {"k": "v"}
+        for text in ("[" * 5000, "{a: " * 5000, "- " * 5000):
+            with pytest.raises(RecipeError, match="this isn't valid YAML"):
+                Recipe.from_yaml(text)
+        with pytest.raises(RecipeError):
+            Recipe.from_yaml("base_model: a/b\nexperts: &e [*e]")
 
 
 @pytest.mark.parametrize("text", ["x: 2001-99-99", "x: !!int ''", "x: !!bool maybe", "x: !!timestamp soon", "a\x00b"])
