@@ -157,7 +157,9 @@ def test_other_bombs_go_off_harmlessly() -> None:
     with limited(60):
         assert Recipe.from_yaml(bomb(f"{RECIPE}x: BOMB")).origin.passed_over[-1] == "x"
         merged = ["a: &a {k: v}"]
-        merged += [f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+        merged += [
+            f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ]
         assert parse("\n".join(merged), "recipe")["i"] == {"k": "v"}
         for text in ("[" * 5000, "{a: " * 5000, "- " * 5000):
             with pytest.raises(RecipeError, match="this isn't valid YAML"):
