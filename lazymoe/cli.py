@@ -271,7 +271,7 @@ def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
 
     with bars(options.quiet) as progress:
         done = carry_to_hub(
-            prepared, options.to, folder, options.private, None, {}, seed=options.seed, device=options.device,
+            prepared, options.to, folder, private=options.private, seed=options.seed, device=options.device,
             progress=progress,
         )  # fmt: skip
     return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})

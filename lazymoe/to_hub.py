@@ -59,35 +59,44 @@ def merge_to_hub(
         LazyMoEError: as `lazymoe.merge` and `publish`.
     """
     prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle)
-    card = {"license": license, "template": template}
-    place = absolute(folder or repo.rpartition("/")[2])
-    return carry_to_hub(prepared, repo, place, private, token, card, seed=seed, device=device, progress=progress)
+    return carry_to_hub(
+        prepared,
+        repo,
+        absolute(folder or repo.rpartition("/")[2]),
+        private=private,
+        license=license,
+        template=template,
+        token=token,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
 
 
 def carry_to_hub(
     prepared: Prepared,
     repo: str,
     folder: Path,
-    private: bool,
-    token: str | None,
-    card: dict[str, Any],
     *,
-    seed: int,
-    device: str | None,
-    progress: Progress,
+    private: bool = False,
+    license: str | None = None,
+    template: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress = silent,
 ) -> Published:
     """Put the mixture of a prepared recipe on the Hub file by file.
 
     Args:
         prepared: the recipe.
-        repo, private, token: as in `publish`.
         folder: for what is half-made, absolute.
-        card: license and template of the card, as in `publish`.
-        seed, device, progress: as in `merge_to_hub`.
+        repo, private, license, template, token, seed, device, progress: as in `merge_to_hub`.
 
     Raises:
         LazyMoEError: as `merge_to_hub`.
     """
+    card: dict[str, Any] = {"license": license, "template": template}
     fingerprint, upload = fingerprint_of(prepared, seed), open_repository(repo, token, private)
     if upload.read(RECORD).get("fingerprint") == fingerprint:
         return Published(upload.url, 0)

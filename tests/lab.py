@@ -53,10 +53,19 @@ class Lab:
         self.page.keyboard.press("Enter")
         self.told("setup", "good", "You are newcomer")
 
-    def shoot(self, request: pytest.FixtureRequest, panel: str, theme: str) -> None:
-        """Keep a picture of a panel, if asked to."""
-        if folder := request.config.getoption("--screenshots"):
-            self.at(panel).first.screenshot(path=Path(folder) / f"{panel}-{theme}.png")
+    def shoot(self, request: pytest.FixtureRequest, panel: str, state: str) -> None:
+        """Keep pictures of a panel if asked to: on a light page, on a dark one, and in a narrow column."""
+        folder, before = request.config.getoption("--screenshots"), self.page.viewport_size
+        if not folder or not before:
+            return
+        for look, width in (("dark", 1200), ("narrow", 480), ("light", 1200)):
+            theme = f"JupyterLab {'Dark' if look == 'dark' else 'Light'}"
+            self.page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
+            expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", theme)
+            expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
+            self.page.set_viewport_size({"width": width, "height": before["height"]})
+            self.at(panel).first.screenshot(path=Path(folder) / f"{panel}-{state}-{look}.png")
+        self.page.set_viewport_size(before)
 
     def told(self, panel: str, kind: str, words: str, seconds: float = 30) -> None:
         """Wait until a panel says something."""

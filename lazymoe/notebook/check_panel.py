@@ -10,7 +10,6 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.planning.checking import judge
-from lazymoe.units import gigabytes
 
 
 def check() -> w.Widget:
@@ -36,11 +35,11 @@ def check() -> w.Widget:
         told.add("error", *found.errors)
         told.add("warning", *found.warnings)
         told.add("note", *found.notes)
-        if found.plan and not found.errors:
-            down, written = gigabytes(found.download) if found.download else "nothing", gigabytes(found.plan.nbytes)
-            SESSION.checked = SESSION.yaml, f"To download: {down}; to write: {written}."
+        if found.plan:
+            SESSION.checked = SESSION.yaml, found
             work.end()
             SESSION.change()
+        if not found.errors:
             told.add("good", f"This can be merged{', with these doubts' if found.warnings else ''}.")
 
     def hear() -> None:

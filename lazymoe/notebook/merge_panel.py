@@ -10,6 +10,7 @@ import ipywidgets as w
 from lazymoe.errors import LazyMoEError
 from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
+from lazymoe.notebook.destination import Destination
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, OLDER, SESSION
 from lazymoe.notebook.verdict import QUICK, Verdict
 from lazymoe.notebook.work import Steps, Work
@@ -17,70 +18,97 @@ from lazymoe.output.folder import REPORT, read_record
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.measuring import measure
+from lazymoe.to_hub import carry_to_hub
 from lazymoe.units import billions
 
 ROUTED = "Which expert the tokens of each domain go to, and what each expert gets in each layer"
 
 
-def merge() -> w.Widget:
-    """Make the panel: a button, its progress, what came out, and how good that is."""
-    told, bars, result, verdict = ui.Messages(), ui.Bars(), w.HTML(), Verdict()
-    known: object = None  # which mixture, as measured, is shown
+class Merge:
+    """The panel: where it goes, a button, its progress, what came out, and how good that is."""
 
-    def run() -> Steps:
-        bars.clear()
+    def __init__(self) -> None:
+        self.told, self.bars, self.link = ui.Messages(), ui.Bars(), ui.Link()
+        self.result, self.verdict = w.HTML(), Verdict()
+        self.known: object = None  # which mixture, as measured, is shown
+        self.sent: tuple[str, str] | None = None  # what went straight to the Hub: its recipe, its page
+        self.way = Destination(self._hear)
+        start = ui.button("Merge", "merge-button", lambda: self.work.begin(self._run()), style="primary")
+        self.work = Work(start, "merge", self.told, "Press Merge to go on from here.", self.bars)
+        shown = (self.way, self.work, self.bars, self.told, self.link, self.result, self.verdict.box)
+        self.panel = ui.panel("merge", *shown)
+        SESSION.listen("merge", self._hear)
+
+    def _run(self) -> Steps:
+        self.bars.clear()
         recipe, yaml = SESSION.recipe, SESSION.yaml
         if recipe is None:
-            told.show("error", MISTAKES)
+            self.told.show("error", MISTAKES)
             return
         if SESSION.is_older:
             SESSION.change(name=SESSION.free_name)  # the older one stays
-        out = SESSION.out
         prepared = yield partial(SESSION.prepare, recipe)
         try:
-            done = yield partial(carry_out, prepared, out, progress=work.progress)
+            yield from (self._to_hub if self.way.is_hub else self._to_folder)(prepared, yaml)
         except LazyMoEError as e:
             if e.problems[0].code != "output.taken":
                 raise
+            taken = SESSION.name
             SESSION.change(name=SESSION.free_name)
-            words = f"{out.name} holds something else, which stays. Press Merge to make this one as {SESSION.name}."
-            told.show("warning", words)
-            return
+            words = f"{taken} holds something else, which stays. Press Merge to make this one as {SESSION.name}."
+            self.told.show("warning", words)
+
+    def _to_folder(self, prepared: Prepared, yaml: str) -> Steps:
+        out, recipe, progress = SESSION.out, prepared.recipe, self.work.progress
+        done = yield partial(carry_out, prepared, out, progress=progress)
         doubts = list(done.warnings)
         if not (out / REPORT).exists() and recipe.gate_mode in PROMPTED:
             losses = _bytes_to_read(prepared) < QUICK
-            report = yield partial(measure, prepared, out, losses=losses, progress=work.progress)
+            report = yield partial(measure, prepared, out, losses=losses, progress=progress)
             report.save(out)
             doubts += report.problems()
-        work.end()
+        self.work.end()
         SESSION.finish(out.name, yaml, list(map(str, doubts)))
 
-    def hear() -> None:
-        nonlocal known
-        if work.goes_on:
+    def _to_hub(self, prepared: Prepared, yaml: str) -> Steps:
+        name, private = self.way.repository.name, self.way.repository.private
+        done = yield partial(carry_to_hub, prepared, name, SESSION.out, private=private, progress=self.work.progress)
+        self.sent = yaml, done.url
+        self.work.end()
+        SESSION.change()
+
+    def _hear(self) -> None:
+        if self.work.goes_on:
             return
-        work.allow(SESSION.recipe is not None)
+        self.way.hear()
+        self.work.allow(SESSION.recipe is not None and self.way.is_ready)
         folder = SESSION.merged
-        if known != (known := (SESSION.mixture, SESSION.measured)):  # not at every key: pictures are read
-            result.value = ui.pictures(folder, ROUTED) if folder else ""
-            verdict.show(folder)
+        if self.known != (known := (SESSION.mixture, SESSION.measured)):  # not at every key: pictures are read
+            self.known = known
+            self.result.value = ui.pictures(folder, ROUTED) if folder else ""
+            self.verdict.show(folder)
+        sent = self.sent[1] if self.way.is_hub and self.sent and self.sent[0] == SESSION.yaml else None
+        self.link.show(sent)
         if SESSION.is_older:
             again = f"Press Merge to make the new one as {SESSION.free_name}; {SESSION.name} stays."
-            told.show("warning", f"{OLDER} {again if SESSION.recipe else NO_RECIPE}")
+            self.told.show("warning", f"{OLDER} {again if SESSION.recipe else NO_RECIPE}")
+        elif sent:
+            self.told.show("good", "It is on the Hub.")
         elif folder:
-            with told.guard():
-                told.show("good", _ready(folder))
+            with self.told.guard():
+                self.told.show("good", _ready(folder))
         elif SESSION.recipe:
-            told.show("note", f"Press Merge. It will be made in the folder {SESSION.name}.{SESSION.volume}")
+            place = "It goes straight to the Hub." if self.way.is_hub else f"It goes into the folder {SESSION.name}."
+            self.told.show("note", f"Press Merge. {place}{SESSION.volume(self.way.is_hub)}")
         else:
-            told.show("note", NO_RECIPE)
+            self.told.show("note", NO_RECIPE)
         if folder and SESSION.name in SESSION.made:
-            told.add("warning", *SESSION.made[SESSION.name][1])
+            self.told.add("warning", *SESSION.made[SESSION.name][1])
 
-    start = ui.button("Merge", "merge-button", lambda: work.begin(run()), style="primary")
-    work = Work(start, "merge", told, "Press Merge to go on from here.", bars)
-    SESSION.listen("merge", hear)
-    return ui.panel("merge", work, bars, told, result, verdict.box)
+
+def merge() -> w.Widget:
+    """Make the panel that makes the mixture."""
+    return Merge().panel
 
 
 def _bytes_to_read(prepared: Prepared) -> int:

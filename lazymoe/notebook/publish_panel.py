@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 from lazymoe.cards.card import card, find_license
 from lazymoe.cards.license import KNOWN
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import NO_MIXTURE, OLDER, SESSION
+from lazymoe.notebook.destination import Repository
+from lazymoe.notebook.session import NO_MIXTURE, NO_TOKEN, OLDER, SESSION
 from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import PICTURE, read_report
@@ -25,47 +26,40 @@ class Publish:
     """The panel."""
 
     def __init__(self) -> None:
-        self.suggested = ""
         self.mixture: tuple[Path, int] | None = None  # that is shown
         self.sure = False  # whether the user was told how bad it is
         self.doubts, self.told, self.license_told = ui.Messages(), ui.Messages(), ui.Messages()
-        self.repo = ui.field(w.Text, "Repository", "repo", placeholder="your-name/your-model")
+        self.repository = Repository("repo")
         self.license = ui.field(
             w.Combobox, "Licence", "license", placeholder="the most restrictive of the sources", options=KNOWN
         )
-        self.private = w.Checkbox(description="Private: only you can see it", indent=False)
-        self.private.add_class("lazymoe-private")
         self.card = w.HTML()
         self.preview = w.Accordion([self.card])
         self.preview.set_title(0, "Preview of the model card")
         self.preview.selected_index = None
         self.preview.observe(self._previewed, "selected_index")
-        self.bars, self.link = ui.Bars(), w.HTML()
-        self.link.add_class("lazymoe-link")
+        self.bars, self.link = ui.Bars(), ui.Link()
         start = ui.button("Publish", "publish-button", lambda: self.work.begin(self._publish()), style="primary")
         self.work = Work(start, "publish", self.told, "Press Publish to go on from here.", self.bars)
-        self.form = w.VBox([self.repo, self.license, self.license_told, self.private, self.preview])
+        self.form = w.VBox([self.repository, self.license, self.license_told, self.preview])
         self.panel = ui.panel("publish", self.form, self.doubts, self.work, self.bars, self.told, self.link)
         SESSION.listen("publish", self._hear)
-
-    def _suggest(self) -> None:
-        """Suggest a name for the repository, unless the user has given it one."""
-        if SESSION.account and self.repo.value == self.suggested:
-            self.repo.value = self.suggested = f"{SESSION.account.name}/{SESSION.name}"
 
     def _hear(self) -> None:
         if self.work.goes_on:
             return
-        self._suggest()
+        self.repository.suggest()
         self.work.allow(bool(SESSION.merged and SESSION.account))
         if self.mixture != SESSION.mixture:  # nothing of another one stays
             self.mixture, self.sure = SESSION.mixture, False
             self.preview.selected_index = None
-            self.link.value = self.license_told.value = ""
+            self.license_told.value = ""
+            self.link.show(None)
             self.bars.clear()
             self._doubt()
-        words = "Press Publish. You can publish again after a change: only what changed is sent."
-        words = words if SESSION.account else "Waiting for a token with write access, in step 1."
+        done = "It is on the Hub" if self.link.value else "Press Publish"
+        words = f"{done}. You can publish again after a change: only what changed is sent."
+        words = words if SESSION.account else NO_TOKEN
         self.told.show("note", words if SESSION.merged else NO_MIXTURE)
         if SESSION.is_older:
             self.told.add("warning", OLDER)
@@ -87,11 +81,11 @@ class Publish:
             self.card.value = ui.told("note", NO_MIXTURE)
             return
         with self.told.guard("Open the preview again."):
-            text = card(SESSION.merged, self.repo.value, license=self.license.value or None)
+            text = card(SESSION.merged, self.repository.name, license=self.license.value or None)
             self.card.value = _as_html(text, SESSION.merged)
 
     def _publish(self) -> Steps:
-        self.link.value = ""
+        self.link.show(None)
         self.bars.clear()
         folder = SESSION.merged
         if not folder:
@@ -101,15 +95,13 @@ class Publish:
             self.sure = True
             self.told.show("warning", "It is worse than the plain average. Press once more to publish it all the same.")
             return
-        options = {"private": self.private.value, "license": self.license.value or None}
-        repo, progress = self.repo.value.strip(), self.work.progress
-        done = yield partial(publish_model, folder, repo, **options, progress=progress)
-        url = html.escape(done.url)
+        repo, license, progress = self.repository, self.license.value or None, self.work.progress
+        done = yield partial(publish_model, folder, repo.name, private=repo.private, license=license, progress=progress)
         sent = (
             f"{gigabytes(done.sent)} of weights were sent." if done.sent else "Its weights were there: nothing changed."
         )
         self.told.show("good", f"It is on the Hub. {sent}")
-        self.link.value = f'<a href="{url}" target="_blank" rel="noopener">{url}</a>'
+        self.link.show(done.url)
 
 
 def publish() -> w.Widget:

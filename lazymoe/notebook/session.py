@@ -16,6 +16,7 @@ from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
 from lazymoe.hub.accounts import Account
 from lazymoe.output.folder import RECORD, REPORT, is_finished
+from lazymoe.planning.checking import Check
 from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import Recipe
 
@@ -23,6 +24,7 @@ FILE = ".lazymoe-notebook.json"
 MISTAKES = "The recipe has mistakes. They are marked in step 2."  # what panels say that wait for an earlier step
 NO_RECIPE = "Waiting for a recipe without mistakes, from step 2."
 NO_MIXTURE = "Waiting for step 4."
+NO_TOKEN = "Waiting for a token with write access, in step 1."
 OLDER = "This is the mixture of an older recipe: the one in step 2 has changed since."
 
 
@@ -35,14 +37,14 @@ class Session:
         name: of the output folder, in the working folder.
         made: of each mixture that was made here, by the name of its folder, the recipe and what was doubtful.
         account: whose token it is, once there is one.
-        checked: the recipe that was last checked, and how much it moves, in words.
+        checked: the recipe that was last checked, and what was found.
     """
 
     def __init__(self) -> None:
         self.yaml, self.name, self.allow_pickle = "", "my-moe", False
         self.made: dict[str, tuple[str, list[str]]] = {}
         self.account: Account | None = None
-        self.checked: tuple[str, str] | None = None
+        self.checked: tuple[str, Check] | None = None
         self._listeners: dict[str, Callable[[], None]] = {}
         file = Path(FILE)
         if file.exists():
@@ -86,15 +88,18 @@ class Session:
         return bool(self.merged and made and _parse(made[0]) != self.recipe)
 
     @property
-    def volume(self) -> str:
-        """How much the form's recipe moves, as a sentence after another; empty if it wasn't checked."""
-        return f" {self.checked[1]}" if self.checked and self.checked[0] == self.yaml else ""
-
-    @property
     def free_name(self) -> str:
         """A name like the output's that no folder has yet."""
         stem = re.sub(r"-\d+$", "", self.name)
         return next(name for i in itertools.count(2) if not (Path.cwd() / (name := f"{stem}-{i}")).exists())
+
+    def volume(self, is_hub: bool) -> str:
+        """Say how much the form's recipe moves, as a sentence after another; nothing if it wasn't checked.
+
+        Args:
+            is_hub: whether it goes straight to the Hub.
+        """
+        return f" {self.checked[1].takes(is_hub)}" if self.checked and self.checked[0] == self.yaml else ""
 
     def listen(self, panel: str, hear: Callable[[], None]) -> None:
         """Call a function now and at each change; one for each panel, so that a cell can be run again.

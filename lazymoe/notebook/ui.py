@@ -130,6 +130,23 @@ class Messages(w.HTML):
             self.show("error", f"{type(e).__name__}: {e}")
 
 
+class Link(w.HTML):
+    """A place for a link that opens a page of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_class("lazymoe-link")
+
+    def show(self, url: str | None) -> None:
+        """Show a link.
+
+        Args:
+            url: its address; None for no link.
+        """
+        address = html.escape(url or "")
+        self.value = f'<a href="{address}" target="_blank" rel="noopener">{address}</a>' if url else ""
+
+
 class Bars(w.VBox):
     """Progress in the notebook: a line for each stage, with how much, how fast and how long still."""
 

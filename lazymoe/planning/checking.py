@@ -79,6 +79,19 @@ class Check:
             "and 1 to 2 GB for the context",
         }
 
+    def takes(self, straight: bool = False) -> str:
+        """Say in a sentence what it moves; nothing where errors leave nothing to plan.
+
+        Args:
+            straight: whether it goes straight to the Hub.
+        """
+        if not (plan := self.plan):
+            return ""
+        down, size = gigabytes(self.download) if self.download else "nothing", gigabytes(plan.nbytes)
+        here = gigabytes(_staying(plan))
+        up = f"to upload: {size}, at most {here} of it here at a time" if straight else f"to write: {size}"
+        return f"To download: {down}; {up}."
+
     def __str__(self) -> str:
         """Write out the table, then a line for each problem."""
         lines = [f"{name:<17}{value}" for name, value in self.figures().items()]
@@ -162,9 +175,14 @@ def _tensors(path: Path) -> set[str]:
         return set()
 
 
+def _staying(plan: Plan) -> int:
+    """Count the bytes that are here at a time where it goes straight to the Hub: one file is sent, the next is made."""
+    return min(plan.nbytes, 2 * plan.largest_file)
+
+
 def _disk(plan: Plan, folder: Path, download: int, stays: bool) -> Iterator[Problem]:
     """Yield where there is no room for the output, or for the downloads where they go."""
-    output = plan.nbytes if stays else min(plan.nbytes, 2 * plan.largest_file)  # one is sent while the next is made
+    output = plan.nbytes if stays else _staying(plan)
     needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)))]
     needs += [(existing(source.folder), download) for source in plan.sources if source.missing][:1]
     by_disk: dict[int, int] = {}
@@ -174,6 +192,6 @@ def _disk(plan: Plan, folder: Path, download: int, stays: bool) -> Iterator[Prob
         n, free = by_disk.pop(place.stat().st_dev, 0), shutil.disk_usage(place).free
         if n > free:
             what = f"{gigabytes(n)} of disk are needed and {gigabytes(free)} are free"
-            spared = plan.nbytes - 2 * plan.largest_file if stays else 0
+            spared = plan.nbytes - _staying(plan) if stays else 0
             straight = f", or merge straight to the Hub, which takes {gigabytes(spared)} less" if spared > 0 else ""
             yield Problem("output.no-room", str(place), what, f"Free some space, or choose another disk{straight}.")

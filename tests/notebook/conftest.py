@@ -47,11 +47,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
-    """``with open_lab(dark=False, python=sys.executable) as lab``: the notebook in a JupyterLab of its own."""
+    """``with open_lab(python=sys.executable) as lab``: the notebook in a JupyterLab of its own."""
 
     @contextlib.contextmanager
     def open_lab(
-        dark: bool = False,
         python: str = sys.executable,
         width: int = 1200,
         height: int = 900,
@@ -69,7 +68,6 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
         nbformat.write(notebook, folder / NOTEBOOK.name)
         settings = {
             SETTINGS.format("notification"): {"fetchNews": "false", "checkForUpdates": False},
-            SETTINGS.format("themes"): {"theme": "JupyterLab Dark" if dark else "JupyterLab Light"},
             "@jupyter-widgets/jupyterlab-manager/plugin.jupyterlab-settings": {"saveState": True},
             # all cells are on the page from the start, as they are in Colab
             "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
@@ -86,10 +84,10 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
         environment["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path / "settings")
         environment |= {"HF_ENDPOINT": hub.url}
         command = [python, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-                   "--ServerApp.token=lab", f"--ServerApp.root_dir={folder}"]  # fmt: skip
+                   "--ServerApp.token=lab", "--expose-app-in-browser", f"--ServerApp.root_dir={folder}"]  # fmt: skip
         log = (tmp_path / "lab.log").open("w")
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-        context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="dark" if dark else "light")
+        context = browser.new_context(viewport={"width": 1200, "height": 900})
         page = context.new_page()
         errors: list[str] = []
         page.on("pageerror", lambda e: errors.append(str(e)))

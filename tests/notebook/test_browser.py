@@ -85,15 +85,14 @@ def leaks(token: str, *folders: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_newcomer_publishes_the_demo(
-    open_lab: Open, known_token: str, hub: Hub, request: pytest.FixtureRequest, theme: str
+    open_lab: Open, known_token: str, hub: Hub, request: pytest.FixtureRequest
 ) -> None:
     """From opening the notebook to a published model: six clicks at most, and nothing typed but the token."""
-    with open_lab(dark=theme == "dark", height=2400) as lab:
+    with open_lab(height=2400) as lab:
         lab.run_all()
-        lab.shoot(request, "recipe", f"empty-{theme}")
-        lab.shoot(request, "merge", f"waiting-{theme}")
+        lab.shoot(request, "recipe", "empty")
+        lab.shoot(request, "merge", "waiting")
         lab.type_token(known_token)
         expect(lab.at("merge-button")).to_be_disabled()
         lab.choose("menu", DEMO)
@@ -113,7 +112,7 @@ def test_a_newcomer_publishes_the_demo(
         lab.at("route-button").click()
         expect(lab.at("token-of-text").nth(6)).to_be_visible(timeout=30_000)
         for panel in PANELS:
-            lab.shoot(request, panel, theme)
+            lab.shoot(request, panel, "done")
         lab.at("publish").get_by_text("Preview of the model card").click()
         expect(lab.at("publish").get_by_role("heading", name="Experts")).to_be_visible()
         expect(lab.at("publish").get_by_role("img")).to_be_visible()
@@ -198,7 +197,7 @@ def test_panels_know_their_state(
         lab.run_all()
         lab.at("check-button").click()
         lab.told("check", "error", "by a token in step 1")
-        lab.shoot(request, "check", "failed-light")
+        lab.shoot(request, "check", "failed")
         lab.type_token(known_token)
         lab.at("check-button").click()
         lab.told("check", "good", "This can be merged")
@@ -214,7 +213,7 @@ def test_panels_know_their_state(
         lab.told("merge", "warning", "an older recipe")
         lab.told("publish", "warning", "an older recipe")
         lab.told("try", "warning", "an older recipe")
-        lab.shoot(request, "merge", "stale-light")
+        lab.shoot(request, "merge", "stale")
         lab.at("merge-button").click()
         lab.told("merge", "good", "mine-2 is ready", 60)
         expect(lab.at("name").locator("input")).to_have_value("mine-2")
@@ -226,6 +225,33 @@ def test_panels_know_their_state(
         lab.run_all()
         lab.told("merge", "good", "mine-2 is ready")
         expect(lab.at("name").locator("input")).to_have_value("mine-2")
+
+
+def test_a_mixture_goes_straight_to_the_hub(
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
+) -> None:
+    """With a token, and without a folder that holds it; what it takes is said before."""
+    recipe = demo_recipe(demo_models, domains(), "fit")
+    with open_lab(python=python, session={"yaml": recipe.to_yaml(), "name": "straight"}, height=2400) as lab:
+        lab.run_all()
+        lab.at("way").get_by_text("Straight to the Hub").click()
+        lab.told("merge", "note", "Waiting for a token")
+        expect(lab.at("merge-button")).to_be_disabled()
+        lab.type_token(known_token)
+        expect(lab.at("straight-repo").locator("input")).to_have_value("newcomer/straight")
+        lab.at("check-button").click()
+        lab.told("merge", "note", "of it here at a time")
+        lab.at("merge-button").click()
+        lab.told("merge", "good", "It is on the Hub", 90)
+        expect(lab.at("merge").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/straight")
+        lab.told("publish", "note", "Waiting")
+        lab.shoot(request, "merge", "straight")
+        lab.at("top-k").locator("input").fill("3")
+        lab.page.keyboard.press("Tab")
+        expect(lab.at("merge").locator("a")).to_have_count(0)
+        assert not lab.errors and not (lab.folder / "straight").exists()
+    published = AutoModelForCausalLM.from_pretrained("newcomer/straight")
+    assert published.num_parameters() == json.loads(hub.read("newcomer/straight", "lazymoe.json"))["parameters"]
 
 
 def test_a_bad_mixture_is_not_published_unasked(
@@ -266,7 +292,6 @@ def test_a_narrow_window(open_lab: Open, request: pytest.FixtureRequest) -> None
         for panel in PANELS:
             inside = lab.at(panel).first.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
             assert inside, panel
-        lab.shoot(request, "recipe", "narrow")
 
 
 @pytest.fixture(params=["JupyterLab", "Colab"])
@@ -329,9 +354,9 @@ def test_a_merge_can_be_stopped(
         expect(lab.at("publish-button")).to_be_disabled()
         lab.at("check-button").click()
         lab.told("check", "good", "This can be merged")
-        lab.shoot(request, "merge", "running-light")
+        lab.shoot(request, "merge", "running")
         stop(lab, "merge", "merge", "button")
-        lab.shoot(request, "merge", "stopped-light")
+        lab.shoot(request, "merge", "stopped")
 
         lab.at("merge-button").click()
         lab.told("merge", "good", "stopped is ready", 120)
@@ -366,7 +391,7 @@ def test_a_mixture_is_tried_with_the_keyboard(
         for fold in lab.at("try").locator("summary").all():
             fold.click()
         expect(lab.at("map")).to_be_visible()
-        lab.shoot(request, "try", "narrow")
+        lab.shoot(request, "try", "asked")
         inside = lab.at("try").first.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
         assert inside and not lab.errors
 
