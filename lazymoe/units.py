@@ -35,6 +35,19 @@ def counted(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
+def minutes(seconds: float) -> str:
+    """Spell a time that is known about: ``about 4 minutes``.
+
+    Args:
+        seconds: the time.
+    """
+    if seconds < 60:
+        return "less than a minute"
+    if seconds < 5400:
+        return f"about {counted(round(seconds / 60), 'minute')}"
+    return f"about {seconds / 3600:.1f} hours"
+
+
 def in_words(n: int) -> str:
     """Spell a number as in a sentence: in words up to twelve.
 

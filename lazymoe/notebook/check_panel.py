@@ -9,7 +9,7 @@ import ipywidgets as w
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.planning.checking import judge
+from lazymoe.planning.checking import examine
 
 
 def check() -> w.Widget:
@@ -26,7 +26,7 @@ def check() -> w.Widget:
             return
         told.show("note", "Looking at configs and headers …")
         prepared = yield partial(SESSION.prepare, recipe)
-        found = yield partial(judge, prepared, out)
+        found = yield partial(examine, prepared, out)
         if checked != SESSION.yaml:
             told.show("note", "The recipe has changed since. Press Check again.")
             return

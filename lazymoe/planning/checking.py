@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import psutil
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
+from lazymoe.planning.duration import merge_seconds
 from lazymoe.planning.memory import RUNTIME, merge_memory
 from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
 from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import STREAMED, Recipe
-from lazymoe.units import billions, gigabytes
+from lazymoe.units import billions, gigabytes, minutes
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Check:
         disk_free: free where the output goes.
         memory_free: free memory.
         memory_merge: memory that the merge takes at most, about.
+        seconds: that the merge takes here, about, downloads included; None if it wasn't estimated or can't be.
     """
 
     errors: tuple[Problem, ...]
@@ -47,6 +49,7 @@ class Check:
     disk_free: int
     memory_free: int
     memory_merge: int
+    seconds: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Give its fields by name, for programs: figures in bytes or numbers of parameters."""
@@ -59,6 +62,7 @@ class Check:
             "free_disk_bytes": self.disk_free,
             "free_memory_bytes": self.memory_free,
             "merge_memory_bytes": self.memory_merge,
+            "merge_seconds": self.seconds,
         }
         return found | self.plan.to_dict() if self.plan else found
 
@@ -75,6 +79,7 @@ class Check:
             "to download": gigabytes(self.download) if self.download else "nothing",
             "free disk": gigabytes(self.disk_free),
             "memory to merge": f"{gigabytes(self.memory_merge)}, of {gigabytes(self.memory_free)} free here",
+            "time to merge": f"{minutes(self.seconds)} on this machine" if self.seconds else "not known",
             "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
             "and 1 to 2 GB for the context",
         }
@@ -90,7 +95,8 @@ class Check:
         down, size = gigabytes(self.download) if self.download else "nothing", gigabytes(plan.nbytes)
         here = gigabytes(_staying(plan))
         up = f"to upload: {size}, at most {here} of it here at a time" if straight else f"to write: {size}"
-        return f"To download: {down}; {up}."
+        took = f", {minutes(self.seconds)} here{', and the upload' * straight}" if self.seconds else ""
+        return f"To download: {down}; {up}{took}."
 
     def __str__(self) -> str:
         """Write out the table, then a line for each problem."""
@@ -121,7 +127,20 @@ def check(
     Raises:
         RecipeError: if it isn't a recipe.
     """
-    return judge(prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle), absolute(folder))
+    return examine(prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle), absolute(folder))
+
+
+def examine(prepared: Prepared, folder: Path) -> Check:
+    """Check a prepared recipe, with an estimate of the time, for which network, disk and processor are tried out.
+
+    Args:
+        prepared: the recipe.
+        folder: where the output will go, absolute.
+    """
+    found = judge(prepared, folder)
+    if found.plan is None or found.errors:
+        return found
+    return replace(found, seconds=merge_seconds(prepared, found.plan, folder))
 
 
 def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
@@ -146,7 +165,7 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
             warnings.append(Problem("output.memory", "memory", what, remedy))
     disk_free = shutil.disk_usage(existing(folder)).free
     figures = download, disk_free, memory_free, memory_merge
-    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, *figures)
+    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, *figures, None)
 
 
 def _written(plan: Plan, folder: Path) -> int:

@@ -1,0 +1,130 @@
+"""About how long a merge takes on this machine: what it moves and computes, by rates that are measured for a moment."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from lazymoe.checkpoint.source import Source
+from lazymoe.files import existing
+from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES
+from lazymoe.planning.plan import Plan
+from lazymoe.planning.prepared import Prepared
+from lazymoe.recipe.schema import STREAMED, Recipe
+
+BEGIN = 5.0  # seconds: Python, torch, a tokenizer
+LETTERS = 4  # bytes of text for a token, about
+STEPS = 60  # of fitting a router in a layer, about
+EFFICIENCY = 0.4  # of the processor's rate in one large product, what all of computing reaches
+SAMPLE = 1 << 26  # bytes written to measure a disk
+AT_ONCE = 8  # requests, as downloads have them
+PARTS = 1 << 18, 1 << 21  # bytes of a request
+SLOW = 1.0  # seconds that the first requests take over a network that needs no second look
+LITTLE = 200_000_000  # bytes that are neither measured nor counted: they take seconds
+QUICK = 1e12  # floating-point operations; as LITTLE
+
+
+def merge_seconds(prepared: Prepared, plan: Plan, folder: Path) -> float | None:
+    """Estimate how long a merge takes, in seconds, downloads included; None if the network or disk doesn't answer.
+
+    Args:
+        prepared, plan: what is wanted.
+        folder: where the output will go, absolute.
+    """
+    download, operations = sum(prepared.missing.values()), _operations(prepared.prompts, plan)
+    read = sum({s.folder: sum(s.weights.values()) for s in plan.sources}.values())
+    seconds = BEGIN
+    try:
+        if download > LITTLE:
+            seconds += download / _network(prepared.sources)
+        if plan.nbytes > LITTLE:
+            seconds += (read + plan.nbytes) / _disk(folder)
+    except Exception:  # the merge will say what is wrong
+        return None
+    return seconds + (operations / (EFFICIENCY * _processor()) if operations > QUICK else 0.0)
+
+
+def _operations(recipe: Recipe, plan: Plan) -> float:
+    """Count the floating-point operations of shared weights and routers, about."""
+    base, width = plan.sources[0].config, plan.hidden_size
+    shapes = plan.dense.layer_shapes(0, base).values()
+    attention = sum(math.prod(shape) for shape in shapes)
+    ffn = sum(math.prod(shape) for shape in plan.dense.ffn_shapes(base).values())
+    groups = [side for e in recipe.every_expert[: plan.gates] for side in (e.positive, e.negative) if side]
+    read = [sum(len(text.encode(errors="replace")) for text in side) / LETTERS for side in groups]
+    packed = sum(min(LIMIT, PASSES * n, ENOUGH + n) for n in read)
+
+    for_layer = 0.0
+    if plan.shared == "regmean":
+        for_layer += packed * 2 * (attention + ffn)
+        squares = sum(shape[0] * shape[1] ** 2 for shape in shapes if len(shape) == 2)
+        for_layer += plan.experts * 6 * squares + packed * 4 * width**2
+    if recipe.gate_mode == "fit":
+        for_layer += packed * (2 * (attention + plan.top_k * ffn) + STEPS * 4 * width * plan.experts)
+    elif recipe.gate_mode in STREAMED:
+        for_layer += sum(read) * 2 * (attention + ffn)
+    head = 4 * plan.experts * int(base["vocab_size"]) * width**2 if plan.shared == "regmean" else 0
+    return plan.layers * for_layer + head
+
+
+def _network(sources: Sequence[Source]) -> float:
+    """Measure how fast a large file that is missing here arrives, in parts of it, in bytes per second."""
+    missing = [(size, file, source.origin) for source in sources for file, size in source.missing.items()]
+    size, file, origin = max((m for m in missing if m[2]), key=lambda m: m[0])
+    assert origin
+    took = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for part in PARTS:  # two sizes, so that what each request takes beside its bytes falls out
+            places = range(0, max(size - part, 1), max((size - part) // AT_ONCE, 1))[:AT_ONCE]
+            begin = time.perf_counter()
+            list(pool.map(partial(origin.read, file), places, repeat(part)))
+            took.append(time.perf_counter() - begin)
+            if took[0] > SLOW:
+                return AT_ONCE * part / took[0]
+    return AT_ONCE * max(PARTS[1] / took[1], (PARTS[1] - PARTS[0]) / max(took[1] - took[0], 1e-3))
+
+
+def _disk(folder: Path) -> float:
+    """Measure how fast a disk is written, in bytes per second."""
+    block = os.urandom(SAMPLE // 16)
+    with tempfile.TemporaryFile(dir=existing(folder)) as f:
+        begin = time.perf_counter()
+        for _ in range(16):
+            f.write(block)
+        f.flush()
+        os.fsync(f.fileno())
+        return SAMPLE / (time.perf_counter() - begin)
+
+
+def _processor() -> float:
+    """Measure how fast matrices are multiplied where computing is done, in floating-point operations per second."""
+    if shutil.which("nvidia-smi"):
+        with suppress(RuntimeError):
+            import torch
+
+            if torch.cuda.is_available():
+                return _timed(torch.ones(4096, 4096, device="cuda"), torch.cuda.synchronize)
+    import numpy as np
+
+    return _timed(np.ones((1024, 1024), np.float32), lambda: None)
+
+
+def _timed(matrix: Any, wait: Callable[[], None]) -> float:
+    """Measure how fast a square matrix is multiplied with itself; ``wait`` returns when all products are there."""
+    matrix @ matrix  # the first one takes longer
+    wait()
+    begin = time.perf_counter()
+    for _ in range(4):
+        matrix @ matrix
+    wait()
+    return float(4 * 2 * matrix.shape[0] ** 3 / (time.perf_counter() - begin))
