@@ -18,7 +18,7 @@ from lazymoe.hub.client import TOKENS_PAGE, use_token
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.planning.memory import MODELS, RUNTIME
-from lazymoe.planning.plan import NF4_BITS
+from lazymoe.planning.plan import BITS_4, BITS_8
 from lazymoe.units import billions, gigabytes
 from lazymoe.version import __version__
 
@@ -92,7 +92,7 @@ def _sizes(disk: int, memory: int, run: int) -> str:
         room = 2 * (experts * (backbone + ffn) + parameters)  # bytes: the downloads and the mixture, in 16 bit
         layer = RUNTIME + MODELS + 4 * (backbone + ffn) // config["num_hidden_layers"]
         made = "no memory" if layer > memory else "yes" if room < disk else f"needs {gigabytes(room)} of disk"
-        four = parameters * NF4_BITS / 8 + CONTEXT
+        four = (experts * ffn * BITS_4 + backbone * BITS_8) / 8 + CONTEXT
         runs = "in 16 bit" if 2 * parameters + CONTEXT < run else "in 4 bit" if four < run else "too large"
         lines.append((f"{experts} x {size}", billions(parameters), made, runs))
     head = "".join(f"<th scope='col'>{h}</th>" for h in ("mixture", "parameters", "can be made here", "can run here"))

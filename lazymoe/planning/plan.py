@@ -20,7 +20,9 @@ from lazymoe.recipe.schema import Recipe, SharedWeights
 
 WORK = ".lazymoe"  # folder in the output for what is half-made
 SHARD_SIZE = 4_000_000_000  # bytes
-NF4_BITS = 4.5  # bitsandbytes: four bits a weight and a float32 for each block of 64
+ATTENTION = ("self_attn.", "conv.")  # what every token passes, in a layer
+BITS_8 = 8 + 32 / 256  # bitsandbytes: eight bits a weight, and a float32 for each block of 256
+BITS_4 = 4 + BITS_8 / 32  # and its NF4: four bits, and a scale in eight for each block of 32
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,13 @@ class Plan:
 
     @property
     def bytes_4bit(self) -> int:
-        """Memory for the weights with the layers' matrices, experts included, in bitsandbytes' 4 bit (NF4)."""
-        matrices = sum(o.parameters for o in self.outputs if len(o.shape) > 1 and ".layers." in o.name)
-        return int(matrices * NF4_BITS / 8) + (self.parameters - matrices) * 2
+        """Memory for the weights as `lazymoe.load` has them in 4 bit: attention in 8, what isn't in layers in 16."""
+        bits = 0.0
+        for o in self.outputs:
+            _, _, inside = o.name.partition(".layers.")
+            packed = BITS_8 if inside.partition(".")[2].startswith(ATTENTION) else BITS_4
+            bits += o.parameters * (packed if inside and len(o.shape) > 1 else 16)
+        return int(bits / 8)
 
     @property
     def dense_layer_bytes(self) -> int:

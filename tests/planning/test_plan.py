@@ -90,7 +90,9 @@ def test_four_bit_size_is_that_of_bitsandbytes(tmp_path: Path) -> None:
     plan = check(recipe(model, *[model] * 4)).plan
     assert plan is not None
     outside = 2 * 32000 * 4096 + 65 * 4096  # embeddings, head and norms stay in 16 bit
-    assert plan.bytes_4bit == int((plan.parameters - outside) * (4 + 32 / 64) / 8) + 2 * outside
+    attention = sum(o.parameters for o in plan.outputs if ".self_attn." in o.name)
+    bits = 16 * outside + 8.125 * attention + (4 + 8.125 / 32) * (plan.parameters - outside - attention)
+    assert plan.bytes_4bit == int(bits / 8)
 
 
 def test_tied_heads_stay_tied(make: Make) -> None:
