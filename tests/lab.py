@@ -48,6 +48,12 @@ class Lab:
         for panel in PANELS:
             expect(self.at(panel).first).to_be_attached(timeout=60_000)
 
+    def restart(self) -> None:
+        """Restart the kernel and run all cells."""
+        self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        self.page.get_by_role("menuitem", name=re.compile("^Restart Kernel and Run All Cells")).click()
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+
     def type_token(self, token: str) -> None:
         self.at("token").locator("input").fill(token)
         self.page.keyboard.press("Enter")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,21 +28,26 @@ class Newcomer(NamedTuple):
         return subprocess.run(command, input=code, cwd=where, env=self.variables, capture_output=True, text=True)
 
 
-def make_newcomer(where: Path) -> Newcomer:
-    """Make the environment: this one's packages are linked into it, all but LazyMoE."""
+PLACES = "import sys, sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sys.prefix)"
+
+
+def make_newcomer(where: Path, python: str = sys.executable) -> Newcomer:
+    """Make the environment: a Python's packages are linked into it, all but LazyMoE."""
     home, packages, folder = where / "newcomer", where / "packages", where / "empty"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    subprocess.run([python, "-m", "venv", "--without-pip", home], check=True)
     packages.mkdir()
     folder.mkdir()
-    for name in ("purelib", "platlib"):
-        for path in Path(sysconfig.get_path(name)).iterdir():
+    told = subprocess.run([python, "-c", PLACES], capture_output=True, text=True, check=True).stdout
+    *sites, prefix = map(Path, told.split())
+    for place in sites:
+        for path in place.iterdir():
             if "lazymoe" not in path.name and not (packages / path.name).is_symlink():
                 (packages / path.name).symlink_to(path)
     [site] = home.glob("lib/python*/site-packages")
     (site / "packages.pth").write_text(f"{packages}\n")
     for name in ("etc", "share"):  # where Jupyter looks for its own files
-        if (Path(sys.prefix) / name).exists():
-            (home / name).symlink_to(Path(sys.prefix) / name)
+        if (prefix / name).exists():
+            (home / name).symlink_to(prefix / name)
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON", "COLAB_"))}
     mine["VIRTUAL_ENV"] = str(home)  # IPython takes the packages of whatever this names
     pip = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "false", "PIP_CONFIG_FILE": os.devnull}  # false: no isolation

@@ -23,7 +23,7 @@ import torch
 from hub_server import Hub, User
 from lab import NOTEBOOK, PANELS, TOKEN, Lab, Open
 from nbclient import NotebookClient
-from newcomer import Newcomer
+from newcomer import make_newcomer
 from playwright.sync_api import expect
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -122,10 +122,12 @@ def test_a_newcomer_publishes_the_demo(
         assert not lab.errors
 
 
-def test_the_whole_way(open_lab: Open, known_token: str, hub: Hub, demo_models: Path, tmp_path: Path) -> None:
+def test_the_whole_way(
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, tmp_path: Path
+) -> None:
     """A recipe with a mistake, mended, checked, merged, tried, published, and loaded from the Hub; and the token, typed
     on the way, is nowhere."""
-    with open_lab() as lab:
+    with open_lab(python=python) as lab:
         lab.run_all()
         lab.told("merge", "note", "Waiting")
         lab.told("publish", "note", "Waiting")
@@ -148,6 +150,7 @@ def test_the_whole_way(open_lab: Open, known_token: str, hub: Hub, demo_models: 
         lab.told("check", "good", "This can be merged")
         lab.at("merge-button").click()
         lab.told("merge", "good", "whole-way is ready", 90)
+        assert lab.at("bar-write").locator(".progress-bar").evaluate("e => e.style.width") == "100%"
         lab.at("try-text").locator("textarea").fill("import os")
         lab.at("route-button").click()
         expect(lab.at("token-of-text").nth(4)).to_be_visible(timeout=30_000)
@@ -338,8 +341,8 @@ def stop(lab: Lab, panel: str, name: str, way: str) -> None:
 def test_a_merge_can_be_stopped(
     open_lab: Open, python: str, hub: Hub, demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """By its Stop button and by the kernel's ■; meanwhile other panels answer. Pressed again it goes on, and the bytes
-    are those of an undisturbed merge."""
+    """By its Stop button and by the kernel's ■; meanwhile other panels answer. Pressed again, after a restart too, it
+    goes on, and the bytes are those of an undisturbed merge."""
     recipe = long_recipe(tmp_path / "models", demo_models, hub, "fit")
     with open_lab(python=python, session={"yaml": recipe.to_yaml(), "name": "stopped"}, height=2400) as lab:
         lab.run_all()
@@ -358,6 +361,8 @@ def test_a_merge_can_be_stopped(
         stop(lab, "merge", "merge", "button")
         lab.shoot(request, "merge", "stopped")
 
+        lab.restart()
+        lab.told("merge", "note", "Press Merge")
         lab.at("merge-button").click()
         lab.told("merge", "good", "stopped is ready", 120)
         assert not lab.errors
@@ -436,8 +441,9 @@ def test_chat_upload_and_training_can_be_stopped(
         assert not lab.errors
 
 
-def test_the_notebook_that_is_one_file(open_lab: Open, newcomer: Newcomer, one_file: Path) -> None:
+def test_the_notebook_that_is_one_file(open_lab: Open, python: str, one_file: Path, tmp_path: Path) -> None:
     """In an empty folder, for a kernel that knows no LazyMoE, without an index: Run All, and every panel is there."""
+    newcomer = make_newcomer(tmp_path, python)
     assert newcomer.run("import lazymoe").returncode
     with open_lab(file=one_file, python=newcomer.python, variables=newcomer.variables) as lab:
         lab.run_all()
@@ -445,24 +451,3 @@ def test_the_notebook_that_is_one_file(open_lab: Open, newcomer: Newcomer, one_f
         lab.told("check", "note", "Waiting")
         assert not lab.errors
     assert list(newcomer.home.glob("lib/python*/site-packages/lazymoe/notebook"))
-
-
-def test_colabs_generation(open_lab: Open, request: pytest.FixtureRequest) -> None:
-    """ipywidgets 7.7.1: panels show, the form works, a merge runs and its progress moves."""
-    python = request.config.getoption("--colab")
-    if not python:
-        pytest.skip("needs --colab")
-    with open_lab(python=python) as lab:
-        lab.run_all()
-        lab.choose("menu", DEMO)
-        expect(lab.at("expert")).to_have_count(4, timeout=90_000)
-        lab.at("expert").nth(0).locator(".lazymoe-expert-model input").fill("")
-        expect(lab.at("expert").nth(0).locator(".lazymoe-error")).to_be_visible()
-        lab.at("expert").nth(0).locator(".lazymoe-remove").click()
-        expect(lab.at("expert")).to_have_count(3)
-        lab.at("merge-button").click()
-        expect(lab.at("bar-write")).to_be_visible(timeout=60_000)
-        lab.told("merge", "good", "my-moe is ready", 90)
-        width = lab.at("bar-write").locator(".progress-bar").evaluate("e => e.style.width")
-        assert width == "100%"
-        assert not lab.errors
