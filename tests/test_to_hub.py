@@ -45,10 +45,12 @@ def test_the_files_are_those_of_a_merge_and_a_publication(empty_hub: Hub, given:
     assert empty_hub.large_bytes() == stored  # the Hub had these bytes
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["here", "on another machine"])
 @pytest.mark.parametrize("after", [0.1, 0.4, 0.7, 1.0])
 def test_it_goes_on_from_the_last_file_that_was_sent(
-    after: float, empty_hub: Hub, given: Recipe, tmp_path: Path
+    after: float, kept: bool, empty_hub: Hub, given: Recipe, tmp_path: Path
 ) -> None:
+    """On another machine, which knows of nothing, all is made again, and what the Hub holds isn't sent again."""
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "write" and done >= after * total:
             raise KeyboardInterrupt
@@ -57,7 +59,7 @@ def test_it_goes_on_from_the_last_file_that_was_sent(
     with pytest.raises(KeyboardInterrupt):
         merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", progress=stop, **SMALL)
     assert set(files(empty_hub, "writer/straight")) == {".gitattributes"}  # nothing is shown yet
-    merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
+    merge_to_hub(given, "writer/straight", tmp_path / ("work" if kept else "other"), token="hf_writer", **SMALL)
     weights = sum(len(data) for name, data in files(empty_hub, "writer/straight").items() if "safetensors" in name)
     assert empty_hub.large_bytes() - stored <= weights  # none of them twice
     publish(merge(given, tmp_path / "moe", **SMALL).folder, "writer/by-folder", token="hf_writer")
