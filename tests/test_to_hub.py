@@ -51,6 +51,7 @@ def test_it_goes_on_from_the_last_file_that_was_sent(
     after: float, kept: bool, empty_hub: Hub, given: Recipe, tmp_path: Path
 ) -> None:
     """On another machine, which knows of nothing, all is made again, and what the Hub holds isn't sent again."""
+
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "write" and done >= after * total:
             raise KeyboardInterrupt

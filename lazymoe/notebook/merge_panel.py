@@ -13,8 +13,9 @@ from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Destination
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, OLDER, SESSION
 from lazymoe.notebook.verdict import QUICK, Verdict
-from lazymoe.notebook.work import Steps, Work
+from lazymoe.notebook.work import WORKING, Steps, Work
 from lazymoe.output.folder import REPORT, read_record
+from lazymoe.planning.checking import examine
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.measuring import measure
@@ -48,6 +49,9 @@ class Merge:
         if SESSION.is_older:
             SESSION.change(name=SESSION.free_name)  # the older one stays
         prepared = yield partial(SESSION.prepare, recipe)
+        if not SESSION.volume(self.way.is_hub):
+            SESSION.checked = yaml, (yield partial(examine, prepared, SESSION.out))
+        self.told.show("note", f"{WORKING}{SESSION.volume(self.way.is_hub)}")
         try:
             yield from (self._to_hub if self.way.is_hub else self._to_folder)(prepared, yaml)
         except LazyMoEError as e:

@@ -354,6 +354,7 @@ def test_a_merge_can_be_stopped(
         lab.at("merge-button").click()
         expect(lab.at("bar-share")).to_be_visible(timeout=60_000)
         lab.told("merge", "note", "Working", 1)
+        lab.told("merge", "note", "To download:", 1)
         expect(lab.at("publish-button")).to_be_disabled()
         lab.at("check-button").click()
         lab.told("check", "good", "This can be merged")
