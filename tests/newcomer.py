@@ -28,23 +28,24 @@ class Newcomer(NamedTuple):
         return subprocess.run(command, input=code, cwd=where, env=self.variables, capture_output=True, text=True)
 
 
-PLACES = "import sys, sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sys.prefix)"
+PLACES = "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sys.prefix, sep='\\n')"
 
 
 def make_newcomer(where: Path, python: str = sys.executable) -> Newcomer:
     """Make the environment: a Python's packages are linked into it, all but LazyMoE."""
     home, packages, folder = where / "newcomer", where / "packages", where / "empty"
     subprocess.run([python, "-m", "venv", "--without-pip", home], check=True)
-    packages.mkdir()
     folder.mkdir()
     told = subprocess.run([python, "-c", PLACES], capture_output=True, text=True, check=True).stdout
-    *sites, prefix = map(Path, told.split())
-    for place in sites:
+    *sites, prefix = map(Path, told.splitlines())
+    for i, place in enumerate(sites):
+        links = packages / str(i)
+        links.mkdir(parents=True)
         for path in place.iterdir():
-            if "lazymoe" not in path.name and not (packages / path.name).is_symlink():
-                (packages / path.name).symlink_to(path)
+            if "lazymoe" not in path.name:
+                (links / path.name).symlink_to(path)
     [site] = home.glob("lib/python*/site-packages")
-    (site / "packages.pth").write_text(f"{packages}\n")
+    (site / "packages.pth").write_text("".join(f"{packages / str(i)}\n" for i in range(len(sites))))
     for name in ("etc", "share"):  # where Jupyter looks for its own files
         if (prefix / name).exists():
             (home / name).symlink_to(prefix / name)

@@ -414,16 +414,17 @@ def test_chat_upload_and_training_can_be_stopped(
     with open_lab(python=python, session=session, height=2400, variables=variables) as lab:
         lab.run_all()
         lab.type_token(known_token)
+        answers = lab.at("try").locator("p", has_text="Mixture:")
         for way in ("button", "■"):
+            before = answers.count()
             lab.at("chat-message").locator("input").fill("What is a statement?")
             lab.at("chat-send").click()
-            answer = lab.at("try").locator("p", has_text="Mixture:").last
-            expect(answer).to_be_visible(timeout=60_000)
+            expect(answers).to_have_count(before + 1, timeout=60_000)
             stop(lab, "try", "chat", way)
-            said = answer.inner_text()
+            said = answers.last.inner_text()
             lab.at("chat-send").click()
             expect(lab.at("chat-stop")).not_to_be_visible(timeout=60_000)
-            assert answer.inner_text().startswith(said)
+            assert answers.last.inner_text().startswith(said) and answers.count() == before + 1
         for way in ("button", "■"):
             slow = hub.fault("POST .*/(commit|preupload)/", "slow", seconds=4)
             lab.at("publish-button").click()
