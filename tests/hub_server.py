@@ -10,9 +10,9 @@ By hand: `python tests/hub_server.py --port 8080 --repo acme/base=FOLDER`, then 
 
 It serves model info, trees, whole files and ranges; it takes commits, with large files by LFS (in parts too) or by Xet.
 It has no Spaces, its repositories can be read as data sets too; no branch but main, no tags, pull requests, search,
-copies or pages of results, and it hands out files itself unless it is told to redirect as the Hub does. Seeded folders are read in
-place, so leave them as they are. The standard library is enough, but for one thing: reading by plain HTTP a file that
-came by Xet takes hf_xet. As that locks the store it writes to, only one process at a time can upload to a Hub by Xet.
+copies or pages of results, and it hands out files itself unless it is told to redirect as the Hub does. Seeded folders
+are read in place, so leave them as they are. The standard library is enough, but for one thing: reading by plain HTTP a
+file that came by Xet takes hf_xet. As that locks the store it writes to, only one process at a time can upload by Xet.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ class Hub:
         it has one, else the answer's), "slow" (the answer is `seconds` late), "stall" (it stops halfway for so long,
         and breaks off), "short" (half of it, as if that were all), "long" (a few bytes more), "flip" (one bit of it
         is another), "whole" (all of the file in place of a range), "shifted" (the range is said to be another one) or
-        "retag" (the file is said to be another one). With 429 and 503, `seconds` is the Retry-After. The `times` of the fault returned count down to 0.
+        "retag" (the file is said to be another one). With 429 and 503, `seconds` is the Retry-After. The `times` of the
+        fault returned count down to 0.
         """
         self.faults.append(Fault(pattern, kind, times, seconds))
         return self.faults[-1]

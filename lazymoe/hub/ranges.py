@@ -47,6 +47,11 @@ class _Transfer:
     arrived: bytearray = field(default_factory=bytearray)
     odd: str = ""
 
+    def look(self) -> None:
+        """Stop if nobody wants it any more."""
+        if self.stopped and self.stopped.is_set():
+            raise KeyboardInterrupt
+
     def refuse(self, odd: str) -> ConnectionError:
         """Forget what has arrived, for an answer that isn't what was asked for."""
         self.arrived.clear()
@@ -143,6 +148,7 @@ class Ranges:
     def _receive(self, transfer: _Transfer) -> None:
         """Read what hasn't arrived yet."""
         file = transfer.wanted.file
+        transfer.look()
         address = self._address(file)
         try:
             self._get(address, transfer)
@@ -179,8 +185,7 @@ class Ranges:
             tag = response.headers.get("X-Linked-Etag") or response.headers.get("ETag") or ""
             self._check(file, int(size) if size.isdigit() else None, tag.removeprefix("W/").strip('"'))
             for chunk in _chunks(response):
-                if transfer.stopped and transfer.stopped.is_set():
-                    raise KeyboardInterrupt
+                transfer.look()
                 transfer.arrived += chunk
         if len(transfer.arrived) > end - offset:
             raise transfer.refuse("more than that")

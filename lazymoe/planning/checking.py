@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import psutil
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
-from lazymoe.planning.memory import RUNTIME, merge_memory
+from lazymoe.planning.memory import REMOTE, RUNTIME, merge_memory
 from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
-from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.remote import Remote, remote
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes
 
@@ -34,6 +35,7 @@ class Check:
         notes: what is no defect, but good to know.
         plan: the output; None where errors leave nothing to plan.
         download: still to be downloaded.
+        remote: what is read of weights that stay on the Hub; None if all of them are downloaded, or here.
         disk_free: free where the output goes.
         memory_free: free memory.
         memory_merge: memory that the merge takes at most, about.
@@ -44,6 +46,7 @@ class Check:
     notes: tuple[str, ...]
     plan: Plan | None
     download: int
+    remote: Remote | None
     disk_free: int
     memory_free: int
     memory_merge: int
@@ -56,6 +59,7 @@ class Check:
             "warnings": [p.to_dict() for p in self.warnings],
             "notes": list(self.notes),
             "download_bytes": self.download,
+            "remote_bytes": self.remote.nbytes if self.remote else 0,
             "free_disk_bytes": self.disk_free,
             "free_memory_bytes": self.memory_free,
             "merge_memory_bytes": self.memory_merge,
@@ -73,6 +77,7 @@ class Check:
             "parameters": f"{total} in total, {active} active per token",
             "on disk": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
             "to download": gigabytes(self.download) if self.download else "nothing",
+            **({"to read remotely": gigabytes(self.remote.nbytes)} if self.remote else {}),
             "free disk": gigabytes(self.disk_free),
             "memory to merge": f"{gigabytes(self.memory_merge)}, of {gigabytes(self.memory_free)} free here",
             "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
@@ -93,6 +98,7 @@ def check(
     *,
     shard_size: int = SHARD_SIZE,
     allow_pickle: bool = False,
+    source: Where = "auto",
 ) -> Check:
     """Find out whether a recipe can be merged and what it takes, from configs and headers.
 
@@ -101,6 +107,7 @@ def check(
         folder: where the output will go, to measure the free disk.
         shard_size: the most bytes of tensors in one output file.
         allow_pickle: also accept ``.bin`` weights.
+        source: where the weights of models on the Hub are read, as `merge` has it.
 
     Returns:
         What was found. What is wrong with prompts, models and the machine is not raised; it is the ``errors``.
@@ -108,7 +115,8 @@ def check(
     Raises:
         RecipeError: if it isn't a recipe.
     """
-    return judge(prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle), absolute(folder))
+    prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle, source=source)
+    return judge(prepared, absolute(folder))
 
 
 def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
@@ -119,12 +127,23 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
         folder: where the output will go, absolute.
         stays: whether it stays there; otherwise it goes to the Hub file by file.
     """
-    plan, download = prepared.plan, sum(prepared.missing.values())
-    errors, warnings = list(prepared.errors), list(prepared.warnings)
+    plan, download, away = prepared.plan, sum(prepared.missing.values()), None
+    errors, warnings, notes = list(prepared.errors), list(prepared.warnings), list(prepared.notes)
     memory_free, memory_merge = psutil.virtual_memory().available, RUNTIME
     if plan:
-        errors += _disk(plan, folder, download, stays)
-        memory_merge = merge_memory(prepared.prompts, plan)
+        full = list(_disk(plan, folder, download, stays))
+        if download and (full or prepared.source == "remote"):
+            away = remote(prepared.prompts, plan)
+            still = list(_disk(plan, folder, 0, stays, away.disk))
+            if prepared.source == "local":
+                fits = " Or leave the models where they are, which fits: --source remote."
+                full, away = [replace(p, remedy=p.remedy + ("" if still else fits)) for p in full], None
+            else:
+                why = "" if prepared.source == "remote" else ", as the disk has no room for the downloads"
+                notes.append(f"{gigabytes(away.nbytes)} of weights are read on the Hub while it merges{why}")
+                full, download = still, 0
+        errors += full
+        memory_merge = merge_memory(prepared.prompts, plan) + (REMOTE + away.memory if away else 0)
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
             less = "'shared_weights: average'" if plan.shared == "regmean" else "'gate_mode: cheap_embed'"
@@ -132,8 +151,8 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
             remedy = f"Close other programs, or use {less}." if streamed else "Close other programs."
             warnings.append(Problem("output.memory", "memory", what, remedy))
     disk_free = shutil.disk_usage(existing(folder)).free
-    figures = download, disk_free, memory_free, memory_merge
-    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, *figures)
+    figures = download, away, disk_free, memory_free, memory_merge
+    return Check(tuple(errors), tuple(warnings), tuple(notes), plan, *figures)
 
 
 def _written(plan: Plan, folder: Path) -> int:
@@ -162,11 +181,11 @@ def _tensors(path: Path) -> set[str]:
         return set()
 
 
-def _disk(plan: Plan, folder: Path, download: int, stays: bool) -> Iterator[Problem]:
-    """Yield where there is no room for the output, or for the downloads where they go."""
+def _disk(plan: Plan, folder: Path, download: int, stays: bool, room: int = 0) -> Iterator[Problem]:
+    """Yield where there is no room for the output and what is held beside it, or for the downloads where they go."""
     output = plan.nbytes if stays else min(plan.nbytes, 2 * plan.largest_file)  # one is sent while the next is made
-    needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)))]
-    needs += [(existing(source.folder), download) for source in plan.sources if source.missing][:1]
+    needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)) + room)]
+    needs += [(existing(source.folder), download) for source in plan.sources if download and source.missing][:1]
     by_disk: dict[int, int] = {}
     for place, n in needs:
         by_disk[place.stat().st_dev] = by_disk.get(place.stat().st_dev, 0) + n

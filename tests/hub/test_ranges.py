@@ -124,7 +124,7 @@ def test_an_address_that_is_never_good_is_said(hub_of_one: tuple[Hub, str]) -> N
     hub, name = hub_of_one
     hub.uses = 1000
     hub.fault(f"/signed/.*/{FILE}", 403, math.inf)
-    with pytest.raises(HubError, match="the Hub answered '.*' with status 403"):
+    with pytest.raises(HubError, match=r"the Hub answered '.*' with status 403"):
         find(name).read(FILE, BEGIN, LENGTH)
     assert len(hub.requests) < 10
 
@@ -167,8 +167,8 @@ def test_a_file_that_is_changed_in_the_middle_is_refused(method: str, hub_of_one
     assert hub.sent_of(FILE) <= LENGTH  # at the first sight of it
 
 
-def test_files_that_the_hub_keeps_by_xet_are_read_as_well(hub_of_one: tuple[Hub, str], tmp_path: Path) -> None:
-    hub, _ = hub_of_one
+@pytest.mark.usefixtures("hub_of_one")
+def test_files_that_the_hub_keeps_by_xet_are_read_as_well(tmp_path: Path) -> None:
     name = f"writer/{tmp_path.name.strip('_.-')}"
     api = HfApi(token="hf_writer")
     api.create_repo(name)
