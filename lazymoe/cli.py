@@ -143,6 +143,8 @@ def make_parser() -> argparse.ArgumentParser:
             "--shard-size", type=_size, default="4GB", metavar="SIZE", help="largest output file (default 4GB)"
         )
         sub.add_argument("--allow-pickle", action="store_true", help="also take .bin weights, of authors you trust")
+        about = "download models on the Hub, or read what is needed there (default: that if the disk is too small)"
+        sub.add_argument("--source", choices=("auto", "local", "remote"), default="auto", help=about)
 
     def card_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--license", metavar="NAME", help="of the mixture (default: its sources' strictest)")
@@ -231,7 +233,8 @@ def _check(options: Options) -> Told:
     from lazymoe.planning.checking import check
 
     found = check(
-        options.recipe, options.folder, shard_size=options.shard_size, allow_pickle=options.allow_pickle
+        options.recipe, options.folder, shard_size=options.shard_size, allow_pickle=options.allow_pickle,
+        source=options.source,
     )  # fmt: skip
     few = "\n".join(f"error: {p}" for p in found.errors)
     return Told(str(found), few, found.to_dict(), _code(found.errors))
@@ -245,11 +248,15 @@ def _merge(options: Options) -> Told:
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
-    prepared = prepare(options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle)
+    prepared = prepare(
+        options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle, source=options.source
+    )
     found = judge(prepared, folder, stays=not options.to)
     if found.errors:
         raise failure(found.errors)
     _warn(options, found.warnings)
+    if found.remote and not options.quiet:
+        print(f"note: {found.notes[-1]}", file=sys.stderr, flush=True)
     if options.to:
         return _merge_to_hub(options, prepared, folder)
     with bars(options.quiet) as progress:

@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,13 +38,15 @@ from lazymoe.output.shards import Taker, write_shards
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import SHARD_SIZE, Plan
-from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.schema import PROMPTED, Recipe
 from lazymoe.units import billions
 from lazymoe.version import __version__
 
 OTHERS = "others"  # a folder among what is half-made: small files of a mixture whose weights don't stay
+REMOTE = "remote"  # another: what was just read of models that stay on the Hub
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says of a full disk
 
 
@@ -84,6 +87,7 @@ def merge(
     shard_size: int = SHARD_SIZE,
     allow_pickle: bool = False,
     device: str | None = None,
+    source: Where = "auto",
     progress: Progress = silent,
 ) -> Merged:
     """Make the mixture of experts that a recipe describes.
@@ -96,6 +100,9 @@ def merge(
         allow_pickle: also take ``.bin`` weights.
         device: where routers and shared weights are computed, as torch names it; a CUDA device if there is one by
             default.
+        source: where the weights of models on the Hub are read: ``local`` downloads them into the cache, ``remote``
+            reads only what is needed, where it is, and keeps none of it, ``auto`` does that if the disk has no room for
+            the downloads. Both give the same bytes, and one goes on where the other stopped.
         progress: called with (stage, done, total); stages are ``download`` (bytes), ``share`` and ``route`` (layers)
             and ``write`` (bytes). What it raises stops the merge.
 
@@ -109,7 +116,7 @@ def merge(
     Example:
         >>> merge("recipe.yaml", "my-moe").plan.parameters  # doctest: +SKIP
     """
-    prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle)
+    prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle, source=source)
     return carry_out(prepared, absolute(folder), seed=seed, device=device, progress=progress)
 
 
@@ -143,14 +150,25 @@ def carry_out(
     if is_done(folder, fingerprint, plan):
         return Merged(folder, plan, found.warnings)
 
-    prepared.fetch(progress)
+    prepared.fetch(progress, remote=found.remote is not None)
     work = claim(folder, fingerprint, plan)
-    with locked(work):
+    with locked(work), _reading(plan, found.remote, work, progress):
         warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress, taker))
         if taker:
             taker.finish(work / OTHERS)
     clear(work)
     return Merged(folder, plan, warnings)
+
+
+def _reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) -> AbstractContextManager[object]:
+    """Read models on the Hub ahead while they are needed, if they stay there."""
+    if remote is None:
+        return nullcontext()
+    from lazymoe.hub.ahead import Ahead
+
+    models = [source.origin.ranges for source in plan.sources if source.origin and source.origin.ranges]
+    place = work / REMOTE if remote.disk else None
+    return Ahead(models, place, remote.disk or remote.memory, remote.nbytes, progress)
 
 
 def fingerprint_of(prepared: Prepared, seed: int) -> str:

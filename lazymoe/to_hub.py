@@ -17,7 +17,7 @@ from lazymoe.merging import carry_out, fingerprint_of
 from lazymoe.output.claims import verify_shard
 from lazymoe.output.folder import CARD, RECORD, WORK, open_finished
 from lazymoe.planning.plan import SHARD_SIZE, Output
-from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.publishing import Published, open_repository, publish, show, small_files
 from lazymoe.recipe.schema import Recipe
@@ -39,6 +39,7 @@ def merge_to_hub(
     shard_size: int = SHARD_SIZE,
     allow_pickle: bool = False,
     device: str | None = None,
+    source: Where = "auto",
     progress: Progress = silent,
 ) -> Published:
     """Make a mixture and put it on the Hub file by file, so that no disk needs to hold all of it.
@@ -47,7 +48,7 @@ def merge_to_hub(
     the end shows them all. If it breaks off, the same call goes on from the last file that was sent.
 
     Args:
-        recipe, seed, shard_size, allow_pickle, device: as in `lazymoe.merge`.
+        recipe, seed, shard_size, allow_pickle, device, source: as in `lazymoe.merge`.
         repo, private, license, template, token: as in `publish`. The right to write there is looked at first.
         folder: for what is half-made; by default one by the repository's name. Nothing of it stays.
         progress: as in `lazymoe.merge`; and ``upload`` (bytes of weights that were sent).
@@ -58,7 +59,7 @@ def merge_to_hub(
     Raises:
         LazyMoEError: as `lazymoe.merge` and `publish`.
     """
-    prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle)
+    prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle, source=source)
     return carry_to_hub(
         prepared,
         repo,

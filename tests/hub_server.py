@@ -10,9 +10,9 @@ By hand: `python tests/hub_server.py --port 8080 --repo acme/base=FOLDER`, then 
 
 It serves model info, trees, whole files and ranges; it takes commits, with large files by LFS (in parts too) or by Xet.
 It has no Spaces, its repositories can be read as data sets too; no branch but main, no tags, pull requests, search,
-copies or pages of results, and it hands out files itself where the Hub redirects to a CDN. Seeded folders are read in
-place, so leave them as they are. The standard library is enough, but for one thing: reading by plain HTTP a file that
-came by Xet takes hf_xet. As that locks the store it writes to, only one process at a time can upload to a Hub by Xet.
+copies or pages of results, and it hands out files itself unless it is told to redirect as the Hub does. Seeded folders
+are read in place, so leave them as they are. The standard library is enough, but for one thing: reading by plain HTTP a
+file that came by Xet takes hf_xet. As that locks the store it writes to, only one process at a time can upload by Xet.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -64,7 +65,7 @@ LARGE_SIZE = 10 * 2**20  # a file of this size is a large one whatever its name
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE_SUFFIXES)
 DATE = "2025-01-01T00:00:00.000Z"  # of everything: equal content gives equal answers
 BLOCK = 2**20
-BODY = ("cut", "stall", "short", "long", "flip")  # faults of a body
+BODY = ("cut", "stall", "short", "long", "flip", "whole", "shifted")  # faults of a body
 
 
 class File(NamedTuple):
@@ -126,11 +127,17 @@ class Hub:
         self.part_size = part_size  # an LFS upload larger than this comes in parts of it
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
-        self.sent = Counter[str]()  # bytes of answers, by the last part of what was asked for
+        self.rate, self.free = math.inf, 0.0  # bytes of answers a second, all together; when the next may go
+        self.sent = Counter[str]()  # bytes of files, by their names without folders
+        self.uses = (
+            0  # how often a large file's address may be used, at another server that is shown no token; 0 if here
+        )
+        self.left: dict[str, int] = {}  # how often each of these may be used still
         self.content: dict[str, Path] = {}  # oid of a file -> where its bytes are
         self.xet: dict[str, str] = {}  # sha256 of a large file that came by Xet -> its Xet hash
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        self.idle, self.busy = threading.Condition(self.lock), 0  # requests that are being answered
         self.folder = tempfile.TemporaryDirectory(prefix="hub-", ignore_cleanup_errors=True)
         self.root = Path(self.folder.name)
         for name in ("small", "large", "parts", "cas", "views"):
@@ -167,8 +174,10 @@ class Hub:
 
         `kind` is a status, a key of ERRORS, "cut" (the connection breaks halfway through the body: the request's if
         it has one, else the answer's), "slow" (the answer is `seconds` late), "stall" (it stops halfway for so long,
-        and breaks off), "short" (half of it, as if that were all), "long" (a few bytes more) or "flip" (one bit of it
-        is another). With 429 and 503, `seconds` is the Retry-After. The `times` of the fault returned count down to 0.
+        and breaks off), "short" (half of it, as if that were all), "long" (a few bytes more), "flip" (one bit of it
+        is another), "whole" (all of the file in place of a range), "shifted" (the range is said to be another one) or
+        "retag" (the file is said to be another one). With 429 and 503, `seconds` is the Retry-After. The `times` of the
+        fault returned count down to 0.
         """
         self.faults.append(Fault(pattern, kind, times, seconds))
         return self.faults[-1]
@@ -190,6 +199,21 @@ class Hub:
                     fault.times -= 1
                     return fault
         return None
+
+    def sent_of(self, name: str) -> int:
+        """How many bytes were sent of the files of this name, when all that was asked for is answered."""
+        with self.idle:
+            self.idle.wait_for(lambda: not self.busy)
+            return self.sent[name]
+
+    def pace(self, nbytes: int) -> None:
+        """Wait until so many bytes more may be sent."""
+        with self.lock:
+            now = time.monotonic()
+            self.free = max(self.free, now) + nbytes / self.rate
+            wait = self.free - now
+        if wait > 0.001:
+            sleep(wait)
 
     def keep(self, data: bytes) -> File:
         """Store a small file."""
@@ -251,10 +275,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def copy(source: BinaryIO, target: BinaryIO, size: int) -> int:
+def copy(source: BinaryIO, target: BinaryIO, size: int, pace: Callable[[int], None] = lambda nbytes: None) -> int:
     """Copy up to `size` bytes and return how many there were."""
     left = size
     while left and (block := source.read(min(left, BLOCK))):
+        pace(len(block))
         target.write(block)
         left -= len(block)
     return size - left
@@ -429,6 +454,30 @@ def resolve(call: Call, repo_id: str, revision: str, path: str) -> Answer:
     if file.oid in hub.xet:
         token = f"<{hub.url}/api/models/{repo_id}/xet-read-token/{commit.oid}>"
         headers |= {"X-Xet-Hash": hub.xet[file.oid], "Link": f'{token}; rel="xet-auth"'}
+    if hub.uses and file.large:
+        with hub.lock:
+            signature = str(len(hub.left))
+            hub.left[signature] = hub.uses
+        port = hub.server.server_port
+        headers["Location"] = f"http://localhost:{port}/signed/{file.oid}/{path}?signature={signature}"
+        return Answer(None, 302, headers)
+    return ranged(call, file, headers)
+
+
+@route("GET", f"/signed/{SHA256}/(.+)")
+def signed(call: Call, oid: str, path: str) -> Answer:
+    """A file by an address that is good for a while, at what counts as another server."""
+    hub, [signature] = call.hub, call.query["signature"]
+    with hub.lock:
+        hub.left[signature] -= 1
+        if hub.left[signature] < 0 or call.headers.get("Authorization"):
+            raise Refused(403, "Request has expired")
+    file = next(c.files[path] for r in hub.repos.values() for c in r.commits if c.files.get(path, ("",))[0] == oid)
+    return ranged(call, file, {"ETag": '"another-kind-of-tag"'})
+
+
+def ranged(call: Call, file: File, headers: dict[str, str]) -> Answer:
+    """The part of a file that is asked for, or all of it."""
     start, stop, status = 0, file.size, 200
     if match := re.fullmatch(r"bytes=(\d+)-(\d*)|bytes=-(\d+)", call.headers.get("Range", "")):
         first, last, tail = match.groups()
@@ -437,7 +486,7 @@ def resolve(call: Call, repo_id: str, revision: str, path: str) -> Answer:
         if start >= stop:
             raise Refused(416, "Range not satisfiable", {"Content-Range": f"bytes */{file.size}"})
         headers["Content-Range"], status = f"bytes {start}-{stop - 1}/{file.size}", 206
-    return Answer(None, status, headers, (hub.locate(file), start, stop - start))
+    return Answer(None, status, headers, (call.hub.locate(file), start, stop - start))
 
 
 @route("POST", f"/api/models/{ID}/preupload/{REV}")
@@ -538,6 +587,18 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def serve(self) -> None:
+        hub = self.server.hub
+        with hub.idle:
+            hub.busy += 1
+        try:
+            self.serve_one()
+        finally:
+            with hub.idle:
+                hub.busy -= 1
+                hub.idle.notify_all()
+
+    def serve_one(self) -> None:
+        counted = self.server.hub.sent  # a late answer is none of the next test's
         hub, url, length = self.server.hub, urlsplit(self.path), int(self.headers.get("Content-Length") or 0)
         fault = hub.take_fault(f"{self.command} {unquote(url.path)}")
         kind = fault.kind if fault else None
@@ -551,7 +612,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             try:
-                if kind not in (None, "slow", *BODY):
+                if kind not in (None, "slow", "retag", *BODY):
                     retry = {"Retry-After": f"{fault.seconds:.0f}"} if kind in (429, 503) else {}
                     raise Refused(kind, "Broken on purpose", retry)
                 answer = self.answer(url.path, parse_qs(url.query), body)
@@ -562,7 +623,9 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = Answer({"error": "Internal error"}, 500)
         hub.requests.append(Request(self.command, self.path, received, answer.status))
         with contextlib.suppress(ConnectionError):  # the client may hang up
-            hub.sent[PurePosixPath(unquote(url.path)).name] += self.send(answer, fault if kind in BODY else None)
+            sent = self.send(answer, fault if kind in (*BODY, "retag") else None)
+            with hub.lock:  # requests are answered side by side
+                counted[PurePosixPath(unquote(url.path)).name] += sent
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
@@ -577,9 +640,16 @@ class _Handler(BaseHTTPRequestHandler):
         raise Refused(404, f"This Hub has no {self.command} {path}")
 
     def send(self, answer: Answer, fault: Fault | None) -> int:
-        """Send an answer, with whatever is to go wrong in it; give how many bytes its body had."""
+        """Send an answer, with whatever is to go wrong in it; give how many bytes of a file its body had."""
         data, kind = json.dumps(answer.body).encode(), fault.kind if fault else None
         path, start, size = answer.part or (None, 0, len(data))
+        if kind == "whole" and path:
+            start, size, answer.status = 0, path.stat().st_size, 200
+            del answer.headers["Content-Range"]
+        if kind == "shifted":
+            answer.headers["Content-Range"] = f"bytes 0-{size - 1}/{size + 1}"
+        if kind == "retag":
+            answer.headers |= dict.fromkeys(("ETag", "X-Linked-Etag"), f'"{"0" * 64}"')
         size, more = (size // 2 if kind == "short" else size), (b"more" if kind == "long" else b"")
         self.send_response(answer.status)
         # one answer to a connection, so that none outlives its Hub
@@ -601,12 +671,12 @@ class _Handler(BaseHTTPRequestHandler):
                 first = stream.read(1)
                 self.wfile.write(bytes([first[0] ^ 1]))
                 return 1 + copy(stream, self.wfile, size - 1)
-            sent = copy(stream, self.wfile, size // 2 if kind in ("cut", "stall") else size)
+            sent = copy(stream, self.wfile, size // 2 if kind in ("cut", "stall") else size, self.server.hub.pace)
         if fault and kind == "stall":
             self.wfile.flush()
             sleep(fault.seconds)
         self.wfile.write(more)
-        return sent
+        return sent if path else 0
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: `requests` has it all."""
@@ -616,9 +686,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A Hub on loopback")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--repo", action="append", default=[], metavar="ORG/NAME=FOLDER")
+    parser.add_argument("--rate", type=float, default=math.inf, metavar="MB", help="of answers, a second")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     with contextlib.suppress(KeyboardInterrupt), Hub(args.port) as hub:
+        hub.rate = args.rate * 1e6
         for repo_id, folder in (item.split("=", 1) for item in args.repo):
             hub.add(repo_id, folder)
         print(f"export HF_ENDPOINT={hub.url}")

@@ -1,6 +1,7 @@
 """Opening a checkpoint, however its weights are stored: the only room that knows every reader.
 
-It takes a few kilobytes, also where the weights are still on the Hub; `fetch` brings these.
+It takes a few kilobytes, also where the weights are still on the Hub. `fetch` brings these; without it they are read
+where they are.
 """
 
 from __future__ import annotations
@@ -97,30 +98,32 @@ def open_folder(folder: Path) -> Source:
     return open_source(Reference(str(folder)), str(folder))
 
 
-def fetch(sources: Iterable[tuple[Source, str]], progress: Progress = silent) -> None:
+def fetch(sources: Iterable[tuple[Source, str]], progress: Progress = silent, remote: bool = False) -> None:
     """Download the weights that aren't here yet, and nothing else; look whether all of them are whole.
 
     Args:
         sources: the checkpoints, each with how messages name the place it was asked for.
         progress: told of the bytes that are there, stage ``download``.
+        remote: leave those where they are that aren't here yet.
 
     Raises:
         HubError: if the Hub can't be reached, or refuses.
         SourceError: if a file isn't as long as it should be.
     """
-    remote: dict[Path, tuple[Repository, str, str]] = {}
+    wanted: dict[Path, tuple[Repository, str, str]] = {}
     for source, where in sources:
         for file, size in source.weights.items():
             path = source.folder / file
             if source.origin and file in source.origin.sizes:
-                remote[path] = source.origin, file, where
+                if path.exists() or not remote:
+                    wanted[path] = source.origin, file, where
             elif path.exists() and path.stat().st_size != size:
                 what = f"{path.name} of {source.reference} has {path.stat().st_size:,} bytes here instead of {size:,}"
                 raise error("source.cut", where, what, f"Delete {path.resolve()} and try again.")
-    if remote:
+    if wanted:
         from lazymoe.hub.downloading import Wanted, download
 
-        download([Wanted(*wanted) for wanted in remote.values()], progress)
+        download([Wanted(*file) for file in wanted.values()], progress)
 
 
 def _open_remote(reference: Reference, where: str, allow_pickle: bool) -> Source:
@@ -153,7 +156,7 @@ def _open(
     sizes: dict[str, int],
     allow_pickle: bool,
 ) -> Source:
-    remote = origin.read if origin else None
+    remote = origin.ranges.read if origin and origin.ranges else None
     name, config = reference.model, read_json(folder / "config.json", where)
     tensors: dict[str, TensorInfo] = {}
     chosen = choose(sizes, folder, config, allow_pickle, where, name)
@@ -162,7 +165,7 @@ def _open(
     for file in chosen.files:
         refuse_pointer(folder / file, where)
         try:
-            tensors |= _open_weights(folder, file, sizes[file], remote)
+            tensors |= _open_weights(folder, file, sizes[file], origin)
         except ValueError as e:
             remedy = "Download or save this file again."
             raise error("source.broken", where, f"{name}, {file}: {e}", remedy) from None
@@ -216,7 +219,7 @@ def _most(tensors: Mapping[str, TensorInfo]) -> str:
     return elements.most_common(1)[0][0] if elements else "BF16"
 
 
-def _open_weights(folder: Path, file: str, size: int, remote: Remote | None) -> dict[str, TensorInfo]:
+def _open_weights(folder: Path, file: str, size: int, origin: Repository | None) -> dict[str, TensorInfo]:
     """List the tensors of one file, which lies in the folder or can be read from the Hub.
 
     Raises:
@@ -225,9 +228,13 @@ def _open_weights(folder: Path, file: str, size: int, remote: Remote | None) -> 
     path = folder / file
     if not file.endswith(".safetensors"):
         return open_pickle(path)
-    if path.exists() or remote is None:
+    if path.exists() or origin is None:
         return open_file(path)
-    return read_header(folder, file, size, functools.partial(remote, file))
+    if (ranges := origin.ranges) is None:
+        raise ValueError("it isn't in the cache and the Hub can't be reached")
+    found = read_header(folder, file, size, functools.partial(ranges.read, file), ranges.read)
+    ranges.learn(file, ((t.name, lies.offset, lies.nbytes) for t in found.values() if (lies := t.span())))
+    return found
 
 
 def _open_gguf(reference: Reference, file: Path, origin: Repository | None, where: str) -> Source:

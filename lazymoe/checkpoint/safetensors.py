@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lazymoe.checkpoint.tensors import BITS, Span, TensorInfo
+from lazymoe.checkpoint.tensors import BITS, Remote, Span, TensorInfo
 from lazymoe.files import read_bytes, stamp
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ class Stored:
         file: its name.
         offset: of the tensor's first byte, from the start of the file.
         dtype: the format's name of the dtype.
+        remote: what reads the file where it is, as long as it isn't in the folder.
     """
 
     folder: Path = field(repr=False)  # a checkpoint is the same wherever it lies
     file: str
     offset: int
     dtype: str
+    remote: Remote | None = field(default=None, repr=False, compare=False)
 
     def span(self, start: int, stop: int) -> Span:
         """Find where the bytes of elements start to stop lie."""
@@ -51,18 +53,23 @@ class Stored:
         return Span(self.folder / self.file, self.offset + start * bits // 8, (stop - start) * bits // 8)
 
     def stamp(self) -> tuple[object, ...]:
-        """Give what changes when the file does."""
-        return stamp(self.folder / self.file)
+        """Give what changes when the file does: on the Hub nothing, at one commit."""
+        path = self.folder / self.file
+        return () if self.remote and not path.exists() else stamp(path)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Read elements start to stop, flat: ``[stop - start]``.
 
         Raises:
             SourceError: if the file ends before them.
+            HubError: if it is on the Hub, and that can't be reached or refuses.
         """
         import torch
 
-        return torch.frombuffer(read_bytes(*self.span(start, stop)), dtype=getattr(torch, STORED[self.dtype]))
+        lies = self.span(start, stop)
+        away = self.remote and not lies.path.exists()
+        data = self.remote(self.file, *lies[1:]) if self.remote and away else read_bytes(*lies)
+        return torch.frombuffer(data, dtype=getattr(torch, STORED[self.dtype]))
 
 
 def open_file(path: Path) -> dict[str, TensorInfo]:
@@ -78,7 +85,7 @@ def open_file(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_header(
-    folder: Path, file: str, size: int, read: Callable[[int, int], bytes | bytearray]
+    folder: Path, file: str, size: int, read: Callable[[int, int], bytearray], remote: Remote | None = None
 ) -> dict[str, TensorInfo]:
     """List the tensors of a safetensors file, by name, in the order of their bytes.
 
@@ -87,6 +94,7 @@ def read_header(
         file: its name.
         size: its size in bytes.
         read: ``read(offset, n)`` gives n bytes of it.
+        remote: what reads its tensors as long as it isn't there.
 
     Raises:
         ValueError: if the header and the file don't fit each other; the message says how.
@@ -111,7 +119,7 @@ def read_header(
     start, end = 8 + length, 8 + length
     tensors = {}
     for name, dtype, shape, begin, stop in sorted(map(_entry, entries.items()), key=lambda e: (e[3], e[4])):
-        tensor = TensorInfo(name, dtype, shape, Stored(folder, file, start + begin, dtype))
+        tensor = TensorInfo(name, dtype, shape, Stored(folder, file, start + begin, dtype, remote))
         if stop - begin != tensor.nbytes or math.prod(shape) * BITS[dtype] % 8:
             raise ValueError(
                 f"its header gives '{name}' {stop - begin:,} bytes, but {shape} of {dtype} takes another number"

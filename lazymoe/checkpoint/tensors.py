@@ -27,7 +27,7 @@ BITS = {
 
 
 SAMPLES, SAMPLE = 16, 4096  # how many samples of a tensor are compared, and their elements
-Remote = Callable[[str, int, int], bytes]  # reads a file's bytes without downloading it: name, offset, length
+Remote = Callable[[str, int, int], bytearray]  # reads a file's bytes without downloading it: name, offset, length
 
 
 class Span(NamedTuple):

@@ -1,10 +1,9 @@
-"""Finding a model or a data set on the Hub, and reading ranges of its files. `downloading` brings whole ones."""
+"""Finding a model or a data set on the Hub. `ranges` reads parts of its files, `downloading` brings whole ones."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -14,9 +13,9 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 
 from lazymoe.errors import HubError
 from lazymoe.hub.client import About, ask, explained, is_unreachable, token
+from lazymoe.hub.ranges import HASH, Ranges
 
 LOST = ("hub.unreachable", "hub.busy", "hub.not-found", "hub.gated")  # for which a copy in the cache will do
-HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Repository:
         commit: what is read of it.
         sizes: of each of its files, in bytes.
         hashes: of its files as the Hub knows them: SHA-256 of a large one, git's SHA-1 of a small one.
-        read: ``read(file, offset, n)`` gives n bytes of a file without downloading it.
+        ranges: what reads parts of its files without downloading them; None if it was found in the cache alone.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Repository:
     commit: str
     sizes: dict[str, int]
     hashes: dict[str, str]
-    read: Callable[[str, int, int], bytes]
+    ranges: Ranges | None
 
 
 def find_model(name: str, revision: str | None, where: str, patterns: Sequence[str]) -> Repository:
@@ -83,13 +82,10 @@ def _find(about: About, patterns: Sequence[str]) -> Repository:
         pinned = replace(about, revision=folder.name)
         info = ask(pinned, lambda: HfApi(token=token()).model_info(name, revision=folder.name, files_metadata=True))
     commit, files = folder.name, info.siblings or []
-
-    def read(file: str, offset: int, length: int) -> bytes:
-        path = f"{name}@{commit}/{file}"
-        return bytes(ask(about, lambda: HfFileSystem(token=token()).cat_file(path, offset, offset + length)))
-
     hashes = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in files if f.lfs or f.blob_id}
-    return Repository(name, folder, commit, {f.rfilename: f.size or 0 for f in files}, hashes, read)
+    sizes = {f.rfilename: f.size or 0 for f in files}
+    ranges = Ranges(replace(about, revision=commit), commit, sizes, hashes)
+    return Repository(name, folder, commit, sizes, hashes, ranges)
 
 
 def _cached(name: str, revision: str | None) -> Repository | None:
@@ -101,7 +97,7 @@ def _cached(name: str, revision: str | None) -> Repository | None:
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     hashes = {file: Path(os.readlink(p)).name for file, p in files.items() if p.is_symlink()}
     known = {file: name for file, name in hashes.items() if HASH.fullmatch(name)}
-    return Repository(name, folder, folder.name, {f: p.stat().st_size for f, p in files.items()}, known, _unreachable)
+    return Repository(name, folder, folder.name, {f: p.stat().st_size for f, p in files.items()}, known, None)
 
 
 def open_dataset(name: str, revision: str | None, where: str) -> tuple[str, list[str]]:
@@ -135,7 +131,3 @@ def open_dataset_file(name: str, commit: str, file: str, where: str) -> IO[bytes
     about = About(where, "data set", name, commit)
     opened: IO[bytes] = ask(about, lambda: HfFileSystem(token=token()).open(f"datasets/{name}@{commit}/{file}", "rb"))
     return opened
-
-
-def _unreachable(file: str, offset: int, length: int) -> bytes:
-    raise ValueError("it isn't in the cache and the Hub can't be reached")

@@ -104,9 +104,11 @@ class _Shard:
         self._thread = ThreadPoolExecutor(1)
         self._looking: deque[Future[None]] = deque()
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes."""
-        self._look(self._add, memoryview(data))
+    def write(
+        self, data: bytes | bytearray | memoryview, tensor: TensorInfo | None = None, where: object = None
+    ) -> None:
+        """Append bytes; of a tensor of this model, look whether they are finite."""
+        self._look(self._check, memoryview(data), tensor, where)
         _write(self.file, data)
 
     def look(self, lies: Span, tensor: TensorInfo | None) -> None:
@@ -134,6 +136,13 @@ class _Shard:
 
     def _add(self, block: memoryview) -> None:
         self._checksum = zlib.crc32(block, self._checksum)
+
+    def _check(self, data: memoryview, tensor: TensorInfo | None, where: object) -> None:
+        for start in range(0, len(data), BUFFER):
+            block = data[start : start + BUFFER]
+            if tensor and not finite(np.frombuffer(block, np.uint8), tensor.dtype):
+                raise _not_finite(where, tensor)
+            self._add(block)
 
     def _read(self, lies: Span, tensor: TensorInfo | None) -> None:
         buffer = np.empty(BUFFER, np.uint8)
@@ -185,9 +194,10 @@ def _append(
         return _copy(lies, None, shard) if lies and part.scale == 1 else _scale(output, tensor, part.scale, shard)
     tensor = part.tensor.part(part.start, part.elements)
     lies = tensor.span()
-    if lies and part.copied(output.dtype):
-        return _copy(lies, tensor, shard)
-    where = lies.path if lies else plan.sources[part.source].reference
+    here = lies if lies and lies.path.exists() else None  # else it is worked out, or on the Hub
+    where = here.path if here else plan.sources[part.source].reference
+    if part.copied(output.dtype):
+        return _copy(here, tensor, shard) if here else _pass_on(tensor, where, shard)
     return _transform(output, part, tensor, where, generator(seed, f"{output.name}:{number}"), shard)
 
 
@@ -241,6 +251,16 @@ def _copy(lies: Span, tensor: TensorInfo | None, shard: _Shard) -> Iterator[int]
                 n = wanted
             at, left = at + n, left - n
             yield n
+
+
+def _pass_on(tensor: TensorInfo, where: object, shard: _Shard) -> Iterator[int]:
+    """Append a source's tensor that is in no file here, as it arrives; yield how many bytes, as it goes."""
+    import torch
+
+    for start in range(0, tensor.elements, BLOCK):
+        block = tensor.read(start, min(start + BLOCK, tensor.elements)).view(torch.uint8).numpy()
+        shard.write(block.data, tensor, where)
+        yield block.nbytes
 
 
 def _write(f: FileIO, data: bytes | bytearray | memoryview) -> None:

@@ -18,9 +18,10 @@ from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
 from lazymoe.planning.duration import merge_seconds
-from lazymoe.planning.memory import RUNTIME, merge_memory
+from lazymoe.planning.memory import REMOTE, RUNTIME, merge_memory
 from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
-from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.remote import Remote, remote
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes, minutes
 
@@ -35,6 +36,7 @@ class Check:
         notes: what is no defect, but good to know.
         plan: the output; None where errors leave nothing to plan.
         download: still to be downloaded.
+        remote: what is read of weights that stay on the Hub; None if all of them are downloaded, or here.
         disk_free: free where the output goes.
         memory_free: free memory.
         memory_merge: memory that the merge takes at most, about.
@@ -46,6 +48,7 @@ class Check:
     notes: tuple[str, ...]
     plan: Plan | None
     download: int
+    remote: Remote | None
     disk_free: int
     memory_free: int
     memory_merge: int
@@ -59,6 +62,7 @@ class Check:
             "warnings": [p.to_dict() for p in self.warnings],
             "notes": list(self.notes),
             "download_bytes": self.download,
+            "remote_bytes": self.remote.nbytes if self.remote else 0,
             "free_disk_bytes": self.disk_free,
             "free_memory_bytes": self.memory_free,
             "merge_memory_bytes": self.memory_merge,
@@ -77,6 +81,7 @@ class Check:
             "parameters": f"{total} in total, {active} active per token",
             "on disk": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
             "to download": gigabytes(self.download) if self.download else "nothing",
+            **({"to read remotely": gigabytes(self.remote.nbytes)} if self.remote else {}),
             "free disk": gigabytes(self.disk_free),
             "memory to merge": f"{gigabytes(self.memory_merge)}, of {gigabytes(self.memory_free)} free here",
             "time to merge": f"{minutes(self.seconds)} on this machine" if self.seconds else "not known",
@@ -93,10 +98,11 @@ class Check:
         if not (plan := self.plan):
             return ""
         down, size = gigabytes(self.download) if self.download else "nothing", gigabytes(plan.nbytes)
+        down = f"To read on the Hub: {gigabytes(self.remote.nbytes)}" if self.remote else f"To download: {down}"
         here = gigabytes(_staying(plan))
         up = f"to upload: {size}, at most {here} of it here at a time" if straight else f"to write: {size}"
         took = f", {minutes(self.seconds)} here{', and the upload' * straight}" if self.seconds else ""
-        return f"To download: {down}; {up}{took}."
+        return f"{down}; {up}{took}."
 
     def __str__(self) -> str:
         """Write out the table, then a line for each problem."""
@@ -112,6 +118,7 @@ def check(
     *,
     shard_size: int = SHARD_SIZE,
     allow_pickle: bool = False,
+    source: Where = "auto",
 ) -> Check:
     """Find out whether a recipe can be merged and what it takes, from configs and headers.
 
@@ -120,6 +127,7 @@ def check(
         folder: where the output will go, to measure the free disk.
         shard_size: the most bytes of tensors in one output file.
         allow_pickle: also accept ``.bin`` weights.
+        source: where the weights of models on the Hub are read, as `merge` has it.
 
     Returns:
         What was found. What is wrong with prompts, models and the machine is not raised; it is the ``errors``.
@@ -127,7 +135,8 @@ def check(
     Raises:
         RecipeError: if it isn't a recipe.
     """
-    return examine(prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle), absolute(folder))
+    prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle, source=source)
+    return examine(prepared, absolute(folder))
 
 
 def examine(prepared: Prepared, folder: Path) -> Check:
@@ -140,7 +149,8 @@ def examine(prepared: Prepared, folder: Path) -> Check:
     found = judge(prepared, folder)
     if found.plan is None or found.errors:
         return found
-    return replace(found, seconds=merge_seconds(prepared, found.plan, folder))
+    download = found.download + (found.remote.nbytes if found.remote else 0)
+    return replace(found, seconds=merge_seconds(prepared, found.plan, folder, download))
 
 
 def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
@@ -151,12 +161,23 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
         folder: where the output will go, absolute.
         stays: whether it stays there; otherwise it goes to the Hub file by file.
     """
-    plan, download = prepared.plan, sum(prepared.missing.values())
-    errors, warnings = list(prepared.errors), list(prepared.warnings)
+    plan, download, away = prepared.plan, sum(prepared.missing.values()), None
+    errors, warnings, notes = list(prepared.errors), list(prepared.warnings), list(prepared.notes)
     memory_free, memory_merge = psutil.virtual_memory().available, RUNTIME
     if plan:
-        errors += _disk(plan, folder, download, stays)
-        memory_merge = merge_memory(prepared.prompts, plan)
+        full = list(_disk(plan, folder, download, stays))
+        if download and (full or prepared.source == "remote"):
+            away = remote(prepared.prompts, plan)
+            still = list(_disk(plan, folder, 0, stays, away.disk))
+            if prepared.source == "local":
+                fits = " Or leave the models where they are, which fits: --source remote."
+                full, away = [replace(p, remedy=p.remedy + ("" if still else fits)) for p in full], None
+            else:
+                why = "" if prepared.source == "remote" else ", as the disk has no room for the downloads"
+                notes.append(f"{gigabytes(away.nbytes)} of weights are read on the Hub while it merges{why}")
+                full, download = still, 0
+        errors += full
+        memory_merge = merge_memory(prepared.prompts, plan) + (REMOTE + away.memory if away else 0)
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
             less = "'shared_weights: average'" if plan.shared == "regmean" else "'gate_mode: cheap_embed'"
@@ -164,8 +185,8 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
             remedy = f"Close other programs, or use {less}." if streamed else "Close other programs."
             warnings.append(Problem("output.memory", "memory", what, remedy))
     disk_free = shutil.disk_usage(existing(folder)).free
-    figures = download, disk_free, memory_free, memory_merge
-    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, *figures, None)
+    figures = download, away, disk_free, memory_free, memory_merge
+    return Check(tuple(errors), tuple(warnings), tuple(notes), plan, *figures, None)
 
 
 def _written(plan: Plan, folder: Path) -> int:
@@ -199,11 +220,11 @@ def _staying(plan: Plan) -> int:
     return min(plan.nbytes, 2 * plan.largest_file)
 
 
-def _disk(plan: Plan, folder: Path, download: int, stays: bool) -> Iterator[Problem]:
-    """Yield where there is no room for the output, or for the downloads where they go."""
+def _disk(plan: Plan, folder: Path, download: int, stays: bool, room: int = 0) -> Iterator[Problem]:
+    """Yield where there is no room for the output and what is held beside it, or for the downloads where they go."""
     output = plan.nbytes if stays else _staying(plan)
-    needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)))]
-    needs += [(existing(source.folder), download) for source in plan.sources if source.missing][:1]
+    needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)) + room)]
+    needs += [(existing(source.folder), download) for source in plan.sources if download and source.missing][:1]
     by_disk: dict[int, int] = {}
     for place, n in needs:
         by_disk[place.stat().st_dev] = by_disk.get(place.stat().st_dev, 0) + n

@@ -34,14 +34,15 @@ LITTLE = 200_000_000  # bytes that are neither measured nor counted: they take s
 QUICK = 1e12  # floating-point operations; as LITTLE
 
 
-def merge_seconds(prepared: Prepared, plan: Plan, folder: Path) -> float | None:
+def merge_seconds(prepared: Prepared, plan: Plan, folder: Path, download: int) -> float | None:
     """Estimate how long a merge takes, in seconds, downloads included; None if the network or disk doesn't answer.
 
     Args:
         prepared, plan: what is wanted.
         folder: where the output will go, absolute.
+        download: bytes that come over the network.
     """
-    download, operations = sum(prepared.missing.values()), _operations(prepared.prompts, plan)
+    operations = _operations(prepared.prompts, plan)
     read = sum({s.folder: sum(s.weights.values()) for s in plan.sources}.values())
     seconds = BEGIN
     try:
@@ -79,15 +80,15 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
 
 def _network(sources: Sequence[Source]) -> float:
     """Measure how fast a large file that is missing here arrives, in parts of it, in bytes per second."""
-    missing = [(size, file, source.origin) for source in sources for file, size in source.missing.items()]
-    size, file, origin = max((m for m in missing if m[2]), key=lambda m: m[0])
-    assert origin
+    missing = [(s.missing[file], file, s.origin.ranges) for s in sources if s.origin for file in s.missing]
+    size, file, ranges = max(missing, key=lambda m: m[0])
+    assert ranges  # else it was found in the cache alone, and nothing is missing
     took = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for part in PARTS:  # two sizes, so that what each request takes beside its bytes falls out
             places = range(0, max(size - part, 1), max((size - part) // AT_ONCE, 1))[:AT_ONCE]
             begin = time.perf_counter()
-            list(pool.map(partial(origin.read, file), places, repeat(part)))
+            list(pool.map(partial(ranges.read, file), places, repeat(part)))
             took.append(time.perf_counter() - begin)
             if took[0] > SLOW:
                 return AT_ONCE * part / took[0]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from lazymoe.architectures.records import MoE
 from lazymoe.architectures.registry import find_host
 from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.checkpoint.source import Source
-from lazymoe.errors import LazyMoEError, Problem, failure
+from lazymoe.errors import LazyMoEError, Problem, error, failure
 from lazymoe.planning.compatibility import adapters, differences, misfits, some, unmergeable, unusable
 from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
 from lazymoe.planning.vocabularies import forget, same_tokens
@@ -19,6 +20,8 @@ from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.review import doubtful, notes, unsupported
 from lazymoe.recipe.schema import Recipe
 from lazymoe.recipe.texts import read_prompts
+
+Where = Literal["auto", "local", "remote"]  # where the weights of models on the Hub are read: see `prepare`
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Prepared:
         warnings: why it may turn out badly.
         notes: what is no defect, but good to know.
         allow_pickle: whether ``.bin`` weights were accepted.
+        source: where the weights of models on the Hub are read.
     """
 
     recipe: Recipe
@@ -44,6 +48,7 @@ class Prepared:
     warnings: tuple[Problem, ...]
     notes: tuple[str, ...]
     allow_pickle: bool
+    source: Where = "auto"
 
     @property
     def sound_plan(self) -> Plan:
@@ -61,20 +66,25 @@ class Prepared:
         """The files that are still to be downloaded, each once, with their sizes in bytes."""
         return {str(s.folder / file): size for s in self.sources for file, size in s.missing.items()}
 
-    def fetch(self, progress: Progress = silent) -> None:
-        """Download the weights that aren't here yet.
+    def fetch(self, progress: Progress = silent, remote: bool = False) -> None:
+        """Download the weights that aren't here yet, and look whether those that are here are whole.
 
         Args:
             progress: told of the bytes that are there, stage ``download``.
+            remote: leave those where they are that aren't here yet.
 
         Raises:
             HubError: if the Hub can't be reached, or refuses.
         """
-        fetch(zip(self.sources, (model.where for model in self.recipe.models), strict=True), progress)
+        fetch(zip(self.sources, (model.where for model in self.recipe.models), strict=True), progress, remote)
 
 
 def prepare(
-    given: Recipe | str | os.PathLike[str], *, shard_size: int = SHARD_SIZE, allow_pickle: bool = False
+    given: Recipe | str | os.PathLike[str],
+    *,
+    shard_size: int = SHARD_SIZE,
+    allow_pickle: bool = False,
+    source: Where = "auto",
 ) -> Prepared:
     """Make a recipe ready.
 
@@ -82,11 +92,17 @@ def prepare(
         given: the recipe, its file, or the name of a ready-made one.
         shard_size: the most bytes of tensors in one output file.
         allow_pickle: also accept ``.bin`` weights.
+        source: where the weights of models on the Hub are read: ``local`` downloads them, ``remote`` leaves them there
+            and reads what it needs, ``auto`` does that if the disk has no room for the downloads. What is in the cache
+            is taken from there; adapters, pickles and GGUF are always downloaded.
 
     Raises:
+        LazyMoEError: if there is no such source.
         RecipeError: if it isn't a recipe. What is wrong with its prompts and models is not raised; it is among the
             ``errors``.
     """
+    if source not in get_args(Where):
+        raise error("input.source", "source", f"there is no '{source}'", f"Say one of: {', '.join(get_args(Where))}.")
     recipe = prompts = Recipe.read(given)
     errors: list[Problem] = []
     try:
@@ -100,7 +116,7 @@ def prepare(
     plan = _plan(recipe, sources, shard_size, errors, warnings) if sources else None
     forget()
     told = tuple(notes(recipe))
-    return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), told, allow_pickle)
+    return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), told, allow_pickle, source)
 
 
 def _open_all(recipe: Recipe, allow_pickle: bool, errors: list[Problem]) -> tuple[Source, ...]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def hub_of_one(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     name = f"acme/{tmp_path.name.strip('_.-')}"
     hub.add(name, folder)
     hub.requests.clear()
-    hub.sent.clear()
+    hub.sent = Counter()
     yield hub, name
     hub.faults.clear()
 

@@ -37,7 +37,7 @@ def test_a_model_is_found_with_its_small_files(model: str, hub: Hub) -> None:
     assert found.commit == hub.repos[model].commits[-1].oid
     assert found.sizes["model.safetensors"] == len(WEIGHTS)
     assert (found.folder / "config.json").is_file() and not (found.folder / "model.safetensors").exists()
-    assert found.read("model.safetensors", 300, 5) == WEIGHTS[300:305]
+    assert found.ranges and found.ranges.read("model.safetensors", 300, 5) == WEIGHTS[300:305]
     assert not (found.folder / "model.safetensors").exists()
     download([Wanted(found, "model.safetensors", "base_model")])
     assert (found.folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -48,7 +48,7 @@ def test_a_model_is_found_with_its_small_files(model: str, hub: Hub) -> None:
 def test_a_passing_fault_is_retried_everywhere(model: str, hub: Hub, where: str, kind: int | str) -> None:
     fault = hub.fault(where, kind, times=2, seconds=0)
     found = find_model(model, None, "base_model", ["*.json"])
-    assert found.read("model.safetensors", 0, 10) == WEIGHTS[:10]
+    assert found.ranges and found.ranges.read("model.safetensors", 0, 10) == WEIGHTS[:10]
     download([Wanted(found, "model.safetensors", "base_model")])
     assert fault.times == 0
     assert (found.folder / "config.json").read_text() == "{}"

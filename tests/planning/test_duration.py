@@ -45,7 +45,7 @@ def test_a_network_is_tried_out(pair: tuple[Path, Path], clean_hub: Hub, monkeyp
 
     prepared = prepare(wanted)
     clean_hub.fault("GET .*model.safetensors", 403, times=100)
-    assert duration.merge_seconds(prepared, prepared.sound_plan, Path.cwd()) is None
+    assert duration.merge_seconds(prepared, prepared.sound_plan, Path.cwd(), found.download) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""What a merge reads of models that stay on the Hub, and the disk that it takes to do so."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.source import Source
+from lazymoe.planning.plan import Piece, Plan
+from lazymoe.recipe.schema import STREAMED, Recipe
+
+WINDOW = 400_000_000  # bytes held where each is read once: enough to have many ranges on their way
+PREFIX = re.compile(re.escape(LAYER).replace(r"\{layer\}", r"(\d+)"))
+
+
+class Remote(NamedTuple):
+    """What is read where it is.
+
+    Attributes:
+        nbytes: of all that is read, each byte once.
+        disk: the most bytes to hold on the disk: two layers of all models, as a sweep that computes reads some of a
+            layer again; none where each is read once.
+        memory: the most bytes to hold in memory, for that.
+    """
+
+    nbytes: int
+    disk: int
+    memory: int
+
+
+def remote(recipe: Recipe, plan: Plan) -> Remote:
+    """Find what would be read of files that aren't here.
+
+    Args:
+        recipe: what is wanted.
+        plan: what it comes to.
+    """
+    layers = Counter[str]()
+    for number, name in _read(recipe, plan):
+        source = plan.sources[number]
+        if name in source.tensors and _is_away(source, name):
+            match = PREFIX.match(name)
+            layers[match[1] if match else ""] += source.tensors[name].nbytes
+    total, outside = layers.total(), layers.pop("", 0)
+    room = 2 * max(layers.values(), default=outside)
+    if recipe.gate_mode in STREAMED or plan.shared != "base":
+        return Remote(total, room, 0)
+    return Remote(total, 0, min(room, WINDOW))
+
+
+def _read(recipe: Recipe, plan: Plan) -> set[tuple[int, str]]:
+    """List the tensors that are read, each as the number of its source and its name."""
+    read = {(p.source, p.tensor.name) for o in plan.outputs for p in o.parts if isinstance(p, Piece)}
+    backbone, ffn = plan.dense.all_shapes(plan.sources[0].config)
+    if plan.shared != "base":
+        read |= {(number, name) for number in range(1 + plan.experts) for name in backbone}
+    if recipe.gate_mode in STREAMED and recipe.gate_mode != "fit":  # a pass through the base model itself
+        read |= {(0, name) for name in (*backbone, *ffn)}
+    return read
+
+
+def _is_away(source: Source, name: str) -> bool:
+    """Tell whether a tensor's file isn't here; of what is worked out from several, whether one isn't."""
+    lies = source.tensors[name].span()
+    return not lies.path.exists() if lies else bool(source.missing)
