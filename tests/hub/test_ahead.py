@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_the_next_layer_is_on_its_way(on_disk: bool, model: Ranges, tmp_path: Pa
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_no_more_is_held_than_there_is_room_for(on_disk: bool, model: Ranges, clean_hub: Hub, tmp_path: Path) -> None:
     folder, told = tmp_path / "held" if on_disk else None, []
-    clean_hub.sent.clear()
+    clean_hub.sent = Counter()
     with Ahead([model], folder, 3 * NBYTES, len(NAMES) * NBYTES, lambda *p: told.append(p)) as reading:
         for name in NAMES:
             take(model, name)
