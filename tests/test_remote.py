@@ -14,9 +14,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import Hub
 from huggingface_hub import constants
-from small_models import contents, make_model, write_recipe
+from safetensors.torch import save_file
+from small_models import contents, make_model, rewrite, tensors_of, write_recipe
+from stored_models import index, shards
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -88,6 +91,37 @@ def test_the_files_are_those_of_a_local_merge(gate_mode: str, shared: str, given
     downloads = [(done, total) for stage, done, total in told if stage == "download"]
     assert downloads == sorted(downloads) and len({total for _, total in downloads}) == 1
     assert downloads[-1] == (downloads[-1][1],) * 2
+
+
+def to_fp8(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if "_proj" in name]:
+        tensors[name.removesuffix("weight") + "weight_scale"] = torch.tensor(0.5)
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+
+def test_what_is_worked_out_of_what_is_read_is_the_same(given: Recipe, clean_hub: Hub, tmp_path: Path) -> None:
+    """An expert in FP8 with noise, another with an adapter, in files by an index."""
+    one, two = given.experts
+    clean_hub.add(one.source_model, rewrite(tmp_path / "models" / "m1", to_fp8))
+    below = tmp_path / "models" / "m2"
+    tensors = tensors_of(below)
+    (below / WEIGHTS).unlink()
+    index(below, tensors, shards(below, tensors, 3))
+    rank = {"lora_A": (2, 32), "lora_B": (tensors["model.layers.0.mlp.up_proj.weight"].shape[0], 2)}
+    lora = {f"base_model.model.model.layers.0.mlp.up_proj.{k}.weight": torch.randn(size) for k, size in rank.items()}
+    (tmp_path / "lora").mkdir()
+    save_file(lora, tmp_path / "lora" / "adapter_model.safetensors")
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    clean_hub.add(two.source_model, below)
+    clean_hub.add(f"{two.source_model}-lora", tmp_path / "lora")
+    experts = [
+        one.model_copy(update={"noise_scale": 0.1, "residual_scale": 0.5}),
+        two.model_copy(update={"source_model": f"{two.source_model}+{two.source_model}-lora"}),
+    ]
+    asked = given.with_experts(experts)
+    remote = merge(asked, tmp_path / "remote", source="remote", **SMALL).folder
+    assert not cached(prepare(asked))
+    assert contents(remote) == contents(merge(asked, tmp_path / "local", source="local", **SMALL).folder)
 
 
 @pytest.mark.parametrize("block", [500, 10**6])

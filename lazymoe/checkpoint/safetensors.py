@@ -57,19 +57,27 @@ class Stored:
         path = self.folder / self.file
         return () if self.remote and not path.exists() else stamp(path)
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Read elements start to stop, flat: ``[stop - start]``.
+    def raw(self, start: int, stop: int) -> bytearray:
+        """Read the bytes of elements start to stop.
 
         Raises:
             SourceError: if the file ends before them.
             HubError: if it is on the Hub, and that can't be reached or refuses.
         """
+        lies = self.span(start, stop)
+        if self.remote and not lies.path.exists():
+            return self.remote(self.file, lies.offset, lies.nbytes)
+        return read_bytes(*lies)
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Read elements start to stop, flat: ``[stop - start]``.
+
+        Raises:
+            LazyMoEError: as `raw`.
+        """
         import torch
 
-        lies = self.span(start, stop)
-        away = self.remote and not lies.path.exists()
-        data = self.remote(self.file, *lies[1:]) if self.remote and away else read_bytes(*lies)
-        return torch.frombuffer(data, dtype=getattr(torch, STORED[self.dtype]))
+        return torch.frombuffer(self.raw(start, stop), dtype=getattr(torch, STORED[self.dtype]))
 
 
 def open_file(path: Path) -> dict[str, TensorInfo]:

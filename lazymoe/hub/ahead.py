@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, RLock
+from threading import Event, Lock, RLock
 from typing import NamedTuple
 
 from lazymoe.files import read_into
@@ -58,6 +58,7 @@ class Ahead:
         self._models, self._folder, self._room = set(models), folder, room
         self._total, self._progress = total, progress
         self._pool, self._stopped, self._lock = ThreadPoolExecutor(AT_ONCE), Event(), RLock()
+        self._writing = Lock()
         self._held: OrderedDict[Block, Future[Held]] = OrderedDict()  # the one to let go of first comes first
         self._nbytes = 0  # of those
         self._seen = set[Block]()
@@ -79,7 +80,8 @@ class Ahead:
         self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)  # a stalled one must not hold up whoever stops it
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with self._writing:  # nothing is written from now on
+                shutil.rmtree(self._folder, ignore_errors=True)
         if not kind:
             self._progress("download", self._total, self._total)
 
@@ -138,14 +140,15 @@ class Ahead:
             if nbytes > self._room // 2:
                 break
             soon.append(block)
+        new = set(soon)
+        room = self._room - sum(block.nbytes for block in new - self._held.keys())
+        if self._nbytes > room:
+            others = [block for block in self._held if block not in new]
+            for block in sorted(others, key=lambda block: block not in self._seen):  # what was never read goes last
+                if self._nbytes > room:
+                    self._let_go(block)
         for block in soon:
             self._want(block)
-        if self._nbytes > self._room:
-            protected = set(soon)
-            others = [block for block in self._held if block not in protected]
-            for block in sorted(others, key=lambda block: block not in self._seen):  # what was never read goes last
-                if self._nbytes > self._room:
-                    self._let_go(block)
 
     def _want(self, block: Block) -> Future[Held]:
         if block not in self._held:
@@ -157,9 +160,11 @@ class Ahead:
 
     def _bring(self, block: Block, path: Path | None) -> Held:
         data = block.ranges.bring(block.place, self._stopped)
-        if path is None or self._stopped.is_set():
+        if path is None:
             return data
-        path.write_bytes(data)
+        with self._writing:
+            if not self._stopped.is_set():
+                path.write_bytes(data)
         return path
 
     def _let_go(self, block: Block) -> None:

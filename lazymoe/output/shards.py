@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from lazymoe.checkpoint.safetensors import write_header
+from lazymoe.checkpoint.safetensors import Stored, write_header
 from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import SEAL, is_sealed, read_into, read_seal, seal, settle, write_whole
@@ -255,12 +255,12 @@ def _copy(lies: Span, tensor: TensorInfo | None, shard: _Shard) -> Iterator[int]
 
 def _pass_on(tensor: TensorInfo, where: object, shard: _Shard) -> Iterator[int]:
     """Append a source's tensor that is in no file here, as it arrives; yield how many bytes, as it goes."""
-    import torch
-
-    for start in range(0, tensor.elements, BLOCK):
-        block = tensor.read(start, min(start + BLOCK, tensor.elements)).view(torch.uint8).numpy()
-        shard.write(block.data, tensor, where)
-        yield block.nbytes
+    assert isinstance(tensor.reader, Stored), "no other's bytes lie anywhere as they are"
+    end = tensor.start + tensor.elements
+    for start in range(tensor.start, end, BLOCK):
+        block = tensor.reader.raw(start, min(start + BLOCK, end))
+        shard.write(block, tensor, where)
+        yield len(block)
 
 
 def _write(f: FileIO, data: bytes | bytearray | memoryview) -> None:

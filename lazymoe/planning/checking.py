@@ -18,7 +18,7 @@ from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
 from lazymoe.planning.duration import merge_seconds
-from lazymoe.planning.memory import REMOTE, RUNTIME, merge_memory
+from lazymoe.planning.memory import RANGES, RUNTIME, merge_memory
 from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.remote import Remote, remote
@@ -161,23 +161,18 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
         folder: where the output will go, absolute.
         stays: whether it stays there; otherwise it goes to the Hub file by file.
     """
-    plan, download, away = prepared.plan, sum(prepared.missing.values()), None
+    plan, download = prepared.plan, sum(prepared.missing.values())
+    away: Remote | None = None
     errors, warnings, notes = list(prepared.errors), list(prepared.warnings), list(prepared.notes)
     memory_free, memory_merge = psutil.virtual_memory().available, RUNTIME
     if plan:
-        full = list(_disk(plan, folder, download, stays))
-        if download and (full or prepared.source == "remote"):
-            away = remote(prepared.prompts, plan)
-            still = list(_disk(plan, folder, 0, stays, away.disk))
-            if prepared.source == "local":
-                fits = " Or leave the models where they are, which fits: --source remote."
-                full, away = [replace(p, remedy=p.remedy + ("" if still else fits)) for p in full], None
-            else:
-                why = "" if prepared.source == "remote" else ", as the disk has no room for the downloads"
-                notes.append(f"{gigabytes(away.nbytes)} of weights are read on the Hub while it merges{why}")
-                full, download = still, 0
+        full, away = _room(prepared, plan, folder, download, stays)
         errors += full
-        memory_merge = merge_memory(prepared.prompts, plan) + (REMOTE + away.memory if away else 0)
+        if away:
+            why = "" if prepared.source == "remote" else ", as the disk has no room for the downloads"
+            notes.append(f"{gigabytes(away.nbytes)} of weights are read on the Hub while it merges{why}")
+            download = 0
+        memory_merge = merge_memory(prepared.prompts, plan) + (RANGES + away.memory if away else 0)
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
             less = "'shared_weights: average'" if plan.shared == "regmean" else "'gate_mode: cheap_embed'"
@@ -187,6 +182,21 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
     disk_free = shutil.disk_usage(existing(folder)).free
     figures = download, away, disk_free, memory_free, memory_merge
     return Check(tuple(errors), tuple(warnings), tuple(notes), plan, *figures, None)
+
+
+def _room(
+    prepared: Prepared, plan: Plan, folder: Path, download: int, stays: bool
+) -> tuple[list[Problem], Remote | None]:
+    """Choose whether models on the Hub stay there: give where there is no room then, and what is read there."""
+    full = list(_disk(plan, folder, download, stays))
+    if not download or (not full and prepared.source != "remote"):
+        return full, None
+    away = remote(prepared.prompts, plan)
+    still = list(_disk(plan, folder, 0, stays, away.disk))
+    if prepared.source != "local":
+        return still, away
+    fits = "" if still else " Or leave the models where they are, which fits: --source remote."
+    return [replace(p, remedy=p.remedy + fits) for p in full], None
 
 
 def _written(plan: Plan, folder: Path) -> int:

@@ -21,7 +21,7 @@ ROUND = 16384  # tokens whose states are kept between layers where prompts are r
 ROWS = 2048  # of an embedding matrix that are merged at a time
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
-REMOTE = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
+RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
 MODELS = 130_000_000  # bytes: transformers with its models and a tokenizer
 TEXT = 32  # bytes for each of a prompt's: the text, copies of it that tell merges apart, its tokens
 SPARE = 1.25  # what the allocator holds, for what it has been asked for

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants
 
 import lazymoe.hub.client
 from lazymoe import HubError, LazyMoEError
-from lazymoe.hub.ranges import Ranges
+from lazymoe.hub.ranges import CHUNK, Ranges
 from lazymoe.hub.reading import find_model
 
 FILE = "model.safetensors"
@@ -74,7 +74,8 @@ def test_what_passes_is_got_over(
     assert is_right(find(name))
     assert fault.times == 0
     if kind not in ("whole", "shifted"):  # of these it stops at the headers; how much was sent by then is a race
-        assert hub.sent_of(FILE) == LENGTH * (1 if useful else 2)
+        lost = times * CHUNK if kind in ("cut", "stall") else 0  # requests gives whole chunks alone
+        assert 0 <= hub.sent_of(FILE) - LENGTH * (1 if useful else 2) <= lost
 
 
 LASTS = {  # kind of fault, the line

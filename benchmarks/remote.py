@@ -1,0 +1,130 @@
+"""How fast is a merge of models that stay on the Hub? Against a plain download of the same ranges, many at once.
+
+    python benchmarks/remote.py [--shape tinyllama-1.1b-half] [--rates 100 400] [--runs 3]
+
+Starts the loopback Hub of the tests, in a process of its own, which sends no more than so many MB a second; merges with
+random routers and the base model's shared weights, each run a whole process, in turns with the download, which writes
+what it reads to one file and does nothing else. Prints the medians and the peak of the merge's memory. Needs disk for
+the checkpoints and an output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from merge import EXPERTS, SHAPES, make_checkpoint, measure
+
+SERVER = Path(__file__).parents[1] / "tests" / "hub_server.py"
+BASE = "acme/expert-0"
+PLAIN = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+from huggingface_hub import hf_hub_url
+from huggingface_hub.utils import get_session
+from lazymoe.hub.ahead import AT_ONCE, BLOCK
+from lazymoe.planning.plan import Piece
+from lazymoe.planning.prepared import prepare
+plan = prepare(sys.argv[1], source="remote").sound_plan
+ranges = []
+for part in (part for output in plan.outputs for part in output.parts if isinstance(part, Piece)):
+    lies, source = part.tensor.part(part.start, part.elements).span(), plan.sources[part.source]
+    url = hf_hub_url(source.origin.name, lies.path.name, revision=source.revision)
+    for begin in range(lies.offset, lies.offset + lies.nbytes, BLOCK):
+        ranges.append((url, begin, min(begin + BLOCK, lies.offset + lies.nbytes)))
+out = os.open(sys.argv[2], os.O_CREAT | os.O_WRONLY)
+places = [sum(e - b for _, b, e in ranges[:i]) for i in range(len(ranges))]
+def bring(place, url, begin, end):
+    answer = get_session().get(url, headers={"Range": f"bytes={begin}-{end - 1}"}, timeout=60)
+    assert len(answer.content) == end - begin
+    os.pwrite(out, answer.content, place)
+with ThreadPoolExecutor(AT_ONCE) as pool:
+    list(pool.map(bring, places, *zip(*ranges)))
+"""
+WATCHED = """
+import sys
+from lazymoe import cli
+from lazymoe.hub import ahead
+most, want = 0, ahead.Ahead._want
+def watch(self, block):
+    global most
+    future = want(self, block)
+    most = max(most, self._nbytes)
+    return future
+ahead.Ahead._want = watch
+code = cli.main(sys.argv[2:])
+open(sys.argv[1], "w").write(str(most))
+sys.exit(code)
+"""
+
+
+def serve(folder: Path, rate: float) -> subprocess.Popen[str]:
+    """Start a Hub that has the checkpoints, and let this process and its children know it."""
+    repos = [f"--repo=acme/{path.name}={path}" for path in sorted(folder.iterdir())]
+    command = [sys.executable, str(SERVER), f"--rate={rate}", *repos]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    found = re.search("HF_ENDPOINT=(.*)", server.stdout.readline())
+    assert found
+    os.environ["HF_ENDPOINT"] = found[1]
+    return server
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b-half")
+    parser.add_argument("--rates", type=float, nargs="+", default=[100, 400], metavar="MB")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:
+        folder = Path(name)
+        for i in range(EXPERTS):
+            make_checkpoint(folder / "models" / f"expert-{i}", SHAPES[options.shape], i)
+        recipe: dict[str, Any] = {"base_model": BASE, "gate_mode": "random", "shared_weights": "base"}
+        recipe["experts"] = [{"source_model": f"acme/expert-{i}"} for i in range(EXPERTS)]
+        file, out, told = folder / "recipe.yaml", folder / "out", folder / "held.txt"
+        file.write_text(json.dumps(recipe))  # JSON is YAML
+        os.environ["HF_HOME"] = str(folder / "home")
+        merging = [sys.executable, "-c", WATCHED, str(told), "merge", str(file), str(out), "--source", "remote"]
+        print(f"{EXPERTS} experts of {options.shape}, random routers, median of {options.runs}")
+        for rate in options.rates:
+            server = serve(folder / "models", rate)
+            try:
+                compare(merging, [sys.executable, "-c", PLAIN, str(file)], out, told, rate, options.runs)
+            finally:
+                server.kill()
+                server.wait()
+
+
+def compare(merging: list[str], plain: list[str], out: Path, told: Path, rate: float, runs: int) -> None:
+    """Merge and download in turns, and print what came of it at one rate."""
+    seconds: dict[str, list[float]] = {"LazyMoE": [], "download": []}
+    memory = 0
+    for _ in range(runs):
+        took, peak = measure([*plain, str(out)])
+        seconds["download"].append(took)
+        out.unlink()
+        took, peak = measure(merging)
+        seconds["LazyMoE"].append(took)
+        memory = max(memory, peak)
+        size = sum(path.stat().st_size for path in out.iterdir())
+        for path in out.iterdir():
+            path.unlink()
+        out.rmdir()
+    for name, took in ((name, statistics.median(found)) for name, found in seconds.items()):
+        print(f"{name:<10}{took:>7.1f} s{size / took / 1e6:>7.0f} of {rate:.0f} MB/s")
+    held = int(told.read_text()) / 1e6
+    print(f"memory {memory / 1e6:,.0f} MB, of it {held:,.0f} MB that were read ahead\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
