@@ -17,7 +17,7 @@ import psutil
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
-from lazymoe.planning.memory import RUNTIME, merge_memory
+from lazymoe.planning.memory import RUNTIME, kept_states, merge_memory
 from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
 from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import STREAMED, Recipe
@@ -123,7 +123,7 @@ def judge(prepared: Prepared, folder: Path, stays: bool = True) -> Check:
     errors, warnings = list(prepared.errors), list(prepared.warnings)
     memory_free, memory_merge = psutil.virtual_memory().available, RUNTIME
     if plan:
-        errors += _disk(plan, folder, download, stays)
+        errors += _disk(plan, folder, download, stays, kept_states(prepared.prompts, plan))
         memory_merge = merge_memory(prepared.prompts, plan)
         if memory_merge > memory_free:
             what = f"the merge takes {gigabytes(memory_merge)} and {gigabytes(memory_free)} are free"
@@ -162,9 +162,10 @@ def _tensors(path: Path) -> set[str]:
         return set()
 
 
-def _disk(plan: Plan, folder: Path, download: int, stays: bool) -> Iterator[Problem]:
+def _disk(plan: Plan, folder: Path, download: int, stays: bool, states: int) -> Iterator[Problem]:
     """Yield where there is no room for the output, or for the downloads where they go."""
     output = plan.nbytes if stays else min(plan.nbytes, 2 * plan.largest_file)  # one is sent while the next is made
+    output = max(output, states)  # which are gone when the writing begins
     needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)))]
     needs += [(existing(source.folder), download) for source in plan.sources if source.missing][:1]
     by_disk: dict[int, int] = {}
