@@ -96,7 +96,7 @@ def merge(
         allow_pickle: also take ``.bin`` weights.
         device: where routers and shared weights are computed, as torch names it; a CUDA device if there is one by
             default.
-        progress: called with (stage, done, total); stages are ``download`` (bytes), ``share`` and ``route`` (layers)
+        progress: called with (stage, done, total); stages are ``download`` (bytes), ``route`` and ``sweep`` (layers)
             and ``write`` (bytes). What it raises stops the merge.
 
     Returns:

@@ -27,6 +27,7 @@ from lazymoe.checkpoint.source import HEAD, Source
 from lazymoe.checkpoint.tensors import CODES, TensorInfo
 from lazymoe.errors import error
 from lazymoe.files import write_sealed
+from lazymoe.forward.device import coarsely
 from lazymoe.planning.memory import ROWS
 from lazymoe.planning.plan import Plan
 
@@ -65,7 +66,7 @@ class Average:
             name: of the tensor.
         """
         if name not in self.made:
-            self.made[name] = _mean(self.base, self.experts, name).to(self.dtype)
+            self.made[name] = finite(_mean(self.base, self.experts, name).to(self.dtype), name)
         return self.made[name]
 
     def rows(self, name: str, indices: Iterable[int]) -> Tensor:
@@ -82,7 +83,7 @@ class Average:
             there = [i for i, index in enumerate(wanted) if index < expert.tensor(name).shape[0]]
             theirs = expert.rows(name, [wanted[i] for i in there]).float() if there else rows[:0]
             mean[there] += (theirs - rows[there]) / len(self.experts)
-        return mean.to(self.dtype)
+        return finite(mean.to(self.dtype), name)
 
 
 def merge_maps(
@@ -99,6 +100,9 @@ def merge_maps(
 
     Returns:
         Each merged matrix by name, float32, on the CPU.
+
+    Raises:
+        SourceError: if an expert has NaN or infinity in one of them.
     """
     own = {name: base.load(name).float() for name in names}
     sizes = [len(tensor) for tensor in own.values()]
@@ -108,7 +112,7 @@ def merge_maps(
         # D_e of all maps, one below the other, and the moments G_e of what they read
         changed = torch.empty(shape, device=device)  # [out, in]
         for name, rows in zip(names, changed.split(sizes), strict=True):
-            rows.copy_(_delta(own[name], expert, name))
+            rows.copy_(finite(_delta(own[name], expert, name), name))
         estimate = _moments(squares(changed), read)
         # by what is different from the first expert's: W = W_1 + (sum_e (W_e - W_1) G_e) (sum_e G_e)^-1
         if e == 0:
@@ -144,7 +148,7 @@ def write_outer(average: Average, plan: Plan, last: Iterable[Tensor | None] | No
         yield write_header((name, CODES[dtype], base.tensors[name].shape) for name in names)
         for name in names:
             for rows in _means(average, name) if last is None or name != head else _head(average, name, last, device):
-                yield as_bytes(name, rows.to(average.dtype))
+                yield as_bytes(finite(rows.to(average.dtype), name))
 
     write_sealed(file, written())
 
@@ -168,7 +172,7 @@ def _head(average: Average, name: str, last: Iterable[Tensor | None], device: st
         gram = torch.zeros(width, width, device=device)
         for start in starts:
             own = _rows(base, name, start, start + ROWS)
-            gram += squares(_delta(own, expert, name, start).to(device))
+            gram += squares(finite(_delta(own, expert, name, start), name).to(device))
         factors.append(_moments(gram, read))
     cholesky = torch.linalg.cholesky(sum(factors[1:], start=factors[0]))
     del factors[0]  # the first expert's isn't needed
@@ -179,13 +183,15 @@ def _head(average: Average, name: str, last: Iterable[Tensor | None], device: st
         one = _delta(own, first, name, start).to(device)
         merged = one.clone()
         for expert, factor in zip(others, factors, strict=True):
-            merged += (_delta(own, expert, name, start).to(device) - one) @ factor
+            with coarsely():  # unlike the moments, P_e is nothing that is still to be inverted
+                merged += (_delta(own, expert, name, start).to(device) - one) @ factor
         yield own + merged.cpu()
 
 
 def squares(x: Tensor) -> Tensor:
-    """Sum up the outer products of rows: x^T x ``[d, d]`` of ``[n, d]``."""
-    return x.T @ x
+    """Sum up the outer products of rows, x^T x ``[d, d]`` of ``[n, d]``, as exactly as an estimate of moments needs."""
+    with coarsely():
+        return x.T @ x
 
 
 def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
@@ -236,17 +242,26 @@ def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) ->
     return flat.reshape(-1, *tensor.shape[1:])
 
 
-def as_bytes(name: str, tensor: Tensor) -> memoryview:
-    """Give the bytes of a merged tensor.
+def as_bytes(tensor: Tensor) -> memoryview:
+    """Give the bytes of a tensor, of any dtype and shape.
 
     Args:
+        tensor: it, wherever it is.
+    """
+    return memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
+
+
+def finite(tensor: Tensor, name: str) -> Tensor:
+    """Give a merged tensor back, if it has no NaN or infinity.
+
+    Args:
+        tensor: it.
         name: what messages call it.
-        tensor: of any dtype and shape.
 
     Raises:
-        SourceError: if there is NaN or infinity in it.
+        SourceError: if it has.
     """
     if not torch.isfinite(tensor).all():
         what = f"'{name}' came out NaN or infinite when it was merged"
         raise error("source.broken", "shared_weights", what, "Use 'shared_weights: base', or look for a broken expert.")
-    return memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
+    return tensor

@@ -23,8 +23,9 @@ from lazymoe.computing import ROUTERS, STATES, shared_files
 from lazymoe.computing.groups import Group, read_groups, reads_states
 from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
-from lazymoe.computing.shared_weights import Average, as_bytes, merge_maps, squares, write_outer
+from lazymoe.computing.shared_weights import Average, as_bytes, finite, merge_maps, squares, write_outer
 from lazymoe.files import SEAL, is_sound, write_sealed
+from lazymoe.forward.device import coarsely
 from lazymoe.forward.mixture import fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import Names
 from lazymoe.forward.stream import Stream
@@ -142,7 +143,9 @@ class _Walk:
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
         chosen, weights = leave_out(self.order[chosen], weights)
-        return mix(load, module, x, chosen, weights, self.order.tolist()).add_(shared(plan, load, module, x, own))
+        with coarsely():
+            out = mix(load, module, x, chosen, weights, self.order.tolist())
+            return out.add_(shared(plan, load, module, x, own))
 
     def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fit or read this layer's router ``[E, H]``, its rows by their places, and its shared expert's gate
@@ -165,7 +168,7 @@ class _Walk:
             tensors[GATES] = torch.stack(self.gates)
         header = write_header((name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items())
         file = self.folder / STATES.format(f"{self.stream.next:05}")
-        write_sealed(file, (header, *(as_bytes(name, tensor) for name, tensor in tensors.items())))
+        write_sealed(file, (header, *(as_bytes(tensor) for tensor in tensors.values())))
         discard_states(self.folder, but=file)
 
     def _resume(self, files: Sequence[str]) -> None:
@@ -195,7 +198,7 @@ def discard_states(folder: Path, but: Path | None = None) -> None:
 def _merge(average: Average, names: Sequence[str], moments: Moments, device: str) -> None:
     """Merge maps that read the same, into what is made of the average."""
     for name, weight in merge_maps(average.base, average.experts, names, moments, device).items():
-        average.made[name] = weight.to(average.dtype)
+        average.made[name] = finite(weight.to(average.dtype), name)
 
 
 def _save_layer(average: Average, plan: Plan, layer: int, file: Path) -> None:
@@ -203,7 +206,7 @@ def _save_layer(average: Average, plan: Plan, layer: int, file: Path) -> None:
     names = [LAYER.format(layer=layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
     tensors = {name: average.load(name) for name in names}
     header = write_header((name, CODES[plan.config["dtype"]], tuple(t.shape)) for name, t in tensors.items())
-    write_sealed(file, (header, *(as_bytes(name, tensor) for name, tensor in tensors.items())))
+    write_sealed(file, (header, *(as_bytes(tensor) for tensor in tensors.values())))
     average.made.clear()
 
 

@@ -53,7 +53,7 @@ def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tupl
 def leave_out(chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Leave out a token's experts that hardly count: the others' weights sum up to 1 again.
 
-    Experts are fine-tunes of one model, so what changes is less than what rounding to bfloat16 does.
+    As experts are fine-tunes of one model, that changes the states about as much as rounding to bfloat16 does.
 
     Args:
         chosen, weights: experts of each token and their weights ``[n, k]``.
