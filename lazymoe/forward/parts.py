@@ -38,15 +38,16 @@ class Parts:
             run: runs the layer on a batch, by its number.
             batches: how many there are.
         """
-        self.layer, self.run, self.batches = layer, run, batches
+        self.run, self.batches = run, batches
         self.network = layer.get_submodule(feed_forward)
         self.maps = linear_maps(layer, feed_forward)
         [mixer] = {name.rpartition(".")[0] for name in self.maps}
         self.mixer = layer.get_submodule(mixer)
+        self.groups, self.given = self._groups()
 
-    def _groups(self) -> tuple[list[Names], Any]:
-        """Run a batch without the maps, to see which of them read the same, in their order, and what the mixer
-        gives."""
+    def _groups(self) -> tuple[list[Names], int]:
+        """Run a batch without the maps: which of them read the same, in their order, and how long a tuple the mixer
+        gives, 0 for none."""
         groups: list[list[str]] = []
         read: list[Tensor] = []
         given: list[Any] = []
@@ -71,7 +72,7 @@ class Parts:
                 stack.enter_context(_instead(module, stand_in(name, module.out_features)))
             self.run(0)
         hook.remove()
-        return [tuple(group) for group in groups], given[0]
+        return [tuple(group) for group in groups], len(given[0]) if isinstance(given[0], tuple) else 0
 
     def _read(self, module: nn.Module, batch: int) -> Tensor:
         """Run a batch up to a module: what that reads."""
@@ -94,8 +95,7 @@ class Parts:
         Returns:
             What it makes of each batch ``[B, T, H]``.
         """
-        (*first, last), given = self._groups()
-        self._tuple = len(given) if isinstance(given, tuple) else 0
+        *first, last = self.groups
 
         def put(names: Names, read: Callable[[int], Tensor]) -> None:
             for name, weight in merge(names, read).items() if merge else ():
@@ -124,7 +124,7 @@ class Parts:
         at = 0
 
         def mixer(*_: Any, **__: Any) -> Any:
-            return (attended[at], *[None] * (self._tuple - 1)) if self._tuple else attended[at]
+            return (attended[at], *[None] * (self.given - 1)) if self.given else attended[at]
 
         with _instead(self.mixer, mixer):
             sizes = [states.shape[:-1].numel() for states in attended]
