@@ -77,7 +77,7 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
     """Count what a sweep takes: its states, and a layer of the mixture while it is merged, fitted or run."""
     tokens, width = _swept(recipe, plan), 4 * plan.hidden_size
     states = width * tokens
-    running = _running(plan, min(tokens, BATCH), LENGTH) if tokens else 0
+    running = _running(plan, min(tokens, BATCH), LENGTH) + _rounded(plan, min(tokens, BATCH)) if tokens else 0
     # beside the states what attention makes, what the network reads and what comes of it; to fit on, a part of it
     together = (4 + (plan.shared_expert is not None)) * states + running
     inside = states + max(4 * tokens * _wide(plan) + running, together - states)
@@ -119,6 +119,12 @@ def _running(plan: Plan, tokens: int, longest: int) -> int:
     inner = max(size[0] for size in plan.dense.ffn_shapes(plan.sources[0].config).values())
     attention = 10 * _wide(plan) + _windowed(plan) * longest
     return 4 * tokens * max(attention, 4 * (plan.hidden_size + inner))
+
+
+def _rounded(plan: Plan, tokens: int) -> int:
+    """Count what copies of a product's factors in 16 bit take, where a processor wants these."""
+    sizes = plan.dense.ffn_shapes(plan.sources[0].config).values()
+    return 2 * (max(math.prod(size) for size in sizes) + tokens * max(size[0] for size in sizes))
 
 
 def _masks(plan: Plan, tokens: int, longest: int) -> int:
