@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -229,15 +230,22 @@ def read_seal(path: Path) -> str | None:
     return None
 
 
-def write_sealed(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all, with its seal beside it.
+def write_sealed(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file whole or not at all, with its seal beside it.
 
     Args:
         path: of the file.
-        data: its bytes.
+        parts: its bytes, one after the other.
     """
-    write_whole(path.with_name(path.name + SEAL), seal(len(data), zlib.crc32(data)))
-    write_whole(path, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    nbytes = checksum = 0
+    with open(temporary, "wb") as f:
+        for part in parts:
+            f.write(part)
+            nbytes, checksum = nbytes + len(part), zlib.crc32(part, checksum)
+    write_whole(path.with_name(path.name + SEAL), seal(nbytes, checksum))
+    settle(temporary, path)
 
 
 def is_sound(path: Path) -> bool:

@@ -103,7 +103,7 @@ def merge(
         source: where the weights of models on the Hub are read: ``local`` downloads them into the cache, ``remote``
             reads only what is needed, where it is, and keeps none of it, ``auto`` does that if the disk has no room for
             the downloads. Both give the same bytes, and one goes on where the other stopped.
-        progress: called with (stage, done, total); stages are ``download`` (bytes), ``share`` and ``route`` (layers)
+        progress: called with (stage, done, total); stages are ``download`` (bytes), ``route`` and ``sweep`` (layers)
             and ``write`` (bytes). What it raises stops the merge.
 
     Returns:

@@ -14,8 +14,8 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 STAGES = {  # what a user reads, and the unit
     "download": ("Downloading", "B"),
-    "share": ("Merging shared weights", "layer"),
     "route": ("Computing routers", "layer"),
+    "sweep": ("Computing layers", "layer"),
     "write": ("Writing", "B"),
     "upload": ("Uploading", "B"),
     "train": ("Training tiny models", "step"),

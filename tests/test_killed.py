@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
-from small_models import contents, make_model, recipe, write_recipe
+from small_models import contents, make_model, write_recipe
 
-from lazymoe import merge, publish
+from lazymoe import Recipe, merge, publish
 
 MOMENTS = 16  # of a merge, and as many of a publication
 KILLED = """
@@ -41,12 +42,16 @@ def run(n: int, *arguments: str | Path, **environment: str) -> subprocess.Comple
 
 
 @pytest.fixture
-def models(hub: Hub, tmp_path: Path) -> Iterator[Path]:
-    """A recipe's file, of models on the Hub that no cache has."""
+def models(hub: Hub, demo_models: Path, tmp_path: Path) -> Iterator[Path]:
+    """A recipe's file, of models on the Hub that no cache has, with all that is computed by default."""
     names = [f"acme/killed-{i}" for i in range(3)]
     for i, name in enumerate(names):
-        hub.add(name, make_model(tmp_path, f"model-{i}", seed=i))
-    yield write_recipe(tmp_path / "recipe.yaml", recipe(*names, shared_weights="average"))
+        folder = make_model(tmp_path, f"model-{i}", seed=i, vocab_size=512)
+        for file in (demo_models / "base").glob("token*"):
+            shutil.copy(file, folder)
+        hub.add(name, folder)
+    experts = [{"source_model": name, "positive_prompts": [f"The words of {name}"]} for name in names[1:]]
+    yield write_recipe(tmp_path / "recipe.yaml", Recipe.model_validate({"base_model": names[0], "experts": experts}))
 
 
 @pytest.mark.slow

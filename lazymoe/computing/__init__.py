@@ -5,6 +5,7 @@ One file for each method; `compute` calls them.
 
 ROUTERS = "router.safetensors"  # the files that hold what was worked out
 SHARED = "shared-{}.safetensors"
+STATES = "states-{}.safetensors"  # what a sweep goes on from, after so many layers
 
 
 def shared_files(layers: int) -> list[str]:

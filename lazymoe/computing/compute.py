@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
-from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import CODES, TensorInfo
 from lazymoe.computing import ROUTERS, SHARED, shared_files
 from lazymoe.errors import Problem, error
@@ -39,7 +37,7 @@ def compute(
         folder: where the files go.
         seed: of the random modes.
         device: where to compute; a CUDA device if there is one by default.
-        progress: told of the layers done, stages ``share`` and ``route``.
+        progress: told of the layers done, stages ``route`` and ``sweep``.
 
     Returns:
         Each tensor by name.
@@ -48,29 +46,38 @@ def compute(
         SourceError: if a model's tokenizer can't be loaded, or its states or weights are NaN or infinite.
         LazyMoEError: if there is no such device.
     """
-    recipe = prepared.prompts
-    if plan.shared != "base" and not all(is_sound(folder / name) for name in shared_files(plan.layers)):
-        from lazymoe.computing.shared_weights import share
+    recipe, fitted = prepared.prompts, prepared.prompts.gate_mode == "fit"
+    if not fitted and not is_sound(folder / ROUTERS):
+        _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
+    merged = shared_files(plan.layers) if plan.shared != "base" else []
+    if not all(is_sound(folder / name) for name in (*merged, *([ROUTERS] if fitted else []))):
+        from lazymoe.computing.sweep import discard_states, sweep
 
-        share(recipe, plan, folder, pick_device(device), progress)
-    if not is_sound(folder / ROUTERS):
-        (folder / ROUTERS).unlink(missing_ok=True)
-        base = plan.sources[0]
-        backbone = replace(base, tensors=base.tensors | _computed(folder))  # the mixture's own, where it is merged
-        gates = _gates(recipe, plan, backbone, seed, device, progress)
-        if not np.isfinite(gates).all():
-            what = "the routers came out as NaN"
-            raise error("source.broken", "gate_mode", what, "The base model may be broken: try it by itself.")
-        rows = {}
-        for layer, gate in enumerate(gates):
-            prefix = LAYER.format(layer=layer)
-            rows[prefix + plan.host.router] = gate[: plan.experts]
-            if plan.gates > plan.experts:
-                rows[f"{prefix}{plan.host.shared_gate}"] = gate[plan.experts :]
-        dtype = CODES[plan.config["dtype"]]
-        header = write_header((name, dtype, gate.shape) for name, gate in rows.items())
-        write_sealed(folder / ROUTERS, header + b"".join(encode(gate, dtype).tobytes() for gate in rows.values()))
+        gates = sweep(recipe, plan, folder, pick_device(device), progress)
+        if gates is not None:
+            _write_routers(plan, folder, gates.numpy())
+        discard_states(folder)
     return _computed(folder)
+
+
+def _write_routers(plan: Plan, folder: Path, gates: np.ndarray) -> None:
+    """Write the rows of each layer ``[L, gates, H]``, float32, in the output's dtype and by the output's names.
+
+    Raises:
+        SourceError: if one of them is NaN or infinite.
+    """
+    if not np.isfinite(gates).all():
+        what = "the routers came out as NaN"
+        raise error("source.broken", "gate_mode", what, "The base model may be broken: try it by itself.")
+    rows = {}
+    for layer, gate in enumerate(gates):
+        prefix = LAYER.format(layer=layer)
+        rows[prefix + plan.host.router] = gate[: plan.experts]
+        if plan.gates > plan.experts:
+            rows[f"{prefix}{plan.host.shared_gate}"] = gate[plan.experts :]
+    dtype = CODES[plan.config["dtype"]]
+    header = write_header((name, dtype, gate.shape) for name, gate in rows.items())
+    write_sealed(folder / ROUTERS, (header, *(encode(gate, dtype).tobytes() for gate in rows.values())))
 
 
 def _computed(folder: Path) -> dict[str, TensorInfo]:
@@ -82,19 +89,13 @@ def _computed(folder: Path) -> dict[str, TensorInfo]:
     return found
 
 
-def _gates(
-    recipe: Recipe, plan: Plan, backbone: Source, seed: int, device: str | None, progress: Progress
-) -> np.ndarray:
-    """Compute the rows that are computed for each layer ``[L, gates, H]``, float32; see `Plan.gates`."""
+def _gates(recipe: Recipe, plan: Plan, seed: int, device: str | None, progress: Progress) -> np.ndarray:
+    """Compute the rows of each layer ``[L, gates, H]``, float32, that aren't fitted; see `Plan.gates`."""
     if recipe.gate_mode in ("random", "uniform_random"):
         from lazymoe.computing.router_random import random_gates
 
         shape = (plan.layers, plan.gates, plan.hidden_size)
         return random_gates(recipe.gate_mode, shape, plan.host.scores, generator(seed, "router"))
-    if recipe.gate_mode == "fit":
-        from lazymoe.computing.router_fit import fit_gates
-
-        return fit_gates(recipe, plan, backbone, pick_device(device), progress).numpy()
     from lazymoe.computing.router_prompts import prompt_gates
 
     return prompt_gates(recipe, plan, pick_device(device), progress).numpy()

@@ -11,84 +11,78 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lazymoe.checkpoint.source import Source
-from lazymoe.computing.order import canonical
-from lazymoe.forward.mixture import fill, mix, module_name, route, shared
-from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import batches, load_tokenizer, pack
-from lazymoe.planning.plan import Plan
-from lazymoe.progress import Progress
-from lazymoe.recipe.schema import Recipe
+from lazymoe.computing.groups import Group
 
 PENALTY = 1e-2  # on the squared weights, for inputs of unit mean square
+TOLERANCE = 3e-5  # of the gradient: no probability is then off by more than a few thousandths
+LEAST = 1e-6  # of a probability that a token doesn't go where it should not
 
 
-def fit_gates(recipe: Recipe, plan: Plan, backbone: Source, device: str, progress: Progress) -> Tensor:
-    """Fit the routers and, where a shared expert has one, its gate.
+@dataclass(frozen=True)
+class Lesson:
+    """What routers learn from the tokens of all batches, N of them with padding, of which n count.
+
+    Attributes:
+        counts: which of them count, bool ``[N]``.
+        label: the place of the expert that each belongs to, int64 ``[n]``.
+        sign: whether it should reach that expert (1) or any other (-1), ``[n]``.
+        weights: what it counts, float32 ``[n]``: experts equally, within an expert its sequences, within those tokens.
+    """
+
+    counts: Tensor
+    label: Tensor
+    sign: Tensor
+    weights: Tensor
+
+
+def lesson(groups: Sequence[Group], device: str) -> Lesson:
+    """Label the tokens of groups of prompts.
 
     Args:
-        recipe, plan: what is wanted; the sources must be on the disk.
-        backbone: the checkpoint that gives attention, norms and embeddings.
-        device: where to compute.
-        progress: told of the layers done, stage ``route``.
+        groups: the prompts, in the order in which they are read.
+        device: where routers are fitted.
+    """
+    sequences = Counter[tuple[int, int]]()
+    for group in groups:
+        sequences[group.place, group.sign] += sum(len(real) for _, real in group.batches)
+    counted, labels, signs, weights = [], [], [], []
+    for group in groups:
+        for _, real in group.batches:
+            learned = real.clone()
+            learned[:, 0] = False  # the first token of a text has no context: its states are alike in all texts
+            tokens = learned.sum(1)  # [B]
+            each = 1 / (sequences[group.place, group.sign] * tokens.clamp(min=1))
+            counted.append(learned.flatten())
+            weights.append(each.repeat_interleave(tokens))
+            labels.append(torch.full((int(tokens.sum()),), group.place))
+            signs.append(torch.full((int(tokens.sum()),), group.sign))
+    joined = (torch.cat(parts).to(device) for parts in (counted, labels, signs, weights))
+    return Lesson(*joined)
+
+
+def fit_router(given: Lesson, x: Tensor, experts: int, gated: bool) -> tuple[Tensor, Tensor]:
+    """Fit one layer's router, and its shared expert's gate.
+
+    Args:
+        given: what is to be learned.
+        x: what the router reads of all tokens ``[N, H]``.
+        experts: how many there are.
+        gated: whether there is a shared expert that has a gate.
 
     Returns:
-        The rows of each layer ``[L, gates, H]``, float32; see `Plan.gates`.
-
-    Raises:
-        SourceError: if the base model's tokenizer can't be loaded, or a state becomes NaN or infinite.
+        The router ``[E, H]``, a row for each expert by its place, and the gate ``[1, H]``, or of no rows; float32.
     """
-    # every prompt as tokens, labelled with its expert's place in the canonical order
-    order = canonical(recipe, plan)
-    gated = [plan.experts] if plan.gates > plan.experts else []  # the shared expert, by its number
-    tokenizer = load_tokenizer(plan.sources[0])
-    sequences, labels, signs = [], [], []
-    for place, expert in enumerate([*order, *gated]):
-        asked = recipe.every_expert[expert]
-        for side, prompts in ((1, asked.positive), (-1, asked.negative)):
-            packed = pack(tokenizer, prompts)
-            sequences += packed
-            labels += [place] * len(packed)
-            signs += [side] * len(packed)
-
-    # which tokens are learned from, and what each of them counts
-    texts = batches(sequences)
-    for _, real in texts:
-        real[:, 0] = False  # the first token of a text has no context: its states are alike in all texts
-    learned = torch.cat([real.flatten() for _, real in texts]).to(device)  # [N], n of them
-    counts = [len(s) - 1 for s in sequences]
-    label, sign, weights = (
-        torch.as_tensor(values).repeat_interleave(torch.tensor(counts)).to(device)  # [n]
-        for values in (labels, signs, _weights(counts, labels, signs))
-    )
-    routed = label < plan.experts
-
-    # layer by layer: fit the router on what it will read, then run the mixture's own feed-forward network
-    stream = Stream(backbone, [ids for ids, _ in texts], device)
-    gates: list[Tensor] = []
-
-    def load(expert: int, module: nn.Module) -> None:
-        fill(plan, module, plan.sources[expert + 1], stream.next, recipe.every_expert[expert].residual_scale)
-
-    def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
-        seen = x[learned]  # [N, H] to [n, H]
-        rows = fit(seen[routed], label[routed], sign[routed], weights[routed], plan.experts)  # [E, H], canonical order
-        own = _shared_gate(seen, routed, sign, weights) if gated else rows[:0]  # [1, H], or of no rows
-        reordered = torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=device), rows)
-        gates.append(torch.cat([reordered, own]))
-        del seen  # which is as large as x
-        chosen, share = route(rows, x, plan.top_k, plan.host.scores)
-        chosen = torch.tensor(order, device=device)[chosen]
-        return mix(load, module, x, chosen, share, order).add_(shared(plan, load, module, x, own))
-
-    for layer in range(plan.layers):
-        stream.step(feed_forward=(module_name(plan), feed_forward))
-        progress("route", layer + 1, plan.layers)
-    return torch.stack(gates).cpu()
+    seen = x[given.counts]  # [N, H] to [n, H]
+    if not gated:
+        return fit(seen, given.label, given.sign, given.weights, experts), x[:0]
+    routed = given.label < experts
+    rows = fit(seen[routed], given.label[routed], given.sign[routed], given.weights[routed], experts)
+    return rows, _shared_gate(seen, routed, given.sign, given.weights)
 
 
 def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
@@ -100,14 +94,6 @@ def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Te
         share[used & side] /= 2 * weights[used & side].sum()
     rows = fit(x[used], closed[used].long(), torch.ones_like(sign[used]), share[used], 2)
     return rows[:1] - rows[1:]
-
-
-def _weights(counts: Sequence[int], labels: Sequence[int], signs: Sequence[int]) -> Tensor:
-    """Weigh a learned token of each sequence ``[sequences]``: experts count equally, within an expert its sequences,
-    within those tokens."""
-    groups = Counter(zip(labels, signs, strict=True))
-    per_sequence = torch.tensor([1 / groups[group] for group in zip(labels, signs, strict=True)])
-    return per_sequence / torch.tensor(counts).clamp(min=1)
 
 
 def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -> Tensor:
@@ -125,26 +111,26 @@ def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -
     Returns:
         A row for each expert ``[experts, H]``, float32.
     """
-    # inputs of unit mean square, so that the penalty means the same in every layer
+    # as if inputs were of unit mean square, so that the penalty means the same in every layer
     weights = weights / weights.sum()
-    scale = (x.square().mean(1) * weights).sum().sqrt()
-    x = x / scale
-    w = torch.zeros(experts, x.shape[1], device=x.device, requires_grad=True)
+    scale = (torch.linalg.vector_norm(x, dim=1).square() @ weights / x.shape[1]).sqrt()
+    w = torch.zeros(experts, x.shape[1], device=x.device)
     optimizer = torch.optim.LBFGS(
-        [w], max_iter=100, tolerance_grad=1e-6, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        [w], max_iter=100, tolerance_grad=TOLERANCE, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
-    wanted, avoided = sign > 0, sign < 0
+    label, avoided, weights = label[:, None], (sign < 0)[:, None], weights[:, None]  # [n, 1]
 
     def loss() -> Tensor:
-        with torch.enable_grad():
-            optimizer.zero_grad()
-            log_p = (x @ w.T).log_softmax(-1).gather(1, label[:, None])[:, 0]  # of the labelled expert
-            terms = torch.zeros_like(log_p)
-            terms[wanted] = -log_p[wanted]  # cross entropy; of an expert to avoid, that of all the others together
-            terms[avoided] = -torch.log1p(-log_p[avoided].exp().clamp(max=1 - 1e-6))
-            total = (weights * terms).sum() + PENALTY / 2 * w.square().sum()
-            total.backward()
-        return total
+        log_p = (x @ (w / scale).T).log_softmax(-1)  # [n, E]
+        p, own = log_p.exp(), log_p.gather(1, label)  # [n, 1]
+        others = (1 - own.exp()).clamp(min=LEAST)  # what all but the labelled expert get together
+        # cross entropy; where the expert is to be avoided, that of all the others together
+        terms = -torch.where(avoided, others.log(), own)
+        # its gradient by the logits: p less all for the expert, or less the shares that the others have among them
+        wanted = torch.where(avoided, (p / others).scatter(1, label, 0.0), torch.zeros_like(p).scatter(1, label, 1.0))
+        w.grad = ((p - wanted) * weights).T @ x / scale + PENALTY * w
+        return (weights * terms).sum() + PENALTY / 2 * w.square().sum()
 
     optimizer.step(loss)
-    return w.detach() / scale
+    rows: Tensor = w / scale
+    return rows

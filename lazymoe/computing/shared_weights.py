@@ -5,197 +5,193 @@
 `regmean`: for each matrix the one whose outputs are nearest to every expert's own (RegMean,
 https://arxiv.org/abs/2212.09849), in closed form:
 
-    W = W0 + (sum_e D_e G_e) (sum_e G_e)^-1
+    W = (sum_e W_e G_e) (sum_e G_e)^-1
 
-where W0 is the base model's matrix, D_e what expert e changed in it, and G_e an estimate of the second moments of its
-inputs in that expert's domain: half from the states of the expert's own prompts, half from D_e itself (D_e^T D_e), for
-fine-tuning moves a matrix in the directions of its inputs (WUDI, https://arxiv.org/abs/2503.08099). Norms are averaged.
+where W_e is expert e's matrix and G_e an estimate of the second moments of its inputs in that expert's domain: half
+from what the mixture itself reads of the expert's prompts, half from what the expert changed, D_e = W_e - W_0
+(D_e^T D_e), for fine-tuning moves a matrix in the directions of its inputs (WUDI, https://arxiv.org/abs/2503.08099).
+Norms are averaged.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.checkpoint.source import HEAD, Source
-from lazymoe.checkpoint.tensors import CODES
-from lazymoe.computing import shared_files
-from lazymoe.computing.order import canonical
+from lazymoe.checkpoint.tensors import CODES, TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import SEAL, seal_of, settle, write_sealed, write_whole
-from lazymoe.forward.mixture import module_name
-from lazymoe.forward.stream import Stream
-from lazymoe.forward.tokens import batches, load_tokenizer, pack
+from lazymoe.files import write_sealed
+from lazymoe.forward.device import coarsely
 from lazymoe.planning.memory import ROWS
 from lazymoe.planning.plan import Plan
-from lazymoe.progress import Progress
-from lazymoe.recipe.schema import Recipe
 
 RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
-Names = tuple[str, ...]
 
 
-@torch.no_grad()
-def share(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progress) -> None:
-    """Compute the shared weights and write them, a layer a file, in the output's dtype and by the output's names.
+class Average:
+    """The experts' mean, as a source, in the output's dtype.
 
-    Args:
-        recipe, plan: what is wanted; the sources must be on the disk.
-        folder: where the files go.
-        device: where to compute.
-        progress: told of the layers done, stage ``share``.
-
-    Raises:
-        SourceError: if the base model's tokenizer can't be loaded, or a state or a merged weight is NaN or infinite.
+    Attributes:
+        base, experts: the base model, and the experts in the order in which they are added up.
+        made: every tensor that was asked for, by name; whoever has used them empties it.
     """
-    order = canonical(recipe, plan)
-    experts = [plan.expert_sources[e] for e in order]
-    prompts = [recipe.experts[e].positive for e in order]
-    passes: list[_Pass] = []
-    if plan.shared == "regmean" and all(prompts):
-        tokenizer = load_tokenizer(plan.sources[0])
-        passes = [_Pass(s, batches(pack(tokenizer, t)), device) for s, t in zip(experts, prompts, strict=True)]
-    *files, outer = shared_files(plan.layers)
-    for layer, file in enumerate(files):
-        _save(plan, folder / file, _layer(plan, layer, experts, passes, device))
-        progress("share", layer + 1, plan.layers)
-    _outer(plan, experts, [p.last() for p in passes], device, folder / outer)
 
+    def __init__(self, plan: Plan, order: Sequence[int]) -> None:
+        self.base, self.experts = plan.sources[0], [plan.expert_sources[e] for e in order]
+        self.dtype = getattr(torch, plan.config["dtype"])
+        self.made: dict[str, Tensor] = {}
 
-class _Pass:
-    """An expert's own prompts on their way through it, and the second moments of what its linear maps read."""
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.base.config
 
-    def __init__(self, source: Source, texts: Sequence[tuple[Tensor, Tensor]], device: str) -> None:
-        self.stream = Stream(source, [ids for ids, _ in texts], device)
-        self.real = [real.to(device) for _, real in texts]
+    @property
+    def folder(self) -> Path:
+        return self.base.folder
 
-    def step(self, feed_forward: str) -> dict[Names, Tensor]:
-        """Run a layer.
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self.base.tensors
+
+    def load(self, name: str) -> Tensor:
+        """Average a tensor.
 
         Args:
-            feed_forward: name of its feed-forward module, whose maps don't count.
-
-        Returns:
-            The sum of x^T x over the real tokens ``[in, in]``, by the names of the maps that read x.
+            name: of the tensor.
         """
-        moments: dict[Names, Tensor] = {}
-        seen: dict[str, Tensor] = {}
-        masks = iter(self.real)
+        if name not in self.made:
+            self.made[name] = finite(_mean(self.base, self.experts, name).to(self.dtype), name)
+        return self.made[name]
 
-        def gather(*_: object) -> None:
-            readers: dict[int, list[str]] = {}
-            for name, x in seen.items():
-                readers.setdefault(x.data_ptr(), []).append(name)
-            real = next(masks)
-            for names in readers.values():
-                _add(moments, tuple(names), seen[names[0]][real])
-            seen.clear()
+    def rows(self, name: str, indices: Iterable[int]) -> Tensor:
+        """Average rows of a matrix ``[N, H]``: ``[n, H]``. Tokens that an expert lacks are as in the base model.
 
-        def watch(layer: nn.Module) -> None:
-            for name, module in layer.named_modules():
-                if isinstance(module, nn.Linear) and not name.startswith(feed_forward + "."):
-                    module.register_forward_pre_hook(
-                        lambda _, args, name=name: seen.__setitem__(f"{name}.weight", args[0])
-                    )
-            layer.register_forward_hook(gather)
-
-        self.stream.step(watch)
-        return moments
-
-    def last(self) -> Tensor:
-        """Sum up x^T x ``[H, H]`` of what the head reads, after all layers."""
-        moments: dict[Names, Tensor] = {}
-        for states, real in zip(self.stream.finish(), self.real, strict=True):
-            _add(moments, (), states[real])
-        return moments[()]
+        Args:
+            name: of the matrix.
+            indices: of the rows, n of them.
+        """
+        wanted = list(indices)
+        rows = self.base.rows(name, wanted).float()
+        mean = rows.clone()
+        for expert in self.experts:
+            there = [i for i, index in enumerate(wanted) if index < expert.tensor(name).shape[0]]
+            theirs = expert.rows(name, [wanted[i] for i in there]).float() if there else rows[:0]
+            mean[there] += (theirs - rows[there]) / len(self.experts)
+        return finite(mean.to(self.dtype), name)
 
 
-def _add(moments: dict[Names, Tensor], names: Names, x: Tensor) -> None:
-    """Add x^T x, of more inputs ``[n, in]``, to the moments of these maps."""
-    squares = x.T @ x  # [in, in]
-    moments[names] = moments[names].add_(squares) if names in moments else squares
-
-
-def _layer(
-    plan: Plan, layer: int, experts: Sequence[Source], passes: Sequence[_Pass], device: str
+def merge_maps(
+    base: Source, experts: Sequence[Source], names: Sequence[str], moments: Iterable[Tensor | None], device: str
 ) -> dict[str, Tensor]:
-    """Merge the tensors of one layer, by their names in the output."""
-    base, prefix = plan.sources[0], LAYER.format(layer=layer)
-    shapes = plan.dense.layer_shapes(layer, base.config)
-    matrices = [name for name, size in shapes.items() if len(size) == 2 and plan.shared == "regmean"]
-    merged = {name: _mean(base, experts, prefix + name) for name in shapes if name not in matrices}
-    totals: dict[Names, Tensor] = {}
-    weighted: dict[str, Tensor] = {}
-    for e, expert in enumerate(experts):
-        inputs = passes[e].step(module_name(plan)) if passes else {}
-        for group in inputs or [(name,) for name in matrices]:  # maps that read the same input
-            # D_e of each map, and the moments G_e of what all of them read
-            deltas = {name: _delta(base, expert, prefix + name).to(device) for name in group}  # [out, in]
-            stacked = torch.cat(list(deltas.values()))
-            moments = _moments(stacked.T @ stacked, inputs.get(group))
-            totals[group] = totals.get(group, 0) + moments
-            for name, delta in deltas.items():
-                weighted[name] = weighted.get(name, 0) + delta @ moments
-    # W0 + (sum_e D_e G_e) (sum_e G_e)^-1, by one factorisation for the group
-    for group, total in totals.items():
-        factor = torch.linalg.cholesky(total)
-        for name in group:
-            right = weighted.pop(name)
-            merged[name] = base.load(prefix + name).float() + torch.cholesky_solve(right.T, factor).T.cpu()
-    return {prefix + name: tensor for name, tensor in merged.items()}
+    """Merge maps that read the same input, by one factorisation.
+
+    Args:
+        base, experts: the models.
+        names: of the matrices, each ``[out, in]``.
+        moments: of each expert x^T x of what its prompts give these maps to read ``[in, in]``, or None if that isn't
+            known.
+        device: where to compute.
+
+    Returns:
+        Each merged matrix by name, float32, on the CPU.
+
+    Raises:
+        SourceError: if an expert has NaN or infinity in one of them.
+    """
+    own = {name: base.load(name).float() for name in names}
+    sizes = [len(tensor) for tensor in own.values()]
+    shape = (sum(sizes), own[names[0]].shape[1])
+    first = total = weighted = torch.empty(0)
+    for e, (expert, read) in enumerate(zip(experts, moments, strict=True)):
+        # D_e of all maps, one below the other, and the moments G_e of what they read
+        changed = torch.empty(shape, device=device)  # [out, in]
+        for name, rows in zip(names, changed.split(sizes), strict=True):
+            rows.copy_(finite(_delta(own[name], expert, name), name))
+        estimate = _moments(squares(changed), read)
+        # by what is different from the first expert's: W = W_1 + (sum_e (W_e - W_1) G_e) (sum_e G_e)^-1
+        if e == 0:
+            first, total, weighted = changed, estimate, torch.zeros(shape, device=device)
+        else:
+            weighted.addmm_(changed.sub_(first), estimate)
+            total += estimate
+        del changed, estimate, read
+    merged = first.add_(torch.cholesky_solve(weighted.T, torch.linalg.cholesky(total)).T).cpu()
+    return {name: own[name] + part for name, part in zip(names, merged.split(sizes), strict=True)}
 
 
-def _outer(plan: Plan, experts: Sequence[Source], last: Sequence[Tensor], device: str, file: Path) -> None:
-    """Merge the tensors outside the layers, some rows at a time: a vocabulary can be larger than any layer."""
-    base, dtype = plan.sources[0], plan.config["dtype"]
+def write_outer(average: Average, plan: Plan, last: Iterable[Tensor | None] | None, file: Path, device: str) -> None:
+    """Merge the tensors outside the layers and write them, some rows at a time: a vocabulary can be larger than any
+    layer.
+
+    Args:
+        average: the experts.
+        plan: what is wanted.
+        last: of each expert x^T x of what its prompts give the head to read ``[H, H]``, or None; None if the head is
+            averaged too.
+        file: where they go, sealed.
+        device: where to compute.
+
+    Raises:
+        SourceError: if a merged weight is NaN or infinite.
+    """
+    base, dtype = average.base, plan.config["dtype"]
     names = [name for name in plan.dense.outer if name in base.tensors]
     head = HEAD if HEAD in names else names[0]  # tied embeddings are merged as the head
-    temporary = file.with_name(file.name + ".tmp")
-    with open(temporary, "wb") as f:
-        f.write(write_header((name, CODES[dtype], base.tensors[name].shape) for name in names))
+
+    def written() -> Iterator[bytes | memoryview]:
+        yield write_header((name, CODES[dtype], base.tensors[name].shape) for name in names)
         for name in names:
-            solve = _head(base, experts, name, last, device) if name == head and plan.shared == "regmean" else None
-            for start in range(0, base.tensors[name].shape[0], ROWS):
-                rows = solve(start) if solve else _mean(base, experts, name, start, start + ROWS)
-                rows = rows.to(getattr(torch, dtype))
-                _check_finite(name, rows)
-                f.write(memoryview(rows.contiguous().view(torch.uint8).numpy()))  # type: ignore[arg-type]
-    write_whole(file.with_name(file.name + SEAL), seal_of(temporary))
-    settle(temporary, file)
+            for rows in _means(average, name) if last is None or name != head else _head(average, name, last, device):
+                yield as_bytes(finite(rows.to(average.dtype), name))
+
+    write_sealed(file, written())
 
 
-def _head(
-    base: Source, experts: Sequence[Source], name: str, last: Sequence[Tensor], device: str
-) -> Callable[[int], Tensor]:
-    """Prepare what merges rows of the head, ``[n, H]``, given the first of them."""
-    width = base.tensors[name].shape[1]
-    moments = []
-    for e, expert in enumerate(experts):
+def _means(average: Average, name: str) -> Iterator[Tensor]:
+    """Average a tensor, some rows at a time."""
+    for start in range(0, average.base.tensors[name].shape[0], ROWS):
+        yield _mean(average.base, average.experts, name, start, start + ROWS)
+
+
+def _head(average: Average, name: str, last: Iterable[Tensor | None], device: str) -> Iterator[Tensor]:
+    """Merge the head, some rows at a time: as `merge_maps`, but by one factor P_e for each expert, as rows are many.
+
+    W = W_1 + sum_e (W_e - W_1) P_e, where P_e = G_e (sum_e G_e)^-1
+    """
+    base, (first, *others) = average.base, average.experts
+    rows, width = base.tensors[name].shape
+    starts = range(0, rows, ROWS)
+    factors = []  # [H, H] each: first the moments G_e
+    for expert, read in zip(average.experts, last, strict=True):
         gram = torch.zeros(width, width, device=device)
-        for start in range(0, base.tensors[name].shape[0], ROWS):
-            delta = _delta(base, expert, name, start, start + ROWS).to(device)
-            gram += delta.T @ delta
-        moments.append(_moments(gram, last[e] if last else None))
-    factor = torch.linalg.cholesky(_sum(moments))
+        for start in starts:
+            own = _rows(base, name, start, start + ROWS)
+            gram += squares(finite(_delta(own, expert, name, start), name).to(device))
+        factors.append(_moments(gram, read))
+    cholesky = torch.linalg.cholesky(sum(factors[1:], start=factors[0]))
+    del factors[0]  # the first expert's isn't needed
+    for e, moments in enumerate(factors):  # each takes the place of the moments
+        factors[e] = torch.cholesky_solve(moments, cholesky).T
+    for start in starts:
+        own = _rows(base, name, start, start + ROWS)
+        one = _delta(own, first, name, start).to(device)
+        merged = one.clone()
+        for expert, factor in zip(others, factors, strict=True):
+            with coarsely():  # unlike the moments, P_e is nothing that is still to be inverted
+                merged += (_delta(own, expert, name, start).to(device) - one) @ factor
+        yield own + merged.cpu()
 
-    def solve(start: int) -> Tensor:
-        deltas = (_delta(base, expert, name, start, start + ROWS).to(device) for expert in experts)
-        weighted = _sum(d @ m for d, m in zip(deltas, moments, strict=True))
-        return _rows(base, name, start, start + ROWS) + torch.cholesky_solve(weighted.T, factor).T.cpu()
 
-    return solve
-
-
-def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    """Add tensors up, at least one, without holding more than two of them."""
-    return functools.reduce(torch.add, tensors)
+def squares(x: Tensor) -> Tensor:
+    """Sum up the outer products of rows, x^T x ``[d, d]`` of ``[n, d]``, as exactly as an estimate of moments needs."""
+    with coarsely():
+        return x.T @ x
 
 
 def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
@@ -215,22 +211,26 @@ def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
 
 def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, stop: int | None = None) -> Tensor:
     """Average rows of a tensor over the experts, float32."""
-    mean = _rows(base, name, start, stop)
+    own = _rows(base, name, start, stop)
+    mean = own.clone()
     for expert in experts:
-        mean += _delta(base, expert, name, start, stop) / len(experts)
+        mean += _delta(own, expert, name, start) / len(experts)
     return mean
 
 
-def _delta(base: Source, expert: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+def _delta(own: Tensor, expert: Source, name: str, start: int = 0) -> Tensor:
     """Work out what an expert changed in rows of a tensor, float32.
 
     Tokens that only one of the two has count as unchanged.
+
+    Args:
+        own: the base model's rows.
+        expert, name: the expert, and the tensor.
+        start: which row is the first of them.
     """
-    rows = _rows(base, name, start, stop)
-    theirs = _rows(expert, name, start, stop)[: len(rows)] if expert.has(name) else rows
-    delta = torch.zeros_like(rows)
-    delta[: len(theirs)] = theirs - rows[: len(theirs)]
-    return delta
+    theirs = _rows(expert, name, start, start + len(own)) if expert.has(name) else own[:0]
+    delta = theirs - own[: len(theirs)]
+    return delta if len(delta) == len(own) else torch.cat([delta, torch.zeros_like(own[len(delta) :])])
 
 
 def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -242,15 +242,26 @@ def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) ->
     return flat.reshape(-1, *tensor.shape[1:])
 
 
-def _save(plan: Plan, file: Path, tensors: dict[str, Tensor]) -> None:
-    dtype = getattr(torch, plan.config["dtype"])
-    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    for name, tensor in cast.items():
-        _check_finite(name, tensor)
-    write_sealed(file, save(cast))
+def as_bytes(tensor: Tensor) -> memoryview:
+    """Give the bytes of a tensor, of any dtype and shape.
+
+    Args:
+        tensor: it, wherever it is.
+    """
+    return memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
+def finite(tensor: Tensor, name: str) -> Tensor:
+    """Give a merged tensor back, if it has no NaN or infinity.
+
+    Args:
+        tensor: it.
+        name: what messages call it.
+
+    Raises:
+        SourceError: if it has.
+    """
     if not torch.isfinite(tensor).all():
         what = f"'{name}' came out NaN or infinite when it was merged"
         raise error("source.broken", "shared_weights", what, "Use 'shared_weights: base', or look for a broken expert.")
+    return tensor

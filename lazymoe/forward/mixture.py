@@ -14,6 +14,7 @@ from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 
+NEGLIGIBLE = 0.02  # an expert's weight for a token under which it isn't run where only the states are wanted
 Load = Callable[[int, nn.Module], None]  # gives a dense feed-forward module the weights of an expert, by its number
 
 
@@ -49,6 +50,22 @@ def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tupl
     return chosen, weights / weights.sum(-1, keepdim=True)
 
 
+def leave_out(chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out a token's experts that hardly count: the others' weights sum up to 1 again.
+
+    As experts are fine-tunes of one model, that changes the states about as much as rounding to bfloat16 does.
+
+    Args:
+        chosen, weights: experts of each token and their weights ``[n, k]``.
+
+    Returns:
+        The same, -1 for an expert that is left out, and its weight 0.
+    """
+    kept = weights >= NEGLIGIBLE
+    weights = weights * kept
+    return chosen.where(kept, -1), weights / weights.sum(-1, keepdim=True)
+
+
 def fill(plan: Plan, module: nn.Module, weights: Weights, layer: int, scale: float | None = None) -> None:
     """Give a dense layer's feed-forward module the weights of a model.
 
@@ -80,7 +97,7 @@ def mix(
         load: gives the module the weights of an expert.
         module: the dense layer's feed-forward module.
         x: its input ``[n, H]``.
-        chosen, weights: experts of each token and their weights ``[n, k]``.
+        chosen, weights: experts of each token, -1 for none, and their weights ``[n, k]``.
         order: the order in which experts are added up.
     """
     out = torch.zeros_like(x)

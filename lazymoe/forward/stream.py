@@ -8,7 +8,8 @@ time: what a layer needs while it runs depends on the largest batch, what is kep
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
+from lazymoe.forward.parts import Enough, Merge, Parts, linear_maps
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 # the layer's own module, and what the tokens of all batches give it [N, H]: what comes of them [N, H]
@@ -43,10 +45,6 @@ class Weights(Protocol):
     def load(self, name: str) -> Tensor: ...
 
     def rows(self, name: str, indices: Iterable[int]) -> Tensor: ...
-
-
-class _Enough(Exception):
-    """Thrown where all was seen that is wanted: what comes after it isn't needed."""
 
 
 class Stream:
@@ -79,34 +77,38 @@ class Stream:
 
     @torch.no_grad()
     def step(
-        self, watch: Callable[[nn.Module], object] | None = None, feed_forward: tuple[str, FeedForward] | None = None
+        self,
+        watch: Callable[[nn.Module], object] | None = None,
+        feed_forward: tuple[str, FeedForward] | None = None,
+        merge: Merge | None = None,
     ) -> None:
         """Run one layer.
 
         Args:
             watch: called with the layer before it runs, to hook what it wants to see.
             feed_forward: name of the layer's feed-forward module, whose weights are left unread, and what to do in its
-                place, once for all batches together; for this what comes before it runs twice.
+                place, once for all batches together.
+            merge: gives the linear maps outside the feed-forward module their weights, which are left unread too, when
+                what they read is known; only where something is done in place of that module.
 
         Raises:
             SourceError: if a state becomes NaN or infinite.
         """
         layer, prefix = self._decoder.layers[self.next], LAYER.format(layer=self.next)
         layer.to_empty(device=self.device)
+        merged = {f"{name}.weight" for name in linear_maps(layer, feed_forward[0])} if merge and feed_forward else ()
         for name, tensor in layer.state_dict().items():  # buffers too, where they are kept on disk
-            if not feed_forward or not name.startswith(feed_forward[0] + "."):
+            if name not in merged and not (feed_forward and name.startswith(feed_forward[0] + ".")):
                 tensor.copy_(_promised(self.source, prefix + name))
         if watch:
             watch(layer)
-        if feed_forward:
-            module = getattr(layer, feed_forward[0])
-            made = iter(self._together(layer, module, feed_forward[1]))
-            module.forward = lambda x: next(made).view_as(x)
         self.states = list(self.states)
-        for i in range(len(self.states)):  # each takes the place of the one before at once
-            self.states[i] = self._run(layer, i)
+        made: Iterator[Tensor] = (self._run(layer, i) for i in range(len(self.states)))
         if feed_forward:
-            del module.forward
+            parts = Parts(layer, feed_forward[0], functools.partial(self._run, layer), len(self.states))
+            made = parts.finish(parts.attend(merge), feed_forward[1])
+        for i, states in enumerate(made):  # each takes the place of the one before at once
+            self.states[i] = states
         self._decoder.layers[self.next] = nn.Identity()  # lets the weights go
         self.next += 1
         if not all(torch.isfinite(s).all() for s in self.states):
@@ -118,24 +120,6 @@ class Stream:
         args, kwargs = self._calls[self.next][batch]
         states: Tensor = layer(self.states[batch], *args, **kwargs)
         return states
-
-    def _together(self, layer: nn.Module, module: nn.Module, feed_forward: FeedForward) -> tuple[Tensor, ...]:
-        """Run a layer up to its feed-forward network on each batch, and what is in its place on all: ``[B * T, H]``."""
-        sizes = [states.shape[:2].numel() for states in self.states]
-        read = torch.empty(sum(sizes), self.states[0].shape[-1], device=self.device)  # [N, H]
-        places = iter(read.split(sizes))
-
-        def forward(x: Tensor) -> Tensor:
-            next(places).copy_(x.flatten(0, 1))
-            raise _Enough
-
-        module.forward = forward
-        for i in range(len(sizes)):
-            with suppress(_Enough):
-                self._run(layer, i)
-        del module.forward
-        made: tuple[Tensor, ...] = feed_forward(module, read).split(sizes)
-        return made
 
     @torch.no_grad()
     def finish(self) -> list[Tensor]:
@@ -253,7 +237,7 @@ def _record(
             if i == 0:
                 states.append(hidden)
             if i + 1 == len(calls):
-                raise _Enough
+                raise Enough
             return hidden
 
         return forward
@@ -264,7 +248,7 @@ def _record(
     for batch in batches:
         local = places[start : start + batch.numel()].reshape(batch.shape).to(device)  # rows of the few embeddings read
         start += batch.numel()
-        with suppress(_Enough):
+        with suppress(Enough):
             decoder(input_ids=local, use_cache=False)
     for layer in decoder.layers:
         del layer.forward  # back to the class's own

@@ -18,7 +18,7 @@ from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
 from lazymoe.planning.duration import merge_seconds
-from lazymoe.planning.memory import RANGES, RUNTIME, merge_memory
+from lazymoe.planning.memory import RANGES, RUNTIME, kept_states, merge_memory
 from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.remote import Remote, remote
@@ -188,11 +188,12 @@ def _room(
     prepared: Prepared, plan: Plan, folder: Path, download: int, stays: bool
 ) -> tuple[list[Problem], Remote | None]:
     """Choose whether models on the Hub stay there: give where there is no room then, and what is read there."""
-    full = list(_disk(plan, folder, download, stays))
+    states = kept_states(prepared.prompts, plan)
+    full = list(_disk(plan, folder, download, stays, states))
     if not download or (not full and prepared.source != "remote"):
         return full, None
     away = remote(prepared.prompts, plan)
-    still = list(_disk(plan, folder, 0, stays, away.disk))
+    still = list(_disk(plan, folder, 0, stays, states, away.disk))
     if prepared.source != "local":
         return still, away
     fits = "" if still else " Or leave the models where they are, which fits: --source remote."
@@ -230,9 +231,9 @@ def _staying(plan: Plan) -> int:
     return min(plan.nbytes, 2 * plan.largest_file)
 
 
-def _disk(plan: Plan, folder: Path, download: int, stays: bool, room: int = 0) -> Iterator[Problem]:
+def _disk(plan: Plan, folder: Path, download: int, stays: bool, states: int, room: int = 0) -> Iterator[Problem]:
     """Yield where there is no room for the output and what is held beside it, or for the downloads where they go."""
-    output = plan.nbytes if stays else _staying(plan)
+    output = max(plan.nbytes if stays else _staying(plan), states)  # these are gone when the writing begins
     needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)) + room)]
     needs += [(existing(source.folder), download) for source in plan.sources if download and source.missing][:1]
     by_disk: dict[int, int] = {}

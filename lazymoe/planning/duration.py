@@ -66,12 +66,13 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
     packed = sum(min(LIMIT, PASSES * n, ENOUGH + n) for n in read)
 
     for_layer = 0.0
+    if recipe.gate_mode == "fit" or plan.shared == "regmean":
+        for_layer += packed * 2 * (attention + plan.top_k * ffn)
     if plan.shared == "regmean":
-        for_layer += packed * 2 * (attention + ffn)
         squares = sum(shape[0] * shape[1] ** 2 for shape in shapes if len(shape) == 2)
         for_layer += plan.experts * 6 * squares + packed * 4 * width**2
     if recipe.gate_mode == "fit":
-        for_layer += packed * (2 * (attention + plan.top_k * ffn) + STEPS * 4 * width * plan.experts)
+        for_layer += packed * STEPS * 4 * width * plan.experts
     elif recipe.gate_mode in STREAMED:
         for_layer += sum(read) * 2 * (attention + ffn)
     head = 4 * plan.experts * int(base["vocab_size"]) * width**2 if plan.shared == "regmean" else 0

@@ -36,12 +36,10 @@ def merge_memory(recipe: Recipe, plan: Plan) -> int:
     """
     texts = [text for expert in recipe.every_expert for text in (*expert.positive, *expert.negative)]
     steps = [0]  # one after the other
-    if plan.shared != "base":
-        steps.append(_sharing(recipe, plan))
-    if recipe.gate_mode == "fit":
-        steps.append(_fitting(recipe, plan))
-    elif recipe.gate_mode in PROMPTED:
+    if recipe.gate_mode in PROMPTED and recipe.gate_mode != "fit":
         steps.append(_reading(recipe.gate_mode in STREAMED, texts, plan))
+    if recipe.gate_mode == "fit" or plan.shared != "base":
+        steps.append(_sweeping(recipe, plan))
     models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" else 0
     return RUNTIME + models + TEXT * sum(map(_tokens, texts)) + int(SPARE * max(steps))
 
@@ -57,16 +55,46 @@ def _packed(texts: Sequence[str]) -> int:
     return min(LIMIT, PASSES * given, ENOUGH + given)
 
 
-def _fitting(recipe: Recipe, plan: Plan) -> int:
-    asked = recipe.every_expert[: plan.gates]
-    tokens = sum(_packed(side) for expert in asked for side in (expert.positive, expert.negative))
-    states = 4 * tokens * plan.hidden_size
-    # beside the states what feed-forward networks read, then three parts of it to fit on, or what comes of it
-    return (
-        _layer(plan)
-        + max(5 * states, 3 * states + _running(plan, min(tokens, BATCH), LENGTH))
-        + _masks(plan, tokens, LENGTH)
-    )
+def kept_states(recipe: Recipe, plan: Plan) -> int:
+    """Count the bytes of disk, at most, of the states that a sweep goes on from: those of a layer, and the last ones.
+
+    Args:
+        recipe, plan: as in `merge_memory`.
+    """
+    return 2 * 4 * _swept(recipe, plan) * plan.hidden_size
+
+
+def _swept(recipe: Recipe, plan: Plan) -> int:
+    """Count the tokens, at most, that go through the mixture."""
+    if recipe.gate_mode == "fit":
+        asked = recipe.every_expert[: plan.gates]
+        return sum(_packed(side) for expert in asked for side in (expert.positive, expert.negative))
+    if plan.shared == "regmean" and all(expert.positive for expert in recipe.experts):
+        return sum(_packed(expert.positive) for expert in recipe.experts)
+    return 0
+
+
+def _sweeping(recipe: Recipe, plan: Plan) -> int:
+    """Count what a sweep takes: its states, and a layer of the mixture while it is merged, fitted or run."""
+    tokens, width = _swept(recipe, plan), 4 * plan.hidden_size
+    states = width * tokens
+    running = _running(plan, min(tokens, BATCH), LENGTH) + _rounded(plan, min(tokens, BATCH)) if tokens else 0
+    # beside the states what attention makes, what the network reads and what comes of it; to fit on, a part of it
+    together = (4 + (plan.shared_expert is not None)) * states + running
+    inside = states + max(4 * tokens * _wide(plan) + running, together - states)
+    if plan.shared == "base":
+        return _layer(plan) + inside + _masks(plan, tokens, LENGTH)
+
+    # what is merged of a layer; in maps that read the same: the base's, what two experts changed, what comes of them
+    sizes = [4 * math.prod(size) for size in plan.dense.layer_shapes(0, plan.sources[0].config).values()]
+    if plan.shared == "average":
+        merging, head = 5 * max(*sizes, ROWS * width), 6 * ROWS * width
+    else:
+        merging = 5 * sum(sizes) + 2 * max(sizes) + 6 * 4 * _wide(plan) ** 2
+        head = (plan.experts + 5) * width * plan.hidden_size + 6 * ROWS * width
+    merging += states + 4 * tokens * _wide(plan)
+    layer = sum(sizes) + (_layer(plan) if tokens else 0) + max(merging, inside)
+    return max(layer, 2 * states + head) + _masks(plan, tokens, LENGTH)
 
 
 def _reading(streamed: bool, texts: Sequence[str], plan: Plan) -> int:
@@ -81,20 +109,6 @@ def _reading(streamed: bool, texts: Sequence[str], plan: Plan) -> int:
     return vectors + width * kept + running + _masks(plan, kept, longest)
 
 
-def _sharing(recipe: Recipe, plan: Plan) -> int:
-    """Count what merging shared weights takes: a layer of them, what it is made of, the moments to make it by."""
-    base, width = plan.sources[0], 4 * plan.hidden_size
-    sizes = [4 * math.prod(size) for size in plan.dense.layer_shapes(0, base.config).values()]
-    if plan.shared != "regmean":
-        return 2 * sum(sizes) + 5 * max(*sizes, ROWS * width)
-    tokens = [_packed(expert.positive) for expert in recipe.experts]
-    states, moments = width * sum(tokens), 4 * _wide(plan) ** 2
-    running = _layer(plan) + _running(plan, min(max(tokens), BATCH), LENGTH)
-    layer = sum(sizes) + 4 * moments + max(running, 2 * sum(sizes) + 5 * moments)
-    head = (plan.experts + 4) * width * plan.hidden_size + 6 * ROWS * width + width * max(tokens)
-    return states + max(layer, head) + _masks(plan, sum(tokens), LENGTH)
-
-
 def _layer(plan: Plan) -> int:
     """Count the bytes of a layer, and of a tensor of it on its way there."""
     sizes = plan.dense.ffn_shapes(plan.sources[0].config).values()
@@ -106,6 +120,12 @@ def _running(plan: Plan, tokens: int, longest: int) -> int:
     inner = max(size[0] for size in plan.dense.ffn_shapes(plan.sources[0].config).values())
     attention = 10 * _wide(plan) + _windowed(plan) * longest
     return 4 * tokens * max(attention, 4 * (plan.hidden_size + inner))
+
+
+def _rounded(plan: Plan, tokens: int) -> int:
+    """Count what copies of a product's factors in 16 bit take, where a processor wants these."""
+    sizes = plan.dense.ffn_shapes(plan.sources[0].config).values()
+    return 2 * (max(math.prod(size) for size in sizes) + tokens * max(size[0] for size in sizes))
 
 
 def _masks(plan: Plan, tokens: int, longest: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lazymoe import Recipe, check, merge
 from lazymoe.architectures.dense import LLAMA
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
 from lazymoe.computing.compute import ROUTERS, _gates, degenerate
+from lazymoe.computing.sweep import sweep
 from lazymoe.errors import Problem
 from lazymoe.forward.tokens import batches
 from lazymoe.planning.plan import Plan
@@ -39,7 +41,12 @@ def gates_of(given: Recipe) -> torch.Tensor:
     """The routers ``[L, E, H]`` of a recipe, before they are cast."""
     plan = check(given).plan
     assert plan is not None
-    return torch.from_numpy(_gates(given, plan, plan.sources[0], 0, "cpu", silent))
+    if given.gate_mode != "fit":
+        return torch.from_numpy(_gates(given, plan, 0, "cpu", silent))
+    with tempfile.TemporaryDirectory() as folder:
+        gates = sweep(given, plan, Path(folder), "cpu", silent)
+    assert gates is not None
+    return gates
 
 
 def degenerate_in(folder: Path, gates: torch.Tensor) -> list[Problem]:
@@ -54,7 +61,7 @@ def test_they_do_not_depend_on_how_much_is_read_at_a_time(
     gate_mode: str, demo_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = gates_of(prompted(demo_models, gate_mode))
-    for module in ("router_fit", "router_prompts"):
+    for module in ("groups", "router_prompts"):
         few = functools.partial(batches, tokens=30)
         monkeypatch.setattr(f"lazymoe.computing.{module}.batches", few)
     monkeypatch.setattr("lazymoe.computing.router_prompts.ROUND", 60)

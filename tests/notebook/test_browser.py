@@ -352,7 +352,7 @@ def test_a_merge_can_be_stopped(
         stop(lab, "merge", "merge", "■")  # while it waits for the Hub
 
         lab.at("merge-button").click()
-        expect(lab.at("bar-share")).to_be_visible(timeout=60_000)
+        expect(lab.at("bar-sweep")).to_be_visible(timeout=60_000)
         lab.told("merge", "note", "Working", 1)
         lab.told("merge", "note", "To download:", 1)
         expect(lab.at("publish-button")).to_be_disabled()

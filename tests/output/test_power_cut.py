@@ -12,6 +12,7 @@ import pytest
 from small_models import contents, make_model, recipe
 
 from lazymoe import LazyMoEError, Recipe, merge
+from lazymoe.progress import Progress
 
 SMALL = {"shard_size": 30_000}
 
@@ -39,33 +40,54 @@ FILES = [
     "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
 ]  # fmt: skip
 HALF = [*(f".lazymoe/{name}" for name in WORK_FILES), "model-00001-of-00002.safetensors"]
+SWEPT = [".lazymoe/states-00001.safetensors", ".lazymoe/states-00001.safetensors.seal",
+         ".lazymoe/shared-00000.safetensors", ".lazymoe/lazymoe.json"]  # fmt: skip
+Merges = dict[str, tuple[Recipe, Path, Path]]
 
 
 @pytest.fixture(scope="module")
-def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, Path]:
-    """A recipe, the folder of a merge that stopped in the middle, and one of a merge that didn't."""
+def merges(tmp_path_factory: pytest.TempPathFactory, demo_models: Path) -> Merges:
+    """By the state of a merge: its recipe, its folder then, and in the end. It stopped while it wrote, or after a layer
+    of its sweep, or it didn't stop."""
     folder = tmp_path_factory.mktemp("merged")
     base, *experts = (make_model(folder, f"model-{i}", seed=i) for i in range(3))
     (base / "tokenizer.json").write_text('{"a": 1}')
     given = recipe(base, *experts, shared_weights="average")
+    models = [make_model(folder, f"larger-{i}", seed=i, vocab_size=512) for i in range(2)]
+    for file in (demo_models / "base").glob("token*"):
+        shutil.copy(file, models[0])
+    listed = [{"source_model": str(m), "positive_prompts": [f"The words of {i}"]} for i, m in enumerate(models)]
+    fitted = Recipe.model_validate({"base_model": str(models[0]), "experts": listed})
 
-    def stop(stage: str, done: int, total: int) -> None:
-        if stage == "write" and done > total * 0.6:
-            raise KeyboardInterrupt
+    def stop(at: str, part: float) -> Progress:
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == at and done > total * part:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        merge(given, folder / "half", progress=stop, **SMALL)
-    merge(given, folder / "whole", **SMALL)
-    return given, folder / "half", folder / "whole"
+        return progress
+
+    for wanted, name, how in ((given, "half", stop("write", 0.6)), (fitted, "swept", stop("sweep", 0.4))):
+        with pytest.raises(KeyboardInterrupt):
+            merge(wanted, folder / name, progress=how, **SMALL)
+        merge(wanted, folder / f"{name}-whole", **SMALL)
+    whole = folder / "half-whole"
+    return {
+        "half": (given, folder / "half", whole),
+        "whole": (given, whole, whole),
+        "swept": (fitted, folder / "swept", folder / "swept-whole"),
+    }
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize(("state", "name"), [*(("half", n) for n in HALF), *(("whole", n) for n in FILES)])
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [(state, n) for state, names in (("half", HALF), ("whole", FILES), ("swept", SWEPT)) for n in names],
+)
 def test_nothing_damaged_is_believed(
-    state: str, name: str, damage: Callable[[Path], object], merged: tuple[Recipe, Path, Path], tmp_path: Path
+    state: str, name: str, damage: Callable[[Path], object], merges: Merges, tmp_path: Path
 ) -> None:
-    given, half, whole = merged
-    moe = shutil.copytree(half if state == "half" else whole, tmp_path / "moe")
+    given, folder, whole = merges[state]
+    moe = shutil.copytree(folder, tmp_path / "moe")
     damage(moe / name)
     try:
         merge(given, moe, **SMALL)
