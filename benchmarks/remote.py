@@ -4,8 +4,8 @@
 
 Starts the loopback Hub of the tests, in a process of its own, which sends no more than so many MB a second; merges with
 random routers and the base model's shared weights, each run a whole process, in turns with the download, which writes
-what it reads to one file and does nothing else. Prints the medians and the peak of the merge's memory. Needs disk for
-the checkpoints and an output.
+what it reads to one file and does nothing else. Prints the medians, from the first range until all is on the disk, and
+the peak of the merge's memory. Needs disk for the checkpoints and an output.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from merge import EXPERTS, SHAPES, make_checkpoint, measure
 SERVER = Path(__file__).parents[1] / "tests" / "hub_server.py"
 BASE = "acme/expert-0"
 PLAIN = """
-import os, sys
+import os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import get_session
@@ -46,23 +46,30 @@ def bring(place, url, begin, end):
     answer = get_session().get(url, headers={"Range": f"bytes={begin}-{end - 1}"}, timeout=60)
     assert len(answer.content) == end - begin
     os.pwrite(out, answer.content, place)
+start = time.perf_counter()
 with ThreadPoolExecutor(AT_ONCE) as pool:
     list(pool.map(bring, places, *zip(*ranges)))
+os.fsync(out)
+open(sys.argv[3], "w").write(f"{time.perf_counter() - start} 0")
 """
 WATCHED = """
-import sys
+import sys, time
 from lazymoe import cli
 from lazymoe.hub import ahead
-most, want = 0, ahead.Ahead._want
+most, want, start, end = 0, ahead.Ahead._want, ahead.Ahead.__enter__, ahead.Ahead.__exit__
 def watch(self, block):
     global most
     future = want(self, block)
     most = max(most, self._nbytes)
     return future
-ahead.Ahead._want = watch
-code = cli.main(sys.argv[2:])
-open(sys.argv[1], "w").write(str(most))
-sys.exit(code)
+def enter(self):
+    self.start = time.perf_counter()
+    return start(self)
+def leave(self, *exception):
+    open(sys.argv[1], "w").write(f"{time.perf_counter() - self.start} {most}")
+    return end(self, *exception)
+ahead.Ahead._want, ahead.Ahead.__enter__, ahead.Ahead.__exit__ = watch, enter, leave
+sys.exit(cli.main(sys.argv[2:]))
 """
 
 
@@ -99,7 +106,14 @@ def main() -> None:
         for rate in options.rates:
             server = serve(folder / "models", rate)
             try:
-                compare(merging, [sys.executable, "-c", PLAIN, str(file)], out, told, rate, options.runs)
+                compare(
+                    merging,
+                    [sys.executable, "-c", PLAIN, str(file), str(out), str(told)],
+                    out,
+                    told,
+                    rate,
+                    options.runs,
+                )
             finally:
                 server.kill()
                 server.wait()
@@ -110,20 +124,19 @@ def compare(merging: list[str], plain: list[str], out: Path, told: Path, rate: f
     seconds: dict[str, list[float]] = {"LazyMoE": [], "download": []}
     memory = 0
     for _ in range(runs):
-        took, peak = measure([*plain, str(out)])
-        seconds["download"].append(took)
+        measure(plain)
+        seconds["download"].append(float(told.read_text().split()[0]))
         out.unlink()
-        took, peak = measure(merging)
+        memory = max(memory, measure(merging)[1])
+        took, held = map(float, told.read_text().split())
         seconds["LazyMoE"].append(took)
-        memory = max(memory, peak)
         size = sum(path.stat().st_size for path in out.iterdir())
         for path in out.iterdir():
             path.unlink()
         out.rmdir()
     for name, took in ((name, statistics.median(found)) for name, found in seconds.items()):
         print(f"{name:<10}{took:>7.1f} s{size / took / 1e6:>7.0f} of {rate:.0f} MB/s")
-    held = int(told.read_text()) / 1e6
-    print(f"memory {memory / 1e6:,.0f} MB, of it {held:,.0f} MB that were read ahead\n", flush=True)
+    print(f"memory {memory / 1e6:,.0f} MB, of it {held / 1e6:,.0f} MB that were read ahead\n", flush=True)
 
 
 if __name__ == "__main__":
