@@ -24,7 +24,7 @@ from lazymoe.recipe.schema import STREAMED, Recipe
 
 BEGIN = 5.0  # seconds: Python, torch, a tokenizer
 LETTERS = 4  # bytes of text for a token, about
-STEPS = 60  # of fitting a router in a layer, about
+STEPS = 30  # of fitting a router in a layer, about
 EFFICIENCY = 0.4  # of the processor's rate in one large product, what all of computing reaches
 SAMPLE = 1 << 26  # bytes written to measure a disk
 AT_ONCE = 8  # requests, as downloads have them
@@ -63,14 +63,14 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
     ffn = sum(math.prod(shape) for shape in plan.dense.ffn_shapes(base).values())
     groups = [side for e in recipe.every_expert[: plan.gates] for side in (e.positive, e.negative) if side]
     read = [sum(len(text.encode(errors="replace")) for text in side) / LETTERS for side in groups]
-    packed = sum(min(LIMIT, PASSES * n, ENOUGH + n) for n in read)
+    packed = sum(min(LIMIT, max(n, min(PASSES * n, ENOUGH))) for n in read)
 
     for_layer = 0.0
     if recipe.gate_mode == "fit" or plan.shared == "regmean":
         for_layer += packed * 2 * (attention + plan.top_k * ffn)
     if plan.shared == "regmean":
         squares = sum(shape[0] * shape[1] ** 2 for shape in shapes if len(shape) == 2)
-        for_layer += plan.experts * 6 * squares + packed * 4 * width**2
+        for_layer += plan.experts * 4 * squares + packed * 4 * width**2
     if recipe.gate_mode == "fit":
         for_layer += packed * STEPS * 4 * width * plan.experts
     elif recipe.gate_mode in STREAMED:
