@@ -18,7 +18,7 @@ from lazymoe.hub.client import TOKENS_PAGE, use_token
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.planning.memory import MODELS, RUNTIME
-from lazymoe.planning.plan import BITS_4, BITS_8
+from lazymoe.planning.plan import BITS_4, BITS_8, SHARD_SIZE
 from lazymoe.units import billions, gigabytes
 from lazymoe.version import __version__
 
@@ -89,13 +89,20 @@ def _sizes(disk: int, memory: int, run: int) -> str:
         dense, config = SHAPES[size]
         backbone, ffn = (sum(map(math.prod, shapes.values())) for shapes in dense.all_shapes(dense.complete(config)))
         parameters = backbone + experts * ffn
-        room = 2 * (experts * (backbone + ffn) + parameters)  # bytes: the downloads and the mixture, in 16 bit
-        layer = RUNTIME + MODELS + 4 * (backbone + ffn) // config["num_hidden_layers"]
-        made = "no memory" if layer > memory else "yes" if room < disk else f"needs {gigabytes(room)} of disk"
+        layer, mixture = (backbone + ffn) // config["num_hidden_layers"], 2 * parameters  # bytes of this, in 16 bit
+        held = 4 * (experts + 1) * layer  # bytes of two layers of every model, while these stay on the Hub
+        ways = {
+            "yes": mixture + 2 * experts * (backbone + ffn),
+            "yes, its models stay on the Hub": mixture + held,
+            "yes, straight to the Hub": 2 * SHARD_SIZE + held,
+        }
+        fitting = [way for way, room in ways.items() if room < disk]
+        made = "no memory" if RUNTIME + MODELS + 4 * layer > memory else next(iter(fitting), "no disk")
         four = (experts * ffn * BITS_4 + backbone * BITS_8) / 8 + CONTEXT
         runs = "in 16 bit" if 2 * parameters + CONTEXT < run else "in 4 bit" if four < run else "too large"
         lines.append((f"{experts} x {size}", billions(parameters), made, runs))
     head = "".join(f"<th scope='col'>{h}</th>" for h in ("mixture", "parameters", "can be made here", "can run here"))
-    signs = {"yes": "✓ ", "in 16 bit": "✓ ", "in 4 bit": "✓ "}
-    rows = "".join("<tr>" + "".join(f"<td>{signs.get(c, '')}{c}</td>" for c in line) + "</tr>" for line in lines)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{'✓ ' * c.startswith(('yes', 'in '))}{c}</td>" for c in line) + "</tr>" for line in lines
+    )
     return f"<table><tr>{head}</tr>{rows}</table>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import importlib
+import re
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from lazymoe.notebook import merge as merge_panel
 from lazymoe.notebook.chat import Chat
 from lazymoe.notebook.recipe_panel import Form
 from lazymoe.notebook.session import SESSION, Session
+from lazymoe.notebook.setup_panel import _sizes
 from lazymoe.notebook.ui import Messages
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.claims import claim, locked
@@ -156,6 +158,13 @@ def test_a_recipe_that_has_moved_on_makes_its_mixture_an_older_one(session: Sess
     assert not session.is_older and form.name.value == "my-moe-2"
     (session.out.parent / "my-moe-2").mkdir()
     assert session.free_name == "my-moe-3"
+
+
+def test_a_free_colab_is_told_what_it_can_make() -> None:
+    made = dict(re.findall(r"<tr><td>([^<]*)</td><td>[^<]*</td><td>([^<]*)<", _sizes(75 * 10**9, 12 * 10**9, 0)))
+    assert made["2 x 7B"] == "✓ yes" and made["8 x 7B"] == "✓ yes, straight to the Hub"
+    assert made["4 x 7B"] == "✓ yes, its models stay on the Hub"
+    assert "no disk" in _sizes(10**9, 12 * 10**9, 0) and "no memory" in _sizes(75 * 10**9, 10**9, 0)
 
 
 def test_an_interrupted_merge_goes_on(session: Session, demo_models: Path, tmp_path: Path) -> None:
