@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,18 @@ from newcomer import Newcomer, make_newcomer, pack
 from playwright.sync_api import sync_playwright
 
 from lazymoe.notebook.session import FILE
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """No coverage: under it, in Python 3.11, whoever enters a function waits until an interrupt has reached its
+    thread, and that may wait for whoever enters a function."""
+    before = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)  # type: ignore[arg-type]
+    yield
+    threading.settrace(before[1])  # type: ignore[arg-type]
+    sys.settrace(before[0])
 
 
 @pytest.fixture

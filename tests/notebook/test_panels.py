@@ -167,7 +167,7 @@ def test_a_free_colab_is_told_what_it_can_make() -> None:
     assert "no disk" in _sizes(10**9, 12 * 10**9, 0) and "no memory" in _sizes(75 * 10**9, 10**9, 0)
 
 
-def test_an_interrupted_merge_goes_on(session: Session, demo_models: Path, tmp_path: Path) -> None:
+def test_an_interrupted_merge_goes_on(session: Session, demo_models: Path, tmp_path: Path, untraced: None) -> None:
     """The kernel's interrupt stops the merge cleanly; the same button goes on, and the bytes are the same."""
     session.change(yaml=demo_yaml(demo_models), name="stopped")
     panel = merge_panel()
@@ -202,7 +202,7 @@ def test_a_folder_takes_one_merge_at_a_time(session: Session, demo_models: Path)
     assert session.merged
 
 
-def test_a_stopped_answer_goes_on(session: Session, demo_models: Path) -> None:
+def test_a_stopped_answer_goes_on(session: Session, demo_models: Path, untraced: None) -> None:
     session.change(yaml=demo_yaml(demo_models, "random"), name="to-chat")
     merge_recipe(session.recipe, session.out)
     chat = Chat()
@@ -230,7 +230,7 @@ def steps_of(*functions: Callable[[], Any]) -> Steps:
 
 
 @pytest.fixture
-def work() -> Work:
+def work(untraced: None) -> Work:
     return Work(w.Button(), "test", Messages(), "Again.")
 
 

@@ -222,7 +222,7 @@ def test_one_model_at_a_time(session: Session) -> None:
     assert "one model" in comparison.told.value and not comparison.columns
 
 
-def test_a_comparison_can_be_stopped_and_begun_anew(session: Session) -> None:
+def test_a_comparison_can_be_stopped_and_begun_anew(session: Session, untraced: None) -> None:
     comparison = Comparison(Chat())
     comparison.offer(session.merged)
     draw = comparison.work._show
