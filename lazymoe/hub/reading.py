@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from huggingface_hub import HfApi, HfFileSystem, snapshot_download
-from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # mypy doesn't follow the export
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy doesn't follow how they are exported
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    filter_repo_objects,
+)
 
 from lazymoe.errors import HubError
 from lazymoe.hub.client import About, ask, explained, is_unreachable, token
 from lazymoe.hub.ranges import HASH, Ranges
+from lazymoe.progress import switched_off
 
 LOST = ("hub.unreachable", "hub.busy", "hub.not-found", "hub.gated")  # for which a copy in the cache will do
 
@@ -75,9 +82,9 @@ def _find(about: About, patterns: Sequence[str]) -> Repository:
 
     info = ask(about, call)
     # by the name that was asked for, not by commit: only so the cache finds it again without a network
-    folder = Path(
-        ask(about, lambda: snapshot_download(name, revision=revision, allow_patterns=list(patterns), token=token()))
-    )
+    with switched_off(not are_progress_bars_disabled(), disable_progress_bars, enable_progress_bars):
+        fetch = partial(snapshot_download, name, revision=revision, allow_patterns=list(patterns), token=token())
+        folder = Path(ask(about, fetch))
     if folder.name != info.sha:  # there was a commit between the two
         pinned = replace(about, revision=folder.name)
         info = ask(pinned, lambda: HfApi(token=token()).model_info(name, revision=folder.name, files_metadata=True))
