@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from hub_server import Hub
+from small_models import Make, recipe, write_recipe
 
 import lazymoe.hub.client
 from lazymoe import HubError
@@ -90,3 +94,12 @@ def test_a_file_of_a_data_set_is_read_as_far_as_is_asked(hub: Hub, tmp_path: Pat
     with pytest.raises(HubError) as caught:
         open_dataset("acme/no-rows", None, "experts[0]")
     assert caught.value.problems[0].code == "hub.not-found" and "data set" in str(caught.value)
+
+
+def test_the_clients_own_bars_do_not_show(hub: Hub, make: Make, tmp_path: Path) -> None:
+    hub.add("acme/barred", make("barred"))
+    write_recipe(tmp_path / "recipe.yaml", recipe("acme/barred", "acme/barred", "acme/barred"))
+    variables = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    command = [sys.executable, "-m", "lazymoe", "check", "recipe.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
