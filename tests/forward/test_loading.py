@@ -120,7 +120,7 @@ def test_loading_takes_little_more_than_what_stays(make: Make, tmp_path: Path, d
 
     layer = 2 * made.plan.parameters // 8
     packed = peak(4)
-    assert packed < made.plan.bytes_4bit * 1.1 + 2 * layer + 150e6
+    assert packed < made.plan.bytes_4bit * 1.1 + 2 * layer + 250e6  # the same load takes 100e6 more or less
     assert packed < peak(0) * 0.7
 
 
