@@ -250,7 +250,8 @@ def test_a_whole_cache_will_do_when_the_hub_gives_nothing(kind: int | str, hub_o
     assert is_whole(hub, found, name) and found.commit == first.commit
 
 
-def test_a_file_is_looked_at_once(hub_of_one: tuple[Hub, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_looked_at_once(hub_of_one: tuple[Hub, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # which is emptied here
     found = find(name := hub_of_one[1])
     for file in FILES:
         hf_hub_download(name, file)  # by the client alone
