@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lazymoe.forward.tokens import batches, load_tokenizer, pack
+from lazymoe.planning.memory import reads_states
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import Recipe
 
@@ -25,15 +26,6 @@ class Group:
     place: int
     sign: int
     batches: Sequence[tuple[Tensor, Tensor]]
-
-
-def reads_states(recipe: Recipe, plan: Plan) -> bool:
-    """Tell whether shared weights are merged by what the mixture reads: where every expert has prompts for that.
-
-    Args:
-        recipe, plan: what is wanted.
-    """
-    return plan.shared == "regmean" and all(expert.positive for expert in recipe.experts)
 
 
 def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int]) -> list[Group]:

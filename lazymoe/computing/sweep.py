@@ -20,7 +20,7 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.tensors import CODES
 from lazymoe.computing import ROUTERS, STATES, shared_files
-from lazymoe.computing.groups import Group, read_groups, reads_states
+from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
 from lazymoe.computing.shared_weights import Average, as_bytes, finite, merge_maps, squares, write_outer
@@ -29,6 +29,7 @@ from lazymoe.forward.device import coarsely
 from lazymoe.forward.mixture import fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import Names
 from lazymoe.forward.stream import Stream
+from lazymoe.planning.memory import reads_states
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -63,8 +64,8 @@ def sweep(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
         if not is_sound(folder / file):
             if plan.shared == "regmean":
                 shapes = plan.dense.layer_shapes(layer, plan.sources[0].config)
-                for name in (name for name, size in shapes.items() if len(size) == 2):
-                    _merge(average, [LAYER.format(layer=layer) + name], _unknown(plan), device)
+                names = [LAYER.format(layer=layer) + name for name, size in shapes.items() if len(size) == 2]
+                _merge(average, plan, names, None, device)
             _save_layer(average, plan, layer, folder / file)
         progress("sweep", layer + 1, plan.layers)
     _save_outer(average, plan, None, folder, device)
@@ -117,11 +118,8 @@ class _Walk:
     def _merge(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Merge maps of this layer; see `parts.Merge`."""
         whole = {f"{LAYER.format(layer=self.stream.next)}{name}.weight": name for name in names}
-        if self.by_states:
-            _merge(self.average, list(whole), self._moments(read), self.device)
-        else:
-            for name in whole:
-                _merge(self.average, [name], _unknown(self.plan), self.device)
+        moments = self._moments(read) if self.by_states else None
+        _merge(self.average, self.plan, list(whole), moments, self.device)
         return {short: self.average.load(name) for name, short in whole.items()}
 
     def _moments(self, read: Callable[[int], Tensor]) -> Moments:
@@ -195,10 +193,12 @@ def discard_states(folder: Path, but: Path | None = None) -> None:
             file.with_name(file.name + SEAL).unlink(missing_ok=True)
 
 
-def _merge(average: Average, names: Sequence[str], moments: Moments, device: str) -> None:
-    """Merge maps that read the same, into what is made of the average."""
-    for name, weight in merge_maps(average.base, average.experts, names, moments, device).items():
-        average.made[name] = finite(weight.to(average.dtype), name)
+def _merge(average: Average, plan: Plan, names: Sequence[str], moments: Moments | None, device: str) -> None:
+    """Merge maps that read the same, into what is made of the average; one by one where what they read isn't known."""
+    for together in [names] if moments else [[name] for name in names]:
+        merged = merge_maps(average.base, average.experts, together, moments or _unknown(plan), device)
+        for name, weight in merged.items():
+            average.made[name] = finite(weight.to(average.dtype), name)
 
 
 def _save_layer(average: Average, plan: Plan, layer: int, file: Path) -> None:

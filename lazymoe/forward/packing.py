@@ -23,11 +23,10 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import error
 from lazymoe.forward.stream import own_buffers
+from lazymoe.planning.plan import ATTENTION, BLOCK_4, BLOCK_8
 from lazymoe.progress import Progress, silent, switched_off
 
-ATTENTION = ("self_attn", "conv")  # modules of a layer that every token passes
 OLDEST = (0, 50)  # bitsandbytes with 4 bit in blocks of 32 on every device
-BLOCK = 32  # weights that have a scale in common; half of what bitsandbytes takes by itself
 AT_ONCE = 1 << 18  # weights that are packed at a time, whole blocks: on a CPU that takes 20 bytes for each
 
 
@@ -80,7 +79,7 @@ def pack(linear: nn.Linear, bits: int) -> None:
         packed, state = _pack_4bit(functional, weight)
         unpack = Unpack(functional.dequantize_4bit, state)
     else:
-        packed, state = functional.quantize_blockwise(weight, blocksize=256)
+        packed, state = functional.quantize_blockwise(weight, blocksize=BLOCK_8)
         unpack = Unpack(functional.dequantize_blockwise, state)
     linear.weight = nn.Parameter(packed, requires_grad=False)
     register_parametrization(linear, "weight", unpack, unsafe=True)
@@ -89,14 +88,14 @@ def pack(linear: nn.Linear, bits: int) -> None:
 def _pack_4bit(functional: Any, weight: Tensor) -> tuple[Tensor, Any]:
     """Pack a matrix ``[N, K]`` in NF4, with the scales of its blocks in 8 bit."""
     packed = torch.empty(-(-weight.numel() // 2), 1, dtype=torch.uint8, device=weight.device)
-    scales = torch.empty(-(-weight.numel() // BLOCK), device=weight.device)
+    scales = torch.empty(-(-weight.numel() // BLOCK_4), device=weight.device)
     flat = weight.flatten()
     for start in range(0, len(flat), AT_ONCE):
-        part, state = functional.quantize_4bit(flat[start : start + AT_ONCE], blocksize=BLOCK, quant_type="nf4")
+        part, state = functional.quantize_4bit(flat[start : start + AT_ONCE], blocksize=BLOCK_4, quant_type="nf4")
         packed[start // 2 :][: len(part)] = part
-        scales[start // BLOCK :][: len(state.absmax)] = state.absmax
+        scales[start // BLOCK_4 :][: len(state.absmax)] = state.absmax
     state.shape, state.offset, state.nested = weight.shape, scales.mean(), True
-    state.absmax, state.state2 = functional.quantize_blockwise(scales - state.offset, blocksize=256)
+    state.absmax, state.state2 = functional.quantize_blockwise(scales - state.offset, blocksize=BLOCK_8)
     return packed, state
 
 

@@ -6,13 +6,20 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub import errors as hf
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy doesn't follow how they are exported
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from lazymoe.errors import LazyMoEError, error
+from lazymoe.progress import switched_off
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 LOGIN = "log in with 'hf auth login' (in the notebook: by a token in step 1)"
@@ -38,6 +45,11 @@ def use_token(token: str) -> None:
 def token() -> str | None:
     """Give the token that was given to this process; None for the one that the client finds by itself."""
     return _typed
+
+
+def without_bars() -> AbstractContextManager[None]:
+    """Keep the client from drawing bars of its own."""
+    return switched_off(not are_progress_bars_disabled(), disable_progress_bars, enable_progress_bars)
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,14 @@ from huggingface_hub import hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy doesn't follow how they are exported
     WeakFileLock,
-    are_progress_bars_disabled,
     build_hf_headers,
-    disable_progress_bars,
-    enable_progress_bars,
 )
 
 from lazymoe.errors import HubError, LazyMoEError, error
 from lazymoe.files import BLOCK, cache, settle, stamp, write_whole
-from lazymoe.hub.client import About, ask, token
+from lazymoe.hub.client import About, ask, token, without_bars
 from lazymoe.hub.reading import Repository
-from lazymoe.progress import Progress, silent, switched_off
+from lazymoe.progress import Progress, silent
 
 AT_ONCE = 8
 TICK = 0.2  # seconds between two looks at how far the downloads are
@@ -80,7 +77,7 @@ def download(wanted: Sequence[Wanted], progress: Progress = silent) -> None:
     """
     total, stopped = sum(w.size for w in wanted), Event()
     pool = ThreadPoolExecutor(AT_ONCE)
-    with switched_off(not are_progress_bars_disabled(), disable_progress_bars, enable_progress_bars):
+    with without_bars():
         running = {pool.submit(_bring, w, stopped): w for w in wanted if not _is_known(w)}
         try:
             while running:

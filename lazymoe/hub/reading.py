@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from huggingface_hub import HfApi, HfFileSystem, snapshot_download
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy doesn't follow how they are exported
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    filter_repo_objects,
-)
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # mypy doesn't follow the export
 
 from lazymoe.errors import HubError
-from lazymoe.hub.client import About, ask, explained, is_unreachable, token
+from lazymoe.hub.client import About, ask, explained, is_unreachable, token, without_bars
 from lazymoe.hub.ranges import HASH, Ranges
-from lazymoe.progress import switched_off
 
 LOST = ("hub.unreachable", "hub.busy", "hub.not-found", "hub.gated")  # for which a copy in the cache will do
 
@@ -82,7 +76,7 @@ def _find(about: About, patterns: Sequence[str]) -> Repository:
 
     info = ask(about, call)
     # by the name that was asked for, not by commit: only so the cache finds it again without a network
-    with switched_off(not are_progress_bars_disabled(), disable_progress_bars, enable_progress_bars):
+    with without_bars():
         fetch = partial(snapshot_download, name, revision=revision, allow_patterns=list(patterns), token=token())
         folder = Path(ask(about, fetch))
     if folder.name != info.sha:  # there was a commit between the two

@@ -134,15 +134,12 @@ class _Shard:
             self._looking.popleft().result()  # raises what it found, early
         self._looking.append(self._thread.submit(function, *args))
 
-    def _add(self, block: memoryview) -> None:
-        self._checksum = zlib.crc32(block, self._checksum)
-
     def _check(self, data: memoryview, tensor: TensorInfo | None, where: object) -> None:
         for start in range(0, len(data), BUFFER):
             block = data[start : start + BUFFER]
             if tensor and not finite(np.frombuffer(block, np.uint8), tensor.dtype):
                 raise _not_finite(where, tensor)
-            self._add(block)
+            self._checksum = zlib.crc32(block, self._checksum)
 
     def _read(self, lies: Span, tensor: TensorInfo | None) -> None:
         buffer = np.empty(BUFFER, np.uint8)
@@ -151,9 +148,7 @@ class _Shard:
             for start in range(0, lies.nbytes, BUFFER):
                 block = buffer[: lies.nbytes - start]
                 read_into(f, block.data)
-                if tensor and not finite(block, tensor.dtype):
-                    raise _not_finite(lies.path, tensor)
-                self._add(block.data)
+                self._check(block.data, tensor, lies.path)
 
 
 def _write_shard(

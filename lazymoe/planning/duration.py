@@ -27,7 +27,6 @@ LETTERS = 4  # bytes of text for a token, about
 STEPS = 30  # of fitting a router in a layer, about
 EFFICIENCY = 0.4  # of the processor's rate in one large product, what all of computing reaches
 SAMPLE = 1 << 26  # bytes written to measure a disk
-AT_ONCE = 8  # requests, as downloads have them
 PARTS = 1 << 18, 1 << 21  # bytes of a request
 SLOW = 1.0  # seconds that the first requests take over a network that needs no second look
 LITTLE = 200_000_000  # bytes that are neither measured nor counted: they take seconds
@@ -81,6 +80,8 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
 
 def _network(sources: Sequence[Source]) -> float:
     """Measure how fast a large file that is missing here arrives, in parts of it, in bytes per second."""
+    from lazymoe.hub.downloading import AT_ONCE
+
     missing = [(s.missing[file], file, s.origin.ranges) for s in sources if s.origin for file in s.missing]
     size, file, ranges = max(missing, key=lambda m: m[0])
     assert ranges  # else it was found in the cache alone, and nothing is missing

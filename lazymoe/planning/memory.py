@@ -64,12 +64,21 @@ def kept_states(recipe: Recipe, plan: Plan) -> int:
     return 2 * 4 * _swept(recipe, plan) * plan.hidden_size
 
 
+def reads_states(recipe: Recipe, plan: Plan) -> bool:
+    """Tell whether shared weights are merged by what the mixture reads: where every expert has prompts for that.
+
+    Args:
+        recipe, plan: as in `merge_memory`.
+    """
+    return plan.shared == "regmean" and all(expert.positive for expert in recipe.experts)
+
+
 def _swept(recipe: Recipe, plan: Plan) -> int:
     """Count the tokens, at most, that go through the mixture."""
     if recipe.gate_mode == "fit":
         asked = recipe.every_expert[: plan.gates]
         return sum(_packed(side) for expert in asked for side in (expert.positive, expert.negative))
-    if plan.shared == "regmean" and all(expert.positive for expert in recipe.experts):
+    if reads_states(recipe, plan):
         return sum(_packed(expert.positive) for expert in recipe.experts)
     return 0
 

@@ -20,9 +20,10 @@ from lazymoe.recipe.schema import Recipe, SharedWeights
 
 WORK = ".lazymoe"  # folder in the output for what is half-made
 SHARD_SIZE = 4_000_000_000  # bytes
-ATTENTION = ("self_attn.", "conv.")  # what every token passes, in a layer
-BITS_8 = 8 + 32 / 256  # bitsandbytes: eight bits a weight, and a float32 for each block of 256
-BITS_4 = 4 + BITS_8 / 32  # and its NF4: four bits, and a scale in eight for each block of 32
+ATTENTION = ("self_attn", "conv")  # modules of a layer that every token passes
+BLOCK_4, BLOCK_8 = 32, 256  # weights that have a scale in common, in 4 bit (half of what is usual) and in 8
+BITS_8 = 8 + 32 / BLOCK_8  # of a weight, with its part of a float32
+BITS_4 = 4 + BITS_8 / BLOCK_4  # and of a scale in 8 bit
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ class Plan:
         bits = 0.0
         for o in self.outputs:
             _, _, inside = o.name.partition(".layers.")
-            packed = BITS_8 if inside.partition(".")[2].startswith(ATTENTION) else BITS_4
+            module = inside.partition(".")[2].partition(".")[0]
+            packed = BITS_8 if module in ATTENTION else BITS_4
             bits += o.parameters * (packed if inside and len(o.shape) > 1 else 16)
         return int(bits / 8)
 
