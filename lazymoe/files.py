@@ -6,6 +6,7 @@ more than that, size and checksum of what is to be believed later are kept besid
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -200,11 +201,54 @@ def seal_of(path: Path) -> str:
     Args:
         path: of the file.
     """
-    nbytes = checksum = 0
+    nbytes = path.stat().st_size
     with open(path, "rb", buffering=0) as f:
-        while block := f.read(BLOCK):
-            nbytes, checksum = nbytes + len(block), zlib.crc32(block, checksum)
-    return seal(nbytes, checksum)
+        return seal(nbytes, checksum_of(f, nbytes))
+
+
+def checksum_of(f: FileIO, length: int) -> int:
+    """Read so many bytes of an open file, and give their CRC-32; of fewer if it ends before.
+
+    Args:
+        f: the file, unbuffered, at the first byte to read.
+        length: how many bytes.
+    """
+    checksum = 0
+    while block := f.read(min(BLOCK, length)):
+        checksum, length = zlib.crc32(block, checksum), length - len(block)
+    return checksum
+
+
+def combined(first: int, second: int, nbytes: int) -> int:
+    """Give the CRC-32 of bytes and those after them, of which each is known, as zlib's ``crc32_combine``.
+
+    Args:
+        first: CRC-32 of the bytes in front.
+        second: of those behind.
+        nbytes: how many these are.
+    """
+    return _times(_shift(nbytes), first) ^ second
+
+
+def _times(a: int, b: int) -> int:
+    """Multiply polynomials over GF(2) modulo CRC-32's; bit 31 stands for 1, bit 30 for x, and so on."""
+    product = 0
+    for power in range(31, -1, -1):
+        if a >> power & 1:
+            product ^= b
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)  # times x
+    return product
+
+
+@functools.cache
+def _shift(nbytes: int) -> int:
+    """Give x to the power of the bits in so many bytes, modulo CRC-32's polynomial."""
+    found, power = 1 << 31, 1 << 23  # 1, and x^8
+    while nbytes:
+        if nbytes & 1:
+            found = _times(power, found)
+        power, nbytes = _times(power, power), nbytes >> 1
+    return found
 
 
 def is_sealed(path: Path, kept: str | None) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +34,7 @@ from lazymoe.output.folder import (
     Record,
     SourceRecord,
 )
-from lazymoe.output.shards import Taker, write_shards
+from lazymoe.output.shards import Shards, Taker
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import SHARD_SIZE, Plan
@@ -203,8 +203,9 @@ def _fill(
             from lazymoe.forward.tokens import doubtful_prompts
 
             doubts += doubtful_prompts(prepared, plan)
-        computed = compute(prepared, plan, work, seed, device, progress)
-        write_shards(plan, computed, folder, work, seed, progress, taker)
+        with closing(Shards(plan, folder, work, seed, progress, taker)) as shards:
+            compute(prepared, plan, shards, work, seed, device, progress)
+            shards.finish()
         if taker is None:
             verify(plan, folder)
         check_sources(folder, plan)

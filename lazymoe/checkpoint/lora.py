@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(.+?)\.(?:lora_(?:embedding_)?([AB]))(?:\.weight)?")
 WHOLE = re.compile(r"base_model\.model\.(.+?)(?:\.modules_to_save|\.base_layer)?\.(weight|bias)")
+ROWS = 256  # of a change that are worked out at a time
 # of a pattern that is run: its letters, how often it may repeat something, and that with its groups; a name's letters
 LONGEST, REPEATS, CHOICES, NAME = 200, 2, 3, 100
 _MERGE_IT = "Merge it first with PEFT's merge_and_unload() and name the result."
@@ -67,12 +68,17 @@ class Adapted:
         """Read elements start to stop, flat: ``[stop - start]``, with the change, in float32 or wider."""
         import torch
 
-        base, width = self.below.read(start, stop), self.below.shape[1]
-        first, last = start // width, -(-stop // width)  # rows
+        base, (length, width) = self.below.read(start, stop), self.below.shape
+        read = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
         a, b = _load(self.pair.a), _load(self.pair.b)  # [r, in], [out, r]; of embeddings [r, tokens], [H, r]
-        delta = (a[:, first:last].T @ b.T) if self.pair.embedding else (b[first:last] @ a)  # [rows, width]
-        delta = delta.reshape(-1)[start - first * width : stop - first * width] * self.pair.scale
-        return base.to(torch.promote_types(base.dtype, torch.float32)) + delta
+        left, right = (a.T, b.T) if self.pair.embedding else (b, a)
+        at = start // width // ROWS * ROWS  # always the same products, however much is read: their bits may differ
+        while at * width < stop:
+            delta = left[at : at + ROWS] @ right * self.pair.scale  # [rows, width]
+            begin, end = max(start, at * width), min(stop, min(at + ROWS, length) * width)
+            read[begin - start : end - start] += delta.reshape(-1)[begin - at * width : end - at * width]
+            at += ROWS
+        return read
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
-"""What is worked out before the writing: routers, ``[experts, hidden]`` for each layer, and weights that experts share.
+"""What is worked out of models and prompts: weights that experts share, and routers, ``[experts, hidden]`` for each
+layer.
 
 One file for each method; `compute` calls them.
 """
 
-ROUTERS = "router.safetensors"  # the files that hold what was worked out
-SHARED = "shared-{}.safetensors"
+from lazymoe.errors import LazyMoEError, error
+
+ROUTERS = "router.safetensors"  # the file that holds the routers
 STATES = "states-{}.safetensors"  # what a sweep goes on from, after so many layers
 
 
-def shared_files(layers: int) -> list[str]:
-    """Name the files of shared weights: one for each layer, then that of what is outside the layers.
-
-    Args:
-        layers: how many there are.
-    """
-    return [SHARED.format(place) for place in (*(f"{layer:05}" for layer in range(layers)), "outer")]
+def broken() -> LazyMoEError:
+    """Say that routers aren't numbers."""
+    what = "the routers came out as NaN"
+    return error("source.broken", "gate_mode", what, "The base model may be broken: try it by itself.")

@@ -1,4 +1,4 @@
-"""Whatever the plan calls computed, by the method that the recipe names, into files that a killed merge finds again."""
+"""Whatever the plan calls computed, by the method that the recipe names, into what a killed merge finds again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
-from lazymoe.checkpoint.tensors import CODES, TensorInfo
-from lazymoe.computing import ROUTERS, SHARED, shared_files
-from lazymoe.errors import Problem, error
+from lazymoe.checkpoint.tensors import CODES
+from lazymoe.computing import ROUTERS, broken
+from lazymoe.errors import Problem
 from lazymoe.files import is_sound, read_bytes, write_sealed
 from lazymoe.floats import decode, encode
 from lazymoe.forward.device import pick_device
+from lazymoe.output.shards import Shards
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress
@@ -26,38 +27,35 @@ PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to bo
 
 
 def compute(
-    prepared: Prepared, plan: Plan, folder: Path, seed: int, device: str | None, progress: Progress
-) -> dict[str, TensorInfo]:
-    """Work out all that the plan calls computed, shared weights and routers, into files of a folder.
+    prepared: Prepared, plan: Plan, shards: Shards, folder: Path, seed: int, device: str | None, progress: Progress
+) -> None:
+    """Work out all that the plan calls computed: shared weights into the shards, and routers, into a file too.
 
-    What an earlier call has finished there is kept.
+    What an earlier call has done is kept.
 
     Args:
-        prepared, plan: what is wanted; the sources must be on the disk.
-        folder: where the files go.
+        prepared, plan: what is wanted; the sources must be on the disk, or be read from the Hub.
+        shards: where tensors go.
+        folder: for what is half-made.
         seed: of the random modes.
         device: where to compute; a CUDA device if there is one by default.
         progress: told of the layers done, stages ``route`` and ``sweep``.
-
-    Returns:
-        Each tensor by name.
 
     Raises:
         SourceError: if a model's tokenizer can't be loaded, or its states or weights are NaN or infinite.
         LazyMoEError: if there is no such device.
     """
     recipe, fitted = prepared.prompts, prepared.prompts.gate_mode == "fit"
-    if not fitted and not is_sound(folder / ROUTERS):
-        _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
-    merged = shared_files(plan.layers) if plan.shared != "base" else []
-    if not all(is_sound(folder / name) for name in (*merged, *([ROUTERS] if fitted else []))):
-        from lazymoe.computing.sweep import discard_states, sweep
+    if not fitted:
+        if not is_sound(folder / ROUTERS):
+            _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
+        shards.computed = open_file(folder / ROUTERS)
+    if (fitted or plan.shared != "base") and not (shards.whole and is_sound(folder / ROUTERS)):
+        from lazymoe.computing.sweep import sweep
 
-        gates = sweep(recipe, plan, folder, pick_device(device), progress)
+        gates = sweep(recipe, plan, shards, folder, pick_device(device), progress)
         if gates is not None:
             _write_routers(plan, folder, gates.numpy())
-        discard_states(folder)
-    return _computed(folder)
 
 
 def _write_routers(plan: Plan, folder: Path, gates: np.ndarray) -> None:
@@ -67,8 +65,7 @@ def _write_routers(plan: Plan, folder: Path, gates: np.ndarray) -> None:
         SourceError: if one of them is NaN or infinite.
     """
     if not np.isfinite(gates).all():
-        what = "the routers came out as NaN"
-        raise error("source.broken", "gate_mode", what, "The base model may be broken: try it by itself.")
+        raise broken()
     rows = {}
     for layer, gate in enumerate(gates):
         prefix = LAYER.format(layer=layer)
@@ -78,15 +75,6 @@ def _write_routers(plan: Plan, folder: Path, gates: np.ndarray) -> None:
     dtype = CODES[plan.config["dtype"]]
     header = write_header((name, dtype, gate.shape) for name, gate in rows.items())
     write_sealed(folder / ROUTERS, (header, *(encode(gate, dtype).tobytes() for gate in rows.values())))
-
-
-def _computed(folder: Path) -> dict[str, TensorInfo]:
-    """List what a folder holds of computed tensors, by name."""
-    found: dict[str, TensorInfo] = {}
-    for file in (*sorted(folder.glob(SHARED.format("*"))), folder / ROUTERS):
-        if file.exists():
-            found |= open_file(file)
-    return found
 
 
 def _gates(recipe: Recipe, plan: Plan, seed: int, device: str | None, progress: Progress) -> np.ndarray:
@@ -108,7 +96,7 @@ def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
         plan: what is wanted.
         folder: where `compute` has put its files.
     """
-    found, gates = _computed(folder), []
+    found, gates = open_file(folder / ROUTERS), []
     for layer in range(plan.layers):
         tensor = found[LAYER.format(layer=layer) + plan.host.router]
         lies = tensor.span()

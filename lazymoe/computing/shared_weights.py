@@ -22,13 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.safetensors import write_header
-from lazymoe.checkpoint.source import HEAD, Source
-from lazymoe.checkpoint.tensors import CODES, TensorInfo
+from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import write_sealed
 from lazymoe.forward.device import coarsely
-from lazymoe.planning.memory import ROWS
+from lazymoe.planning.memory import HELD, ROWS
 from lazymoe.planning.plan import Plan
 
 RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
@@ -112,7 +110,7 @@ def merge_maps(
         # D_e of all maps, one below the other, and the moments G_e of what they read
         changed = torch.empty(shape, device=device)  # [out, in]
         for name, rows in zip(names, changed.split(sizes), strict=True):
-            rows.copy_(finite(_delta(own[name], expert, name), name))
+            rows.copy_(finite(_delta(own[name], _rows(expert, name)), name))
         estimate = _moments(squares(changed), read)
         # by what is different from the first expert's: W = W_1 + (sum_e (W_e - W_1) G_e) (sum_e G_e)^-1
         if e == 0:
@@ -125,67 +123,64 @@ def merge_maps(
     return {name: own[name] + part for name, part in zip(names, merged.split(sizes), strict=True)}
 
 
-def write_outer(average: Average, plan: Plan, last: Iterable[Tensor | None] | None, file: Path, device: str) -> None:
-    """Merge the tensors outside the layers and write them, some rows at a time: a vocabulary can be larger than any
-    layer.
+def means(average: Average, name: str) -> Iterator[Tensor]:
+    """Average a tensor outside the layers, some rows at a time: a vocabulary can be larger than any layer.
 
     Args:
         average: the experts.
-        plan: what is wanted.
-        last: of each expert x^T x of what its prompts give the head to read ``[H, H]``, or None; None if the head is
-            averaged too.
-        file: where they go, sealed.
-        device: where to compute.
+        name: of the tensor.
 
     Raises:
-        SourceError: if a merged weight is NaN or infinite.
+        SourceError: if a weight is NaN or infinite.
     """
-    base, dtype = average.base, plan.config["dtype"]
-    names = [name for name in plan.dense.outer if name in base.tensors]
-    head = HEAD if HEAD in names else names[0]  # tied embeddings are merged as the head
-
-    def written() -> Iterator[bytes | memoryview]:
-        yield write_header((name, CODES[dtype], base.tensors[name].shape) for name in names)
-        for name in names:
-            for rows in _means(average, name) if last is None or name != head else _head(average, name, last, device):
-                yield as_bytes(finite(rows.to(average.dtype), name))
-
-    write_sealed(file, written())
-
-
-def _means(average: Average, name: str) -> Iterator[Tensor]:
-    """Average a tensor, some rows at a time."""
     for start in range(0, average.base.tensors[name].shape[0], ROWS):
-        yield _mean(average.base, average.experts, name, start, start + ROWS)
+        rows = _mean(average.base, average.experts, name, start, start + ROWS)
+        yield finite(rows.to(average.dtype), name)
 
 
-def _head(average: Average, name: str, last: Iterable[Tensor | None], device: str) -> Iterator[Tensor]:
+def merge_head(average: Average, name: str, last: Iterable[Tensor | None], device: str) -> Iterator[Tensor]:
     """Merge the head, some rows at a time: as `merge_maps`, but by one factor P_e for each expert, as rows are many.
 
     W = W_1 + sum_e (W_e - W_1) P_e, where P_e = G_e (sum_e G_e)^-1
+
+    Args:
+        average: the experts.
+        name: of the head.
+        last: of each expert x^T x of what its prompts give it to read ``[H, H]``, or None.
+        device: where to compute.
+
+    Raises:
+        SourceError: if a weight is NaN or infinite.
     """
-    base, (first, *others) = average.base, average.experts
-    rows, width = base.tensors[name].shape
-    starts = range(0, rows, ROWS)
+    models, width = (average.base, *average.experts), average.base.tensors[name].shape[1]
+    starts = range(0, average.base.tensors[name].shape[0], ROWS)
+    held: dict[int, list[Tensor]] = {}  # rows as they lie, by the first of them: as many as may be, read but once
+    left = HELD
+    grams = [torch.zeros(width, width, device=device) for _ in average.experts]
+    for start in starts:
+        block = [_rows(model, name, start, start + ROWS) for model in models]
+        own = block[0].float()
+        for gram, theirs in zip(grams, block[1:], strict=True):
+            gram += squares(finite(_delta(own, theirs), name).to(device))
+        left -= sum(rows.nbytes for rows in block)
+        if left >= 0:
+            held[start] = block
     factors = []  # [H, H] each: first the moments G_e
-    for expert, read in zip(average.experts, last, strict=True):
-        gram = torch.zeros(width, width, device=device)
-        for start in starts:
-            own = _rows(base, name, start, start + ROWS)
-            gram += squares(finite(_delta(own, expert, name, start), name).to(device))
-        factors.append(_moments(gram, read))
+    for states in last:
+        factors.append(_moments(grams.pop(0), states))
     cholesky = torch.linalg.cholesky(sum(factors[1:], start=factors[0]))
     del factors[0]  # the first expert's isn't needed
     for e, moments in enumerate(factors):  # each takes the place of the moments
         factors[e] = torch.cholesky_solve(moments, cholesky).T
     for start in starts:
-        own = _rows(base, name, start, start + ROWS)
-        one = _delta(own, first, name, start).to(device)
+        block = held.pop(start, []) or [_rows(model, name, start, start + ROWS) for model in models]
+        own = block[0].float()
+        one = _delta(own, block[1]).to(device)
         merged = one.clone()
-        for expert, factor in zip(others, factors, strict=True):
+        for theirs, factor in zip(block[2:], factors, strict=True):
             with coarsely():  # unlike the moments, P_e is nothing that is still to be inverted
-                merged += (_delta(own, expert, name, start).to(device) - one) @ factor
-        yield own + merged.cpu()
+                merged += (_delta(own, theirs).to(device) - one) @ factor
+        yield finite((own + merged.cpu()).to(average.dtype), name)
 
 
 def squares(x: Tensor) -> Tensor:
@@ -211,35 +206,35 @@ def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
 
 def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, stop: int | None = None) -> Tensor:
     """Average rows of a tensor over the experts, float32."""
-    own = _rows(base, name, start, stop)
+    own = _rows(base, name, start, stop).float()
     mean = own.clone()
     for expert in experts:
-        mean += _delta(own, expert, name, start) / len(experts)
+        mean += _delta(own, _rows(expert, name, start, start + len(own))) / len(experts)
     return mean
 
 
-def _delta(own: Tensor, expert: Source, name: str, start: int = 0) -> Tensor:
+def _delta(own: Tensor, theirs: Tensor) -> Tensor:
     """Work out what an expert changed in rows of a tensor, float32.
 
     Tokens that only one of the two has count as unchanged.
 
     Args:
-        own: the base model's rows.
-        expert, name: the expert, and the tensor.
-        start: which row is the first of them.
+        own: the base model's rows, float32.
+        theirs: the expert's, as they lie.
     """
-    theirs = _rows(expert, name, start, start + len(own)) if expert.has(name) else own[:0]
-    delta = theirs - own[: len(theirs)]
-    return delta if len(delta) == len(own) else torch.cat([delta, torch.zeros_like(own[len(delta) :])])
+    known = own[: len(theirs)]
+    changed = theirs.float() - known if len(theirs) else known
+    return changed if len(changed) == len(own) else torch.cat([changed, torch.zeros_like(own[len(changed) :])])
 
 
 def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-    """Read rows of a tensor, float32, as many as there are; a vector's elements are its rows."""
+    """Read rows of a tensor, as many as there are: none if it has no such tensor. A vector's elements are its rows."""
+    if not source.has(name):
+        return torch.empty(0)
     tensor = source.tensor(name)
     stop = min(stop or tensor.shape[0], tensor.shape[0])
     width = tensor.elements // tensor.shape[0]
-    flat = tensor.read(start * width, max(start, stop) * width).float()
-    return flat.reshape(-1, *tensor.shape[1:])
+    return tensor.read(start * width, max(start, stop) * width).reshape(-1, *tensor.shape[1:])
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -3,8 +3,9 @@ weights are merged and its router is fitted, both by what the mixture itself rea
 
 In a layer, norms are averaged first. What query, key and value maps read is taken, and these are merged; what the map
 after attention reads is taken, and that is merged; the router is fitted on what it reads, and the experts run. The head
-comes last, by the last states; until then tied embeddings are the plain average. After each layer the states are kept,
-so that a sweep that was stopped goes on there.
+comes last, by the last states; until then tied embeddings are the plain average. Each tensor is written as it is read
+or made, so that every byte is brought once. After each layer the states are kept, so that a sweep that was stopped goes
+on there.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from torch import Tensor, nn
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
-from lazymoe.checkpoint.tensors import CODES
-from lazymoe.computing import ROUTERS, STATES, shared_files
+from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.computing import STATES, broken
 from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
-from lazymoe.computing.shared_weights import Average, as_bytes, finite, merge_maps, squares, write_outer
+from lazymoe.computing.shared_weights import Average, as_bytes, finite, means, merge_head, merge_maps, squares
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely
 from lazymoe.forward.mixture import fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import Names
 from lazymoe.forward.stream import Stream
+from lazymoe.output.shards import Shards
 from lazymoe.planning.memory import reads_states
-from lazymoe.planning.plan import Plan
+from lazymoe.planning.plan import Computed, Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
 
@@ -39,13 +41,13 @@ Moments = Iterator[Tensor | None]  # of each expert x^T x of what its prompts gi
 
 
 @torch.no_grad()
-def sweep(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progress) -> Tensor | None:
-    """Work out the shared weights and, where they are fitted, the routers.
+def sweep(recipe: Recipe, plan: Plan, shards: Shards, folder: Path, device: str, progress: Progress) -> Tensor | None:
+    """Work out the shared weights and, where they are fitted, the routers, and write the layers on the way.
 
     Args:
-        recipe, plan: what is wanted; the sources must be on the disk.
-        folder: where shared weights go, a layer a file, in the output's dtype; what is sound there is kept. Routers
-            that aren't fitted are there.
+        recipe, plan: what is wanted; the sources must be on the disk, or be read from the Hub.
+        shards: where tensors go; what is there is kept. Routers that aren't fitted are among what they have computed.
+        folder: for the states.
         device: where to compute.
         progress: told of the layers done, stage ``sweep``.
 
@@ -58,18 +60,47 @@ def sweep(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
     order = canonical(recipe, plan)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order)
-    if groups:
-        return _Walk(recipe, plan, folder, average, groups, order, device).run(progress)
-    for layer, file in enumerate(shared_files(plan.layers)[:-1]):
-        if not is_sound(folder / file):
-            if plan.shared == "regmean":
-                shapes = plan.dense.layer_shapes(layer, plan.sources[0].config)
-                names = [LAYER.format(layer=layer) + name for name, size in shapes.items() if len(size) == 2]
-                _merge(average, plan, names, None, device)
-            _save_layer(average, plan, layer, folder / file)
+    walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
+    outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
+    head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
+    for name in outside:
+        if name == EMBEDDINGS != head:  # they come first in the output, all others last
+            shards.give(0, name, means(average, name))
+    for layer in range(walk.resume() if walk else 0, plan.layers):
+        if walk:
+            walk.step()
+        elif plan.shared == "regmean":
+            maps = [name for name in _shared(plan, layer) if len(average.tensors[name].shape) == 2]
+            _merge(average, plan, [name for name in maps if not shards.has(0, name)], None, device)
+        for name in _shared(plan, layer) if plan.shared != "base" else ():
+            shards.give(0, name, map(average.load, [name]))  # unless it is there
+        average.made.clear()
+        shards.finish(layer)
+        shards.keep()
+        if walk:
+            walk.keep()
         progress("sweep", layer + 1, plan.layers)
-    _save_outer(average, plan, None, folder, device)
-    return None
+    for name in outside:
+        if name != head:
+            shards.give(0, name, means(average, name))
+        elif not shards.has(0, name):
+            moments = (walk and walk.moments_at_end()) or _unknown(plan)
+            shards.give(0, name, merge_head(average, name, moments, device))
+    return walk.fitted if walk else None
+
+
+class _Passing:
+    """A source whose tensors are written as they are read."""
+
+    def __init__(self, source: Source, number: int, shards: Shards) -> None:
+        self._source, self._number, self._shards = source, number, shards
+        self.config, self.folder, self.tensors, self.rows = source.config, source.folder, source.tensors, source.rows
+
+    def load(self, name: str) -> Tensor:
+        """Read a tensor."""
+        tensor = self._source.load(name)
+        self._shards.give(self._number, name, [tensor])
+        return tensor
 
 
 class _Walk:
@@ -79,41 +110,39 @@ class _Walk:
         self,
         recipe: Recipe,
         plan: Plan,
+        shards: Shards,
         folder: Path,
         average: Average,
         groups: Sequence[Group],
         order: Sequence[int],
         device: str,
     ) -> None:
-        self.recipe, self.plan, self.folder, self.average, self.device = recipe, plan, folder, average, device
+        self.recipe, self.plan, self.shards, self.folder = recipe, plan, shards, folder
+        self.average, self.device = average, device
         self.order = torch.tensor(order, device=device)
-        self.fitted, self.by_states = recipe.gate_mode == "fit", reads_states(recipe, plan)
+        self.by_states = reads_states(recipe, plan)
         texts = [batch for group in groups for batch in group.batches]
         self.real = [real.to(device) for _, real in texts]
         whose = [(group.place, group.sign) for group in groups for _ in group.batches]
         self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
-        self.lesson = lesson(groups, device) if self.fitted else None
-        self.stream = Stream(average if plan.shared != "base" else plan.sources[0], [ids for ids, _ in texts], device)
+        self.lesson = lesson(groups, device) if recipe.gate_mode == "fit" else None
+        self.models = [_Passing(source, number, shards) for number, source in enumerate(plan.sources)]
+        self.stream = Stream(average if plan.shared != "base" else self.models[0], [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
 
-    def run(self, progress: Progress) -> Tensor | None:
-        """Run all layers that aren't done yet; see `sweep`."""
-        plan, merged = self.plan, self.plan.shared != "base"
-        *files, outer = shared_files(plan.layers)
-        self._resume(files if merged else [])
-        for layer in range(self.stream.next, plan.layers):
-            self.stream.step(
-                feed_forward=(module_name(plan), self._feed_forward),
-                merge=self._merge if plan.shared == "regmean" else None,
-            )
-            if merged:
-                _save_layer(self.average, plan, layer, self.folder / files[layer])
-            self._keep()
-            progress("sweep", layer + 1, plan.layers)
-        if merged and not is_sound(self.folder / outer):
-            last = self._moments(self.stream.finish().__getitem__) if self.by_states else None
-            _save_outer(self.average, plan, last, self.folder, self.device)
-        return torch.stack(self.gates).cpu() if self.fitted else None
+    @property
+    def fitted(self) -> Tensor | None:
+        """The fitted rows of each layer ``[L, gates, H]``, if they are fitted."""
+        return torch.stack(self.gates).cpu() if self.lesson else None
+
+    def step(self) -> None:
+        """Run a layer."""
+        feed_forward = module_name(self.plan), self._feed_forward
+        self.stream.step(feed_forward=feed_forward, merge=self._merge if self.plan.shared == "regmean" else None)
+
+    def moments_at_end(self) -> Moments | None:
+        """Take the moments of what the head reads, after all layers, if they are known."""
+        return self._moments(self.stream.finish().__getitem__) if self.by_states else None
 
     def _merge(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Merge maps of this layer; see `parts.Merge`."""
@@ -137,7 +166,7 @@ class _Walk:
         rows, own = self._routers(x)
 
         def load(expert: int, module: nn.Module) -> None:
-            fill(plan, module, plan.sources[expert + 1], layer, self.recipe.every_expert[expert].residual_scale)
+            fill(plan, module, self.models[expert + 1].load, layer, self.recipe.every_expert[expert].residual_scale)
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
         chosen, weights = leave_out(self.order[chosen], weights)
@@ -150,47 +179,59 @@ class _Walk:
         ``[1, H]``, or of no rows."""
         plan, prefix = self.plan, LAYER.format(layer=self.stream.next)
         gated = plan.gates > plan.experts
+        names = [prefix + plan.host.router, *([f"{prefix}{plan.host.shared_gate}"] if gated else [])]
         if self.lesson:
             rows, own = fit_router(self.lesson, x, plan.experts, gated)
-            self.gates.append(torch.cat([torch.empty_like(rows).index_copy_(0, self.order, rows), own]))
+            listed = torch.empty_like(rows).index_copy_(0, self.order, rows)
+            self.gates.append(torch.cat([listed, own]))
+            if not torch.isfinite(self.gates[-1]).all():
+                raise broken()
+            for name, gate in zip(names, (listed, own), strict=False):  # where there is one
+                self.shards.give(0, name, [gate.cpu()])
             return rows, own
-        found = open_file(self.folder / ROUTERS)
-        rows = found[prefix + plan.host.router].load().float().to(self.device)
-        own = found[f"{prefix}{plan.host.shared_gate}"].load().float().to(self.device) if gated else rows[:0]
-        return rows[self.order], own
+        found = [self.shards.computed[name].load().float().to(self.device) for name in names]
+        return found[0][self.order], found[1] if gated else found[0][:0]
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """Keep the states and the routers so far, in place of those before."""
         tensors = {str(i): states for i, states in enumerate(self.stream.states)}
-        if self.fitted:
+        if self.lesson:
             tensors[GATES] = torch.stack(self.gates)
         header = write_header((name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items())
         file = self.folder / STATES.format(f"{self.stream.next:05}")
         write_sealed(file, (header, *(as_bytes(tensor) for tensor in tensors.values())))
-        discard_states(self.folder, but=file)
+        self._discard(but=file)
 
-    def _resume(self, files: Sequence[str]) -> None:
-        """Go on after the last layer whose states were kept, if all shared weights up to there are sound."""
+    def resume(self) -> int:
+        """Go on after the last layer whose states were kept, if all that was computed up to there is written; give the
+        number of the next."""
         for layer in range(self.plan.layers, 0, -1):
             file = self.folder / STATES.format(f"{layer:05}")
-            if file.exists() and all(is_sound(f) for f in (file, *(self.folder / name for name in files[:layer]))):
+            if is_sound(file) and all(map(self._is_written, range(layer))):
                 found = {name: tensor.load().to(self.device) for name, tensor in open_file(file).items()}
-                self.gates = list(found.pop(GATES)) if self.fitted else []
+                self.gates = list(found.pop(GATES)) if self.lesson else []
                 self.stream.states, self.stream.next = [found[str(i)] for i in range(len(found))], layer
-                return discard_states(self.folder, but=file)
+                self._discard(but=file)
+                break
+        return self.stream.next
+
+    def _is_written(self, layer: int) -> bool:
+        """Tell whether all that is computed of a layer is written."""
+        prefix = LAYER.format(layer=layer)
+        parts = (part for o in self.plan.outputs if o.name.startswith(prefix) for part in o.parts)
+        return all(self.shards.has(p.source, p.name) for p in parts if isinstance(p, Computed))
+
+    def _discard(self, but: Path) -> None:
+        """Delete the states that were kept but for those of one file."""
+        for file in sorted(self.folder.glob(STATES.format("*"))):
+            if file != but:
+                file.unlink()
+                file.with_name(file.name + SEAL).unlink(missing_ok=True)
 
 
-def discard_states(folder: Path, but: Path | None = None) -> None:
-    """Delete the states that were kept.
-
-    Args:
-        folder: where they are.
-        but: the file of those that stay, if any.
-    """
-    for file in sorted(folder.glob(STATES.format("*"))):
-        if file != but:
-            file.unlink()
-            file.with_name(file.name + SEAL).unlink(missing_ok=True)
+def _shared(plan: Plan, layer: int) -> list[str]:
+    """Name the tensors of a layer that all experts share, as the sources name them."""
+    return [LAYER.format(layer=layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
 
 
 def _merge(average: Average, plan: Plan, names: Sequence[str], moments: Moments | None, device: str) -> None:
@@ -199,22 +240,6 @@ def _merge(average: Average, plan: Plan, names: Sequence[str], moments: Moments 
         merged = merge_maps(average.base, average.experts, together, moments or _unknown(plan), device)
         for name, weight in merged.items():
             average.made[name] = finite(weight.to(average.dtype), name)
-
-
-def _save_layer(average: Average, plan: Plan, layer: int, file: Path) -> None:
-    """Write a layer's shared weights, averaged but for those that are made already, and let them go."""
-    names = [LAYER.format(layer=layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
-    tensors = {name: average.load(name) for name in names}
-    header = write_header((name, CODES[plan.config["dtype"]], tuple(t.shape)) for name, t in tensors.items())
-    write_sealed(file, (header, *(as_bytes(tensor) for tensor in tensors.values())))
-    average.made.clear()
-
-
-def _save_outer(average: Average, plan: Plan, last: Moments | None, folder: Path, device: str) -> None:
-    """Write the shared weights outside the layers."""
-    file = folder / shared_files(plan.layers)[-1]
-    if not is_sound(file):
-        write_outer(average, plan, (last or _unknown(plan)) if plan.shared == "regmean" else None, file, device)
 
 
 def _unknown(plan: Plan) -> Moments:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.forward.stream import Stream, Weights
+from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 
@@ -66,20 +66,20 @@ def leave_out(chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return chosen.where(kept, -1), weights / weights.sum(-1, keepdim=True)
 
 
-def fill(plan: Plan, module: nn.Module, weights: Weights, layer: int, scale: float | None = None) -> None:
+def fill(plan: Plan, module: nn.Module, load: Callable[[str], Tensor], layer: int, scale: float | None = None) -> None:
     """Give a dense layer's feed-forward module the weights of a model.
 
     Args:
         plan: that has the dense architecture.
         module: the layer's feed-forward module, changed in place.
-        weights: the model.
+        load: reads a tensor of the model, by its name.
         layer: the layer's number.
         scale: what its output is multiplied by, if anything.
     """
     outputs = [name for role, (name, _) in plan.dense.ffn.items() if role.startswith("down")]
     for name, parameter in module.named_parameters():
         name = f"{module_name(plan)}.{name}"
-        weight = weights.load(LAYER.format(layer=layer) + name)
+        weight = load(LAYER.format(layer=layer) + name)
         parameter.copy_(weight * scale if scale is not None and name in outputs else weight)
 
 
@@ -200,7 +200,7 @@ def run(
     sizes = [ids.numel() for ids in batches]
 
     def load(expert: int, module: nn.Module) -> None:
-        fill(plan, module, experts[expert], stream.next)
+        fill(plan, module, experts[expert].load, stream.next)
 
     def gate(name: str | None) -> Tensor:
         assert name is not None  # asked for only where there is one

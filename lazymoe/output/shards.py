@@ -1,44 +1,37 @@
-"""Writing the plan's shards. Knows safetensors and nothing else: not what an expert is, nor how a router is made.
+"""The plan's shards while they are written, their parts in any order. Knows safetensors and nothing else: not what an
+expert is, nor how a router is made.
 
-Bytes that don't change move inside the kernel. Memory stays the same for models of any size: what needs arithmetic
-goes through in blocks. A shard gets its final name only when it is complete and on the disk, and its seal is kept among
-what is half-made: a rerun goes on from there.
+Every part has its place in a file from the beginning. A shard gets its final name only when all of its parts are there
+and on the disk, and its seal is kept among what is half-made. What was written of one that isn't finished is noted on
+demand, part by part with its checksum: a rerun goes on from there.
 """
 
 from __future__ import annotations
 
-import errno
-import functools
+import json
 import os
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from lazymoe.checkpoint.safetensors import Stored, write_header
-from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
-from lazymoe.errors import LazyMoEError, error
-from lazymoe.files import SEAL, is_sealed, read_into, read_seal, seal, settle, write_whole
-from lazymoe.floats import encode, finite
-from lazymoe.planning.plan import Computed, Constant, Output, Part, Piece, Plan
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.safetensors import write_header
+from lazymoe.checkpoint.tensors import BITS, TensorInfo
+from lazymoe.files import SEAL, checksum_of, combined, is_sealed, read_seal, readable, seal, settle, write_whole
+from lazymoe.output.parts import Looker, Pen, Slot
+from lazymoe.planning.plan import Output, Plan
 from lazymoe.progress import Progress
-from lazymoe.seeding import generator
 
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 1 << 20  # elements that go through arithmetic at a time
-BUFFER = 1 << 18  # bytes looked at for NaN at a time; they fit a core's cache
-COPY = 1 << 24  # bytes that the kernel moves at a time, between two steps of the progress
+NOTES = ".parts"  # ends the name of the file that holds the checksums of another's parts
 FLUSH = 1 << 26  # bytes that the disk gets at a time: what waits for the end waits for all of them
-AHEAD = 64  # appended pieces that are still to be looked at, at most: blocks stay in memory until then
-FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # copying in another way would not help
 
 
 class Taker(Protocol):
@@ -54,254 +47,211 @@ class Taker(Protocol):
         """Take the other files, which are in this folder, when all weights were taken."""
 
 
-def write_shards(
-    plan: Plan,
-    computed: Mapping[str, TensorInfo],
-    out: Path,
-    partial: Path,
-    seed: int,
-    progress: Progress,
-    taker: Taker | None = None,
-) -> None:
-    """Write all shards that aren't there yet.
+class Shards:
+    """The files of a plan's tensors; what is there already stays.
 
-    Args:
-        plan: what to write; its sources must be on the disk.
-        computed: the tensors that the plan calls computed, by name.
-        out: where complete shards go.
-        partial: a folder on the same disk for what is half-made.
-        seed: of the experts' noise.
-        progress: told of the bytes done, stage ``write``.
-        taker: is given each shard when it is finished, if anybody is.
-
-    Raises:
-        SourceError: at the first weight that is NaN or infinite, or where a file ends early.
-        RecipeError: at the first weight that the output's dtype can't hold.
-        OSError: when a file can't be read or written, as when the disk is full.
+    Attributes:
+        computed: tensors of the plan that were worked out into files, by name.
     """
-    done = 0
-    for name, outputs in plan.shards:
-        kept, taken = partial / f"{name}{SEAL}", taker and taker.has(name)
-        if not taken and not is_sealed(out / name, read_seal(kept)):
-            moved = functools.partial(_moved, progress, done, plan.nbytes)
-            write_whole(kept, _write_shard(plan, computed, outputs, partial / name, seed, moved))
-            settle(partial / name, out / name)
-        if taker and not taken:
-            taker.take(out / name, outputs)
-        done += sum(o.nbytes for o in outputs)
-        progress("write", done, plan.nbytes)
 
-
-def _moved(progress: Progress, before: int, total: int, n: int) -> None:
-    progress("write", before + n, total)
-
-
-class _Shard:
-    """A file that is being written, and a thread that looks at the same bytes in the same order: its seal, NaN."""
-
-    def __init__(self, f: FileIO) -> None:
-        self.file, self._checksum = f, 0
-        self._thread = ThreadPoolExecutor(1)
-        self._looking: deque[Future[None]] = deque()
-
-    def write(
-        self, data: bytes | bytearray | memoryview, tensor: TensorInfo | None = None, where: object = None
+    def __init__(
+        self, plan: Plan, out: Path, work: Path, seed: int, progress: Progress, taker: Taker | None = None
     ) -> None:
-        """Append bytes; of a tensor of this model, look whether they are finite."""
-        self._look(self._check, memoryview(data), tensor, where)
-        _write(self.file, data)
+        """Find what is there.
 
-    def look(self, lies: Span, tensor: TensorInfo | None) -> None:
-        """Look at bytes of another file that are appended in another way; of a tensor, whether they are finite."""
-        self._look(self._read, lies, tensor)
+        Args:
+            plan: what to write.
+            out: where complete shards go.
+            work: a folder on the same disk for what is half-made.
+            seed: of the experts' noise.
+            progress: told of the bytes done, stage ``write``.
+            taker: is given each shard when it is finished, if anybody is.
+        """
+        self._plan, self._out, self._taker, self._progress = plan, out, taker, progress
+        self.computed: Mapping[str, TensorInfo] = {}
+        self._looker, self._done = Looker(), 0
+        self._files = [_File(plan, name, outputs, work, seed) for name, outputs in plan.shards]
+        self._takers: dict[tuple[int, str], list[tuple[_File, int]]] = {}  # the parts that take of a tensor
+        for file in self._files:
+            if taker and taker.has(file.name):
+                file.end(taken=True)
+            elif is_sealed(out / file.name, read_seal(file.kept)):
+                file.end()
+            else:
+                file.find()
+            self._done += sum(size for i, size in enumerate(file.sizes) if i not in file.lacking)
+            for i, slot in enumerate(file.slots):
+                if slot.taken:
+                    self._takers.setdefault(slot.taken, []).append((file, i))
 
-    def seal(self) -> str:
-        """Give the seal of all that was appended.
+    @property
+    def whole(self) -> bool:
+        """Whether all parts of all tensors are there."""
+        return not any(file.lacking for file in self._files)
+
+    def has(self, source: int, name: str) -> bool:
+        """Tell whether all that takes of a tensor is there.
+
+        Args:
+            source: number of the source that it is of, or stands for.
+            name: of the tensor in that.
+        """
+        return not any(i in file.lacking for file, i in self._takers.get((source, name), []))
+
+    def give(self, source: int, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Write what takes of a tensor, which passes by in memory.
+
+        Args:
+            source, name: as in `has`.
+            blocks: its elements, in order, in blocks of any shape.
 
         Raises:
-            SourceError: if a weight is NaN or infinite.
+            SourceError, RecipeError, OSError: as `Slot.write`.
         """
-        while self._looking:
-            self._looking.popleft().result()
-        return seal(self.file.tell(), self._checksum)
+        receivers = []
+        for file, i in self._takers.get((source, name), []):
+            if i in file.lacking:
+                put = file.slots[i].receiver(self._pen(file, i), self._plan.sources[source].reference)
+                receivers.append((file.slots[i].elements, put))
+        at = 0
+        for block in blocks if receivers else ():
+            flat = block.reshape(-1)
+            for wanted, put in receivers:
+                if len(own := flat[max(wanted.start - at, 0) : max(wanted.stop - at, 0)]):
+                    put(own)
+            at += len(flat)
+            self._looker.wait()  # before the next one needs the memory
+
+    def finish(self, layer: int | None = None) -> None:
+        """Write all parts that aren't there yet, and give shards that are complete their names.
+
+        Args:
+            layer: whose parts are meant; all by default.
+
+        Raises:
+            SourceError, RecipeError, OSError: as `Slot.write`; or what the taker raises.
+        """
+        prefix = "" if layer is None else LAYER.format(layer=layer)
+        for file in self._files:
+            for i in list(file.lacking):
+                if (slot := file.slots[i]).output.name.startswith(prefix):
+                    slot.write(self._pen(file, i), self.computed.get(slot.taken[1]) if slot.taken else None)
+            if not file.lacking:
+                self._complete(file)
+
+    def keep(self) -> None:
+        """See to it that all that was written is on the disk, and note it: a rerun goes on from there."""
+        self._looker.wait()
+        for file in self._files:
+            file.keep()
 
     def close(self) -> None:
-        """Let the thread go."""
-        self._thread.shutdown(cancel_futures=True)
+        """Let files and threads go."""
+        self._looker.close()
+        for file in self._files:
+            file.close()
 
-    def _look(self, function: Callable[..., None], *args: object) -> None:
-        while self._looking and (self._looking[0].done() or len(self._looking) > AHEAD):
-            self._looking.popleft().result()  # raises what it found, early
-        self._looking.append(self._thread.submit(function, *args))
+    def _pen(self, file: _File, i: int) -> Pen:
+        return file.pen(i, self._looker, partial(self._moved, file))
 
-    def _check(self, data: memoryview, tensor: TensorInfo | None, where: object) -> None:
-        for start in range(0, len(data), BUFFER):
-            block = data[start : start + BUFFER]
-            if tensor and not finite(np.frombuffer(block, np.uint8), tensor.dtype):
-                raise _not_finite(where, tensor)
-            self._checksum = zlib.crc32(block, self._checksum)
+    def _moved(self, file: _File, n: int) -> None:
+        self._done += n
+        self._progress("write", self._done, self._plan.nbytes)
+        file.flush(n)
 
-    def _read(self, lies: Span, tensor: TensorInfo | None) -> None:
-        buffer = np.empty(BUFFER, np.uint8)
-        with open(lies.path, "rb", buffering=0) as f:
-            f.seek(lies.offset)
-            for start in range(0, lies.nbytes, BUFFER):
-                block = buffer[: lies.nbytes - start]
-                read_into(f, block.data)
-                self._check(block.data, tensor, lies.path)
-
-
-def _write_shard(
-    plan: Plan,
-    computed: Mapping[str, TensorInfo],
-    outputs: Sequence[Output],
-    path: Path,
-    seed: int,
-    moved: Callable[[int], None],
-) -> str:
-    """Write one file; give its seal."""
-    done = begun = 0
-    with open(path, "wb", buffering=0) as f, closing(_Shard(f)) as shard:
-        shard.write(write_header((o.name, o.dtype, o.shape) for o in outputs))
-        for output in outputs:
-            for number, part in enumerate(output.parts):
-                for n in _append(plan, computed, output, part, number, seed, shard):
-                    moved(done := done + n)
-                    begun = _begin_flush(f, begun)
-        return shard.seal()
+    def _complete(self, file: _File) -> None:
+        if not file.whole:
+            self._looker.wait()
+            write_whole(file.kept, file.seal())
+            file.close()
+            settle(file.path, self._out / file.name)
+            file.notes.unlink(missing_ok=True)
+            file.end()
+        if self._taker and not file.taken:
+            self._taker.take(self._out / file.name, file.outputs)
+            file.end(taken=True)
 
 
-def _append(
-    plan: Plan,
-    computed: Mapping[str, TensorInfo],
-    output: Output,
-    part: Part,
-    number: int,
-    seed: int,
-    shard: _Shard,
-) -> Iterator[int]:
-    """Append one part of an output tensor; yield how many bytes, as it goes."""
-    if isinstance(part, Constant):
-        return _fill(output, part, shard)
-    if isinstance(part, Computed):
-        tensor = computed[part.name].part(part.start, part.elements)
-        lies = tensor.span()
-        return _copy(lies, None, shard) if lies and part.scale == 1 else _scale(output, tensor, part.scale, shard)
-    tensor = part.tensor.part(part.start, part.elements)
-    lies = tensor.span()
-    here = lies if lies and lies.path.exists() else None  # else it is worked out, or on the Hub
-    where = here.path if here else plan.sources[part.source].reference
-    if part.copied(output.dtype):
-        return _copy(here, tensor, shard) if here else _pass_on(tensor, where, shard)
-    return _transform(output, part, tensor, where, generator(seed, f"{output.name}:{number}"), shard)
+class _File:
+    """A shard, and the places of its parts.
 
-
-def _begin_flush(f: FileIO, begun: int) -> int:
-    """Let the disk begin with what was written since, where the system can be told; give how far that is."""
-    at = f.tell()
-    if at - begun < FLUSH or not hasattr(os, "posix_fadvise"):
-        return begun
-    os.posix_fadvise(f.fileno(), begun, at - begun, os.POSIX_FADV_DONTNEED)
-    return at
-
-
-def _fill(output: Output, constant: Constant, shard: _Shard) -> Iterator[int]:
-    """Append one value many times; yield how many bytes."""
-    values = encode(np.full(constant.elements, constant.value), output.dtype)
-    shard.write(values.data)
-    yield values.nbytes
-
-
-def _scale(output: Output, computed: TensorInfo, factor: float, shard: _Shard) -> Iterator[int]:
-    """Append a small tensor that was computed, multiplied; yield how many bytes."""
-    values = _cast(output, computed.read().float() * factor)
-    shard.write(values.data)
-    yield values.nbytes
-
-
-def _copy(lies: Span, tensor: TensorInfo | None, shard: _Shard) -> Iterator[int]:
-    """Append bytes of another file, inside the kernel where it can; yield how many, as it goes.
-
-    Those of a source's tensor are looked at for NaN and infinity.
+    Attributes:
+        name: its final name.
+        outputs: the tensors that it holds.
+        path, kept, notes: where it is half-made, its seal, and what was noted of its parts.
+        slots, sizes: its parts, and their bytes.
+        lacking: the numbers of the parts that aren't there, in order.
+        whole, taken: whether it is complete and has its name, and whether a taker has it.
     """
-    shard.look(lies, tensor)
-    target, left = shard.file, lies.nbytes
-    at = target.tell()
-    with open(lies.path, "rb", buffering=0) as f:
-        f.seek(lies.offset)
-        in_kernel = hasattr(os, "copy_file_range")
-        while left:
-            wanted, n = min(COPY - at % COPY, left), 0  # whole pages of the output are written faster
-            if in_kernel:
-                try:
-                    n = os.copy_file_range(f.fileno(), target.fileno(), wanted)
-                except OSError as e:
-                    if e.errno in FATAL:
-                        raise
-            if not n:  # another kernel, or two file systems that it can't copy between
-                in_kernel = False
-                block = bytearray(wanted)
-                read_into(f, memoryview(block))
-                _write(target, block)
-                n = wanted
-            at, left = at + n, left - n
-            yield n
 
+    def __init__(self, plan: Plan, name: str, outputs: Sequence[Output], work: Path, seed: int) -> None:
+        self.name, self.outputs, self.path = name, outputs, work / name
+        self.kept, self.notes = work / f"{name}{SEAL}", work / f"{name}{NOTES}"
+        self._header = write_header((o.name, o.dtype, o.shape) for o in outputs)
+        self.slots = [Slot(plan, o, number, seed) for o in outputs for number in range(len(o.parts))]
+        self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in self.slots]
+        self._places = list(accumulate(self.sizes, initial=len(self._header)))  # the first byte of each, and the end
+        self.lacking = dict.fromkeys(range(len(self.slots)))
+        self.whole = self.taken = False
+        self._checksums: dict[int, int] = {}
+        self._pens: dict[int, Pen] = {}  # of parts whose checksums are still to come
+        self._file: FileIO | None = None
+        self._waiting = 0  # bytes that the disk hasn't been given yet
 
-def _pass_on(tensor: TensorInfo, where: object, shard: _Shard) -> Iterator[int]:
-    """Append a source's tensor that is in no file here, as it arrives; yield how many bytes, as it goes."""
-    assert isinstance(tensor.reader, Stored), "no other's bytes lie anywhere as they are"
-    end = tensor.start + tensor.elements
-    for start in range(tensor.start, end, BLOCK):
-        block = tensor.reader.raw(start, min(start + BLOCK, end))
-        shard.write(block, tensor, where)
-        yield len(block)
+    def end(self, taken: bool = False) -> None:
+        """Note that it is complete, and whether a taker has it."""
+        self.lacking.clear()
+        self.whole, self.taken = True, taken
 
+    def find(self) -> None:
+        """Find the parts that are there, by what was noted of them: their bytes are looked at again."""
+        noted = readable(self.notes)
+        with suppress(OSError), open(self.path, "rb", buffering=0) as f:
+            if f.read(len(self._header)) != self._header:
+                return
+            for i, size in enumerate(self.sizes):
+                f.seek(self._places[i])
+                if noted.get(str(i)) == (found := checksum_of(f, size)):
+                    self._checksums[i] = found
+                    del self.lacking[i]
 
-def _write(f: FileIO, data: bytes | bytearray | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[f.write(view) :]
+    def pen(self, i: int, looker: Looker, moved: Callable[[int], None]) -> Pen:
+        """Set a pen down to write a part, which counts as there from now on."""
+        if self._file is None:
+            self._file = FileIO(self.path, "r+" if self._checksums else "w+")
+            self._file.write(self._header)
+        del self.lacking[i]
+        self._pens[i] = Pen(self._file, self._places[i], looker, moved)
+        return self._pens[i]
 
+    def flush(self, n: int) -> None:
+        """Let the disk begin with what was written, where the system can be told, if that has become much."""
+        self._waiting += n
+        if self._file and self._waiting >= FLUSH and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._waiting = 0
 
-def _transform(
-    output: Output, piece: Piece, tensor: TensorInfo, where: object, random: np.random.Generator, shard: _Shard
-) -> Iterator[int]:
-    """Append elements that are cast, scaled or noised, a block at a time; yield how many bytes, as it goes."""
-    import torch
+    def keep(self) -> None:
+        """Note the parts that are there, when they are on the disk; all must have been looked at."""
+        if self._pens and self._file:
+            os.fsync(self._file.fileno())
+            self._look_up()
+            write_whole(self.notes, json.dumps(self._checksums))
 
-    for start in range(0, tensor.elements, BLOCK):
-        stop = min(start + BLOCK, tensor.elements)
-        block = tensor.read(start, stop)
-        if not torch.isfinite(block).all():
-            raise _not_finite(where, tensor)
-        if piece.noise or piece.scale != 1:
-            block = block.float()
-        if piece.noise:
-            block += piece.noise * torch.from_numpy(random.standard_normal(stop - start, np.float32))
-        if piece.scale != 1:
-            block *= piece.scale
-        values = _cast(output, block)
-        shard.write(values.data)
-        yield values.nbytes
+    def seal(self) -> str:
+        """Give the seal of the whole; all must have been looked at."""
+        self._look_up()
+        found = zlib.crc32(self._header)
+        for i, size in enumerate(self.sizes):
+            found = combined(found, self._checksums[i], size)
+        return seal(self._places[-1], found)
 
+    def _look_up(self) -> None:
+        self._checksums |= {i: pen.checksum for i, pen in self._pens.items()}
+        self._pens.clear()
 
-def _cast(output: Output, block: torch.Tensor) -> np.ndarray:
-    """Give a finite tensor's bytes in the output's dtype.
-
-    Raises:
-        RecipeError: if it doesn't fit.
-    """
-    import torch
-
-    cast = block.to(getattr(torch, FLOATS[output.dtype])).view(torch.uint8).numpy()
-    if not finite(cast, output.dtype):
-        what = f"'{output.name}' has values that {FLOATS[output.dtype]} can't hold"
-        raise error("recipe.dtype", "dtype", what, "Use bfloat16 or float32.")
-    return cast
-
-
-def _not_finite(where: object, tensor: TensorInfo) -> LazyMoEError:
-    what = f"'{tensor.name}' has weights that are NaN or infinite"
-    remedy = "This model is broken: use another one, or download it again."
-    return error("source.broken", where, what, remedy)
+    def close(self) -> None:
+        """Let the file go."""
+        if self._file:
+            self._file.close()
+            self._file = None

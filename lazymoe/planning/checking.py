@@ -19,7 +19,7 @@ from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
 from lazymoe.planning.duration import merge_seconds
 from lazymoe.planning.memory import RANGES, RUNTIME, kept_states, merge_memory
-from lazymoe.planning.plan import SHARD_SIZE, WORK, Computed, Plan
+from lazymoe.planning.plan import SHARD_SIZE, WORK, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.remote import Remote, remote
 from lazymoe.recipe.schema import STREAMED, Recipe
@@ -201,8 +201,7 @@ def _room(
 
 
 def _written(plan: Plan, folder: Path) -> int:
-    """Count the bytes that are there already, of this plan's own shards, complete or half-made, and of what was
-    computed for it, which a finished merge has no more need of."""
+    """Count the bytes that are there already, of this plan's own shards, complete or half-made."""
     written = 0
     for name, outputs in plan.shards:
         for path in (folder / name, folder / WORK / name):
@@ -210,12 +209,7 @@ def _written(plan: Plan, folder: Path) -> int:
             if path.is_file() and _tensors(path) in (set(), own):  # a half-made one can't be opened
                 written += min(path.stat().st_size, sum(o.nbytes for o in outputs))
                 break
-    if written == plan.nbytes:
-        return written + plan.computed_bytes
-    shards = {name for name, _ in plan.shards}
-    wanted = {p.name for o in plan.outputs for p in o.parts if isinstance(p, Computed)}
-    files = [p for p in (folder / WORK).glob("*.safetensors") if p.name not in shards and _tensors(p) & wanted]
-    return written + min(sum(p.stat().st_size for p in files), plan.computed_bytes)
+    return written
 
 
 def _tensors(path: Path) -> set[str]:
@@ -233,8 +227,8 @@ def _staying(plan: Plan) -> int:
 
 def _disk(plan: Plan, folder: Path, download: int, stays: bool, states: int, room: int = 0) -> Iterator[Problem]:
     """Yield where there is no room for the output and what is held beside it, or for the downloads where they go."""
-    output = max(plan.nbytes if stays else _staying(plan), states)  # these are gone when the writing begins
-    needs = [(existing(folder), max(0, output + plan.computed_bytes - _written(plan, folder)) + room)]
+    output = plan.nbytes if stays else _staying(plan)
+    needs = [(existing(folder), max(0, output - _written(plan, folder)) + states + room)]
     needs += [(existing(source.folder), download) for source in plan.sources if download and source.missing][:1]
     by_disk: dict[int, int] = {}
     for place, n in needs:

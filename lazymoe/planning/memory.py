@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lazymoe.checkpoint.source import HEAD
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import PROMPTED, STREAMED, Recipe
 
@@ -19,6 +20,7 @@ LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces
 BATCH = 2048  # tokens that go through a layer at a time, with padding; more only where one text is longer
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
 ROWS = 2048  # of an embedding matrix that are merged at a time
+HELD = 1_500_000_000  # bytes of heads that are kept in memory to be read but once, at most
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
@@ -100,10 +102,16 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
         merging, head = 5 * max(*sizes, ROWS * width), 6 * ROWS * width
     else:
         merging = 5 * sum(sizes) + 2 * max(sizes) + 6 * 4 * _wide(plan) ** 2
-        head = (plan.experts + 5) * width * plan.hidden_size + 6 * ROWS * width
+        head = (plan.experts + 5) * width * plan.hidden_size + (plan.experts + 7) * ROWS * width + _held(plan)
     merging += states + 4 * tokens * _wide(plan)
     layer = sum(sizes) + (_layer(plan) if tokens else 0) + max(merging, inside)
     return max(layer, 2 * states + head) + _masks(plan, tokens, LENGTH)
+
+
+def _held(plan: Plan) -> int:
+    """Count the bytes of heads that are kept to be read but once: in their own dtypes, where they lie as they are."""
+    heads = [source.tensor(HEAD) for source in plan.sources[: 1 + plan.experts] if source.has(HEAD)]
+    return min(HELD, sum(head.nbytes if head.span() else 4 * head.elements for head in heads))
 
 
 def _reading(streamed: bool, texts: Sequence[str], plan: Plan) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lazymoe.architectures.records import LAYER, Dense, Host, MoE, Place, shape
-from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.source import HEAD, Source
 from lazymoe.checkpoint.tensors import BITS, CODES, FLOATS, TensorInfo
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
@@ -173,12 +173,6 @@ class Plan:
         return sum(o.nbytes for o in self.outputs)
 
     @property
-    def computed_bytes(self) -> int:
-        """Disk that a merge takes for a while, for what is computed before it is written."""
-        computed = (BITS[o.dtype] // 8 * p.elements for o in self.outputs for p in o.parts if isinstance(p, Computed))
-        return sum(computed)
-
-    @property
     def bytes_16bit(self) -> int:
         """Memory for the weights in 16 bit."""
         return self.parameters * 2
@@ -332,9 +326,13 @@ def make_plan(
             if host.shared_gate:
                 yield computed(host.shared_gate, 1)
 
-    # in the order of a forward pass: embeddings, layer after layer, final norm and head
+    # in the order of a forward pass: embeddings, layer after layer, final norm and head; embeddings that are the head
+    # too are merged as that, at the end
     first, *last = (Place(name, 0, size) for name, size in dense.outer_shapes(config).items())
-    outputs = list(backbone(first.name, "", first))
+    if shared == "regmean" and HEAD not in base.tensors:
+        outputs, last = [], [*last, first]
+    else:
+        outputs = list(backbone(first.name, "", first))
     for layer in range(config["num_hidden_layers"]):
         prefix = LAYER.format(layer=layer)
         places = dense.backbone(layer, config)

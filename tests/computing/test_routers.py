@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lazymoe.computing.compute import ROUTERS, _gates, degenerate
 from lazymoe.computing.sweep import sweep
 from lazymoe.errors import Problem
 from lazymoe.forward.tokens import batches
+from lazymoe.output.shards import Shards
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import silent
 
@@ -43,8 +45,11 @@ def gates_of(given: Recipe) -> torch.Tensor:
     assert plan is not None
     if given.gate_mode != "fit":
         return torch.from_numpy(_gates(given, plan, 0, "cpu", silent))
-    with tempfile.TemporaryDirectory() as folder:
-        gates = sweep(given, plan, Path(folder), "cpu", silent)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        closing(Shards(plan, folder := Path(name), folder, 0, silent)) as shards,
+    ):
+        gates = sweep(given, plan, shards, folder, "cpu", silent)
     assert gates is not None
     return gates
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lazymoe.computing.order import canonical
 from lazymoe.computing.shared_weights import RIDGE
 from lazymoe.computing.sweep import sweep
 from lazymoe.output.folder import WORK
+from lazymoe.output.shards import Shards
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import silent
 
@@ -70,7 +72,9 @@ def swept(given: Recipe, folder: Path) -> tuple[Plan, list[Group], list[torch.Te
     found = check(given)
     assert found.plan and not found.errors, found
     plan = found.plan
-    sweep(given, plan, folder, "cpu", silent)
+    folder.mkdir()
+    with closing(Shards(plan, folder, folder, 0, silent)) as shards:
+        sweep(given, plan, shards, folder, "cpu", silent)
     states = load_file(folder / f"states-{plan.layers:05}.safetensors")
     groups = read_groups(given, plan, canonical(given, plan))
     return plan, groups, [states[str(i)] for i in range(sum(len(group.batches) for group in groups))]
@@ -204,11 +208,12 @@ def test_stopped_after_any_layer_it_goes_on_there(gate_mode: str, shared: str, g
         assert contents(moe) == contents(tmp_path / "whole")
 
 
-def test_if_shared_weights_of_a_layer_are_lost_it_begins_again(given: Given, tmp_path: Path) -> None:
+def test_if_computed_weights_of_a_layer_are_lost_it_begins_again(given: Given, tmp_path: Path) -> None:
     """The states after them don't tell what they were."""
     wanted = given()
     merge(wanted, tmp_path / "whole", device="cpu")
-    for name, first in (("shared-00000.safetensors", 1), ("states-00001.safetensors", 1), ("states-00001.x", 2)):
+    shard = "model-00001-of-00001.safetensors"
+    for name, first in ((shard, 1), (f"{shard}.parts", 1), ("states-00001.safetensors", 1), ("states-00001.x", 2)):
         moe, told = tmp_path / name, []
         with pytest.raises(Stopped):
             merge(wanted, moe, device="cpu", progress=stop_after(1))
