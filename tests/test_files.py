@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 
 from lazymoe.errors import LazyMoEError, SourceError
-from lazymoe.files import absolute, cache, existing, leads_away, read_bytes, shown, write_whole
+from lazymoe.files import absolute, cache, combined, existing, leads_away, read_bytes, shown, write_whole
 
 
 def test_a_path_does_not_depend_on_where_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,3 +100,9 @@ def test_what_leads_out_of_a_folder(tmp_path: Path) -> None:
     (snapshot / "deep").symlink_to("../../blobs/3")
     away = {path.name for path in snapshot.iterdir() if leads_away(path, snapshot)}
     assert away == {"evil", "deep"}
+
+
+@pytest.mark.parametrize("first", [b"", b"a", bytes(1000), b"some bytes in front"])
+@pytest.mark.parametrize("second", [b"", b"b", bytes(70_000), b"and some behind" * 5000])
+def test_checksums_of_two_parts_are_that_of_both(first: bytes, second: bytes) -> None:
+    assert combined(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)

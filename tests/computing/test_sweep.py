@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +23,7 @@ from lazymoe.computing.shared_weights import RIDGE
 from lazymoe.computing.sweep import sweep
 from lazymoe.output.folder import WORK
 from lazymoe.output.shards import Shards
-from lazymoe.planning.plan import Plan
+from lazymoe.planning.plan import Piece, Plan
 from lazymoe.progress import silent
 
 CASES = [
@@ -221,3 +222,27 @@ def test_if_computed_weights_of_a_layer_are_lost_it_begins_again(given: Given, t
         merge(wanted, moe, device="cpu", progress=lambda *step, told=told: told.append(step))
         assert next(done for stage, done, _ in told if stage == "sweep") == first
         assert contents(moe) == contents(tmp_path / "whole")
+
+
+def bytes_read() -> int:
+    """What this process has asked the kernel to read, or to copy."""
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["rchar"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts it")
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_byte_is_read_once(tied: bool, given: Given, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 3, "vocab_size": 4096}
+    wanted = given(config={**sizes, "tie_word_embeddings": tied})
+    merge(wanted, tmp_path / "first", device="cpu")  # imports
+    before = bytes_read()
+    plan = merge(wanted, tmp_path / "moe", device="cpu").plan
+    pieces = {(p.source, p.tensor.name): p.tensor for o in plan.outputs for p in o.parts if isinstance(p, Piece)}
+    backbone, _ = plan.dense.all_shapes(plan.sources[0].config)
+    shared = [
+        s.tensors[name] for s in (plan.sources[0], *plan.expert_sources) for name in backbone if name in s.tensors
+    ]
+    needed = sum(tensor.nbytes for tensor in (*pieces.values(), *shared))
+    assert plan.shared == "regmean" and needed > 80e6
+    assert needed <= bytes_read() - before < 1.02 * needed
