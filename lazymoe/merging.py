@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
+from lazymoe.computing import ROUTING
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.data import folder as data
 from lazymoe.errors import HubError, LazyMoEError, Problem, error, failure
-from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
+from lazymoe.files import SEAL, absolute, read_seal, readable, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
 from lazymoe.output.claims import check_sources, claim, clear, discard, is_done, locked, verify
 from lazymoe.output.folder import (
@@ -42,6 +43,7 @@ from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.schema import PROMPTED, Recipe
+from lazymoe.reporting.report import Report
 from lazymoe.units import billions
 from lazymoe.version import __version__
 
@@ -209,7 +211,10 @@ def _fill(
         if taker is None:
             verify(plan, folder)
         check_sources(folder, plan)
-        _finish(prepared, plan, folder if taker is None else work / OTHERS, fingerprint, seed, work)
+        routing, others = _routing(prepared, plan, work), folder if taker is None else work / OTHERS
+        if routing:
+            routing.write(others)
+        _finish(prepared, plan, others, fingerprint, seed, work)
     except HubError:
         raise  # what was made is none the worse for it
     except LazyMoEError:
@@ -221,7 +226,15 @@ def _fill(
             raise error("output.full", folder, f"writing failed: {e.strerror}", f"Make room and {again}") from None
         what = f"the merge stopped: {e.strerror or e}"
         raise error("output.failed", e.filename or folder, what, f"Mend that and {again}") from None
-    return [*doubts, *degenerate(plan, work)]
+    return [*doubts, *(routing.problems() if routing else degenerate(plan, work))]
+
+
+def _routing(prepared: Prepared, plan: Plan, work: Path) -> Report | None:
+    """Tell where the tokens of the prompts went, if they went through the mixture while it was made."""
+    if not (found := readable(work / ROUTING)):
+        return None
+    active = [plan.active(k) for k in range(1, plan.experts + 1)]
+    return Report(prepared.recipe.names, False, {}, active=active, top_k=plan.top_k, **found)
 
 
 def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int, work: Path) -> None:

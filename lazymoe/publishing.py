@@ -30,6 +30,7 @@ from lazymoe.output.folder import (
 )
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.secrets import REMEDY, TOKEN
+from lazymoe.reporting.report import illustrate
 
 MENDED = "Run the same merge again: it makes damaged files anew."
 
@@ -85,6 +86,7 @@ def publish(
         LazyMoEError: if the template can't be rendered, or something that looks like a token would be published.
     """
     done = open_finished(absolute(folder))
+    illustrate(done.folder)
     text = render(done, repo, license=license, template=template)
     weights, small = _sound_weights(done), small_files(done)
     upload = open_repository(repo, token, private)

@@ -21,6 +21,7 @@ from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.publishing import Published, open_repository, publish, show, small_files
 from lazymoe.recipe.schema import Recipe
+from lazymoe.reporting.report import illustrate
 
 TICK = 0.2  # seconds between two looks at whether a file was sent
 LEFT: dict[Path, Future[int]] = {}  # by folder, what is being sent there, though the merge may have been stopped
@@ -149,6 +150,7 @@ class _Sender:
         """Show all that was sent, with the small files of a folder."""
         self._wait()
         done = open_finished(folder)
+        illustrate(folder)
         text = render(done, self._repo, **self._card)
         show(self._upload, small_files(done) | {CARD: text.encode()}, self._names)
         self.finished = True

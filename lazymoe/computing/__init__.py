@@ -7,6 +7,7 @@ One file for each method; `compute` calls them.
 from lazymoe.errors import LazyMoEError, error
 
 ROUTERS = "router.safetensors"  # the file that holds the routers
+ROUTING = "routing.json"  # where the prompts' tokens went
 STATES = "states-{}.safetensors"  # what a sweep goes on from, after so many layers
 
 

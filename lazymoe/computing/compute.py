@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import numpy as np
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.tensors import CODES
-from lazymoe.computing import ROUTERS, broken
+from lazymoe.computing import ROUTERS, ROUTING, broken
 from lazymoe.errors import Problem
 from lazymoe.files import is_sound, read_bytes, write_sealed
 from lazymoe.floats import decode, encode
 from lazymoe.forward.device import pick_device
 from lazymoe.output.shards import Shards
+from lazymoe.planning.memory import reads_states
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress
@@ -36,7 +38,8 @@ def compute(
     Args:
         prepared, plan: what is wanted; the sources must be on the disk, or be read from the Hub.
         shards: where tensors go.
-        folder: for what is half-made.
+        folder: for what is half-made; there is `ROUTING` in the end, where the tokens of each expert's prompts went, if
+            they went through the mixture.
         seed: of the random modes.
         device: where to compute; a CUDA device if there is one by default.
         progress: told of the layers done, stages ``route`` and ``sweep``.
@@ -50,12 +53,15 @@ def compute(
         if not is_sound(folder / ROUTERS):
             _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
         shards.computed = open_file(folder / ROUTERS)
-    if (fitted or plan.shared != "base") and not (shards.whole and is_sound(folder / ROUTERS)):
+    swept = [ROUTERS, *([ROUTING] if fitted or reads_states(recipe, plan) else [])]
+    if (fitted or plan.shared != "base") and not (shards.whole and all(is_sound(folder / name) for name in swept)):
         from lazymoe.computing.sweep import sweep
 
-        gates = sweep(recipe, plan, shards, folder, pick_device(device), progress)
+        gates, routing = sweep(recipe, plan, shards, folder, pick_device(device), progress)
         if gates is not None:
             _write_routers(plan, folder, gates.numpy())
+        if routing is not None:
+            write_sealed(folder / ROUTING, [json.dumps(routing._asdict()).encode()])
 
 
 def _write_routers(plan: Plan, folder: Path, gates: np.ndarray) -> None:

@@ -27,7 +27,7 @@ from lazymoe.computing.router_fit import fit_router, lesson
 from lazymoe.computing.shared_weights import Average, as_bytes, finite, means, merge_head, merge_maps, squares
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely
-from lazymoe.forward.mixture import fill, leave_out, mix, module_name, route, shared
+from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.shards import Shards
@@ -36,12 +36,15 @@ from lazymoe.planning.plan import Computed, Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
 
-GATES = "gates"  # the tensor of a file of states that holds the routers fitted so far
+# tensors of a file of states: the routers fitted so far, and the two of the tally
+GATES, COUNTS, BITS = "gates", "counts", "bits"
 Moments = Iterator[Tensor | None]  # of each expert x^T x of what its prompts give a map to read [in, in], or None
 
 
 @torch.no_grad()
-def sweep(recipe: Recipe, plan: Plan, shards: Shards, folder: Path, device: str, progress: Progress) -> Tensor | None:
+def sweep(
+    recipe: Recipe, plan: Plan, shards: Shards, folder: Path, device: str, progress: Progress
+) -> tuple[Tensor | None, Routing | None]:
     """Work out the shared weights and, where they are fitted, the routers, and write the layers on the way.
 
     Args:
@@ -52,7 +55,8 @@ def sweep(recipe: Recipe, plan: Plan, shards: Shards, folder: Path, device: str,
         progress: told of the layers done, stage ``sweep``.
 
     Returns:
-        The fitted rows of each layer ``[L, gates, H]``, float32, see `Plan.gates`; None if they aren't fitted.
+        The fitted rows of each layer ``[L, gates, H]``, float32, see `Plan.gates`; None if they aren't fitted. And
+        where the tokens of each expert's prompts went; None if no prompts are read.
 
     Raises:
         SourceError: if the base model's tokenizer can't be loaded, or a state or a merged weight is NaN or infinite.
@@ -86,7 +90,7 @@ def sweep(recipe: Recipe, plan: Plan, shards: Shards, folder: Path, device: str,
         elif not shards.has(0, name):
             moments = (walk and walk.moments_at_end()) or _unknown(plan)
             shards.give(0, name, merge_head(average, name, moments, device))
-    return walk.fitted if walk else None
+    return (walk.fitted, walk.tally.routing()) if walk else (None, None)
 
 
 class _Passing:
@@ -129,6 +133,7 @@ class _Walk:
         self.models = [_Passing(source, number, shards) for number, source in enumerate(plan.sources)]
         self.stream = Stream(average if plan.shared != "base" else self.models[0], [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
+        self.tally = Tally(plan)  # of positive prompts
 
     @property
     def fitted(self) -> Tensor | None:
@@ -169,7 +174,13 @@ class _Walk:
             fill(plan, module, self.models[expert + 1].load, layer, self.recipe.every_expert[expert].residual_scale)
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
-        chosen, weights = leave_out(self.order[chosen], weights)
+        chosen = self.order[chosen]  # by the experts' numbers
+        sizes = [real.numel() for real in self.real]
+        routed = list(zip(self.real, chosen.split(sizes), weights.split(sizes), strict=True))
+        for expert, batches in zip(self.order.tolist(), self.own, strict=True):
+            for real, *routing in (routed[i] for i in batches):
+                self.tally.add(layer, expert, *(of_each[real.flatten()] for of_each in routing))
+        chosen, weights = leave_out(chosen, weights)
         with coarsely():
             out = mix(load, module, x, chosen, weights, self.order.tolist())
             return out.add_(shared(plan, load, module, x, own))
@@ -195,9 +206,11 @@ class _Walk:
     def keep(self) -> None:
         """Keep the states and the routers so far, in place of those before."""
         tensors = {str(i): states for i, states in enumerate(self.stream.states)}
+        tensors |= {COUNTS: self.tally.counts, BITS: self.tally.bits}
         if self.lesson:
             tensors[GATES] = torch.stack(self.gates)
-        header = write_header((name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items())
+        dtypes = {torch.float32: "F32", torch.float64: "F64"}
+        header = write_header((name, dtypes[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items())
         file = self.folder / STATES.format(f"{self.stream.next:05}")
         write_sealed(file, (header, *(as_bytes(tensor) for tensor in tensors.values())))
         self._discard(but=file)
@@ -210,6 +223,7 @@ class _Walk:
             if is_sound(file) and all(map(self._is_written, range(layer))):
                 found = {name: tensor.load().to(self.device) for name, tensor in open_file(file).items()}
                 self.gates = list(found.pop(GATES)) if self.lesson else []
+                self.tally.counts, self.tally.bits = found.pop(COUNTS).cpu(), found.pop(BITS).cpu()
                 self.stream.states, self.stream.next = [found[str(i)] for i in range(len(found))], layer
                 self._discard(but=file)
                 break

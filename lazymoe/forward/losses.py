@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
-from lazymoe.forward.mixture import InMixture, run
+from lazymoe.forward.mixture import InMixture, Routing, Tally, run
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.plan import Plan
 
 AT_ONCE = 256  # tokens that go through the head at a time
-
-
-class Routing(NamedTuple):
-    """The routing of a mixture, as in `report.Report`: shares and first ``[L][D][E]``, accuracy ``[L][D]``, entropy
-    ``[L]``."""
-
-    shares: list[list[list[float]]]
-    first: list[list[list[float]]]
-    accuracy: list[list[float]]
-    entropy: list[float]
 
 
 class Average:
@@ -95,22 +84,15 @@ def mixture_losses(
     Raises:
         SourceError: as `dense_losses`.
     """
-    shares: list[list[list[float]]] = [[] for _ in range(plan.layers)]
-    first: list[list[list[float]]] = [[] for _ in range(plan.layers)]
-    accuracy: list[list[float]] = [[] for _ in range(plan.layers)]
-    entropy: list[list[float]] = [[] for _ in range(plan.layers)]
+    tally = Tally(plan)
 
     def seen(layer: int, domain: int, chosen: Tensor, weights: Tensor) -> None:
         real = batches[domain][1].flatten()
-        for kept, choices in ((shares, chosen[real].flatten()), (first, chosen[real, 0])):
-            counts = choices.bincount(minlength=plan.experts)
-            kept[layer].append((counts / counts.sum()).tolist())
-        accuracy[layer].append(float((chosen[real, 0] == domain).float().mean()))
-        entropy[layer].append(float(-(weights[real] * weights[real].clamp(min=1e-9).log2()).sum(1).mean()))
+        tally.add(layer, domain, chosen[real], weights[real])
 
     stream = run(plan, mixture, [ids for ids, _ in batches], device, seen)
     losses = _head(plan, stream, InMixture(plan, mixture, 0), batches, device)
-    return losses, Routing(shares, first, accuracy, [sum(row) / len(row) for row in entropy])
+    return losses, tally.routing()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,50 @@ def shared(plan: Plan, load: Load, module: nn.Module, x: Tensor, gate: Tensor) -
     for some, part in zip(x.split(BATCH), out.split(BATCH), strict=True):
         part.copy_(type(module).forward(module, some))
     return out.mul_((x @ gate.T).sigmoid()) if len(gate) else out
+
+
+class Routing(NamedTuple):
+    """The routing of a mixture, as in `report.Report`: shares and first ``[L][D][E]``, accuracy ``[L][D]``, entropy
+    ``[L]``."""
+
+    shares: list[list[list[float]]]
+    first: list[list[list[float]]]
+    accuracy: list[list[float]]
+    entropy: list[float]
+
+
+class Tally:
+    """Counts which experts the tokens of each expert's domain go to, layer after layer.
+
+    Attributes:
+        counts: of all choices, and of first ones, float64 ``[L, D, 2, E]``.
+        bits: the entropies of tokens' weights, summed up, float64 ``[L, D]``.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        domains = plan.experts
+        self.counts = torch.zeros(plan.layers, domains, 2, plan.experts, dtype=torch.float64)
+        self.bits = torch.zeros(plan.layers, domains, dtype=torch.float64)
+
+    def add(self, layer: int, domain: int, chosen: Tensor, weights: Tensor) -> None:
+        """Count tokens.
+
+        Args:
+            layer: by number.
+            domain: whose texts they are of, by the number of its expert.
+            chosen, weights: experts of each token, from the largest weight down, and their weights ``[n, k]``.
+        """
+        for kind, choices in enumerate((chosen.flatten(), chosen[:, 0])):
+            self.counts[layer, domain, kind] += choices.bincount(minlength=self.counts.shape[-1]).cpu()
+        self.bits[layer, domain] -= float((weights * weights.clamp(min=1e-9).log2()).double().sum())
+
+    def routing(self) -> Routing:
+        """Divide by how many there were of each domain, which must have some."""
+        tokens = self.counts[:, :, 1].sum(-1)  # [L, D]
+        shares, first = (self.counts / self.counts.sum(-1, keepdim=True)).unbind(2)  # [L, D, E] both
+        accuracy = first.diagonal(dim1=1, dim2=2)  # [L, D]
+        entropy = (self.bits / tokens).mean(1)
+        return Routing(shares.tolist(), first.tolist(), accuracy.tolist(), entropy.tolist())
 
 
 class InMixture:

@@ -14,11 +14,12 @@ from lazymoe.notebook.destination import Destination
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, OLDER, SESSION
 from lazymoe.notebook.verdict import QUICK, Verdict
 from lazymoe.notebook.work import WORKING, Steps, Work
-from lazymoe.output.folder import REPORT, read_record
+from lazymoe.output.folder import read_record, read_report
 from lazymoe.planning.checking import examine
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.measuring import measure
+from lazymoe.reporting.report import illustrate
 from lazymoe.to_hub import carry_to_hub
 from lazymoe.units import billions
 
@@ -65,12 +66,13 @@ class Merge:
     def _to_folder(self, prepared: Prepared, yaml: str) -> Steps:
         out, recipe, progress = SESSION.out, prepared.recipe, self.work.progress
         done = yield partial(carry_out, prepared, out, progress=progress)
-        doubts = list(done.warnings)
-        if not (out / REPORT).exists() and recipe.gate_mode in PROMPTED:
-            losses = _bytes_to_read(prepared) < QUICK
+        doubts, known = list(done.warnings), read_report(out)
+        losses = _bytes_to_read(prepared) < QUICK
+        if recipe.gate_mode in PROMPTED and not (known.get("losses") if losses else known):
             report = yield partial(measure, prepared, out, losses=losses, progress=progress)
             report.save(out)
-            doubts += report.problems()
+            doubts = [doubt for doubt in doubts if not doubt.code.startswith("report.")] + list(report.problems())
+        yield partial(illustrate, out)
         self.work.end()
         SESSION.finish(out.name, yaml, list(map(str, doubts)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,23 @@ class Report:
         Returns:
             False if it was not, since one is there that has losses and this one has none.
         """
+        if saved := self.write(folder):
+            for name, dark in PICTURES.items():
+                write_whole(folder / name, draw(self.names, self.first or self.shares, dark))
+        return saved
+
+    def write(self, folder: Path) -> bool:
+        """Put the report beside a mixture as JSON alone: `illustrate` draws the pictures when they are wanted.
+
+        Args:
+            folder: the mixture's.
+
+        Returns:
+            As `save`.
+        """
         if not self.losses and (folder / REPORT).is_file() and read_report(folder).get("losses"):
             return False
         write_whole(folder / REPORT, json.dumps(self.to_dict(), indent=2) + "\n")
-        for name, dark in PICTURES.items():
-            write_whole(folder / name, draw(self.names, self.first or self.shares, dark))
         return True
 
     def __str__(self) -> str:
@@ -178,6 +191,19 @@ class Report:
             what = "it is worse than the plain average of its experts' weights, a dense model"
             remedy = "Don't publish this one: use 'gate_mode: fit' and better prompts."
             yield Problem("report.worse", "the mixture", what, remedy)
+
+
+def illustrate(folder: Path) -> None:
+    """Draw the pictures of the report that lies beside a mixture, those that aren't there; nothing if it has none.
+
+    Args:
+        folder: the mixture's.
+    """
+    found = read_report(folder)
+    for name, dark in PICTURES.items():
+        with suppress(OSError, KeyError, TypeError, ValueError, IndexError):  # the mixture is none the worse for it
+            if not (folder / name).exists():
+                write_whole(folder / name, draw(found["names"], found["first"], dark))
 
 
 def _crowded(first: NDArray[np.float64]) -> Iterator[tuple[list[int], int]]:

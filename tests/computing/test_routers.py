@@ -49,7 +49,7 @@ def gates_of(given: Recipe) -> torch.Tensor:
         tempfile.TemporaryDirectory() as name,
         closing(Shards(plan, folder := Path(name), folder, 0, silent)) as shards,
     ):
-        gates = sweep(given, plan, shards, folder, "cpu", silent)
+        gates, _ = sweep(given, plan, shards, folder, "cpu", silent)
     assert gates is not None
     return gates
 

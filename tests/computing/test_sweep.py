@@ -17,11 +17,13 @@ from small_models import Make, contents, load_model, rewrite, tensors_of
 from lazymoe import Recipe, SourceError, check, merge
 from lazymoe.architectures.records import LAYER
 from lazymoe.architectures.registry import HOSTS
+from lazymoe.checkpoint.opening import open_folder
 from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.shared_weights import RIDGE
 from lazymoe.computing.sweep import sweep
-from lazymoe.output.folder import WORK
+from lazymoe.forward.mixture import Tally, run
+from lazymoe.output.folder import WORK, read_report
 from lazymoe.output.shards import Shards
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.progress import silent
@@ -222,6 +224,27 @@ def test_if_computed_weights_of_a_layer_are_lost_it_begins_again(given: Given, t
         merge(wanted, moe, device="cpu", progress=lambda *step, told=told: told.append(step))
         assert next(done for stage, done, _ in told if stage == "sweep") == first
         assert contents(moe) == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("gate_mode", ["fit", "hidden", "random"])
+def test_where_the_prompts_went_is_what_a_pass_through_the_mixture_says(
+    gate_mode: str, given: Given, tmp_path: Path
+) -> None:
+    wanted = given(gate_mode=gate_mode, shared_weights="regmean")
+    order = canonical(wanted, plan := merge(wanted, tmp_path / "moe", device="cpu").plan)
+    found, tally = read_report(tmp_path / "moe"), Tally(plan)
+    groups = [group for group in read_groups(wanted, plan, order) if group.sign == 1]
+    whose = [(order[group.place], batch) for group in groups for batch in group.batches]
+
+    def seen(layer: int, batch: int, chosen: torch.Tensor, weights: torch.Tensor) -> None:
+        real = whose[batch][1][1].flatten()
+        tally.add(layer, whose[batch][0], chosen[real], weights[real])
+
+    run(plan, open_folder(tmp_path / "moe"), [ids for _, (ids, _) in whose], "cpu", seen)
+    for name, figures in tally.routing()._asdict().items():
+        assert torch.allclose(torch.tensor(figures), torch.tensor(found[name]), atol=0.02), name
+    assert not found["losses"] and not found["held_out"] and found["names"] == wanted.names
 
 
 def bytes_read() -> int:
