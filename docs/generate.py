@@ -33,11 +33,10 @@ FIRST_CELL = re.compile(r'(?<=^    "repository = \\").*(?=\\"  # by docs/generat
 
 def commands() -> str:
     """All commands as Markdown: for each what it does, how it is typed, its arguments and options."""
-    parser = cli.make_parser()
-    [choice] = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    top = [action for action in parser._actions if action is not choice]
+    parser, commands = cli.make_parser()
+    top = [action for action in parser._actions if not isinstance(action, argparse._SubParsersAction)]
     parts = [*_table("option of `lazymoe` itself", top)]
-    for name, sub in choice.choices.items():
+    for name, sub in commands.items():
         parts += [f"## lazymoe {name}", "", str(sub.description), "", "```", *_usage(f"lazymoe {name}", sub), "```", ""]
         actions = [action for action in sub._actions if not isinstance(action, argparse._HelpAction)]
         parts += _table("argument", [action for action in actions if not action.option_strings])

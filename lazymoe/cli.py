@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -76,14 +76,18 @@ def _run(arguments: Sequence[str], options: Options) -> int:
     Raises:
         LazyMoEError: for whatever a user can mend.
     """
-    parser = make_parser()
+    parser, commands = make_parser()
     if not arguments:
         parser.print_help()
         return 0
-    if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+    if arguments[0].startswith("-"):
+        _, unknown = parser.parse_known_args(arguments, options)
+    elif arguments[0] in commands:  # words and options in any order
+        found, unknown = commands[arguments[0]].parse_known_intermixed_args(arguments[1:])
+        vars(options).update(vars(found))
+    else:
         what = f"there is no command '{arguments[0]}'"
         raise error("input.usage", "lazymoe", what, nearest(arguments[0], COMMANDS))
-    _, unknown = parser.parse_known_args(arguments, options)
     if unknown:  # its value isn't repeated: it may be a token
         option = unknown[0].partition("=")[0]
         what = f"there is no option '{option}'" if option.startswith("-") else "there is a word too many"
@@ -115,7 +119,8 @@ class _Completion(argparse.Action):
         parser.exit()
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Make the parser of the command line, and that of each command by its name."""
     parser = _Parser("lazymoe", description="Make a mixture of experts out of fine-tuned LLMs.")
     parser.add_argument("--version", action="version", version=f"lazymoe {__version__}")
     parser.add_argument(
@@ -207,7 +212,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command("demo", _demo, about, "lazymoe demo", "the same command begins anew with what is trained")
     sub.add_argument("folder", nargs="?", metavar="FOLDER", help="a new one, to keep the mixture in")
     common(sub)
-    return parser
+    return parser, commands.choices
 
 
 def _code(problems: Sequence[Problem]) -> int:

@@ -17,7 +17,7 @@ from hub_server import Hub
 from small_models import Make, recipe, write_recipe
 
 from lazymoe import __version__, merge
-from lazymoe.cli import COMMANDS, main
+from lazymoe.cli import COMMANDS, main, make_parser
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 
@@ -54,6 +54,23 @@ def test_nothing_at_all_gets_help(capsys: Captured) -> None:
     printed = capsys.readouterr()
     assert printed.out.startswith("usage: lazymoe") and not printed.err
     assert all(f"  {name}  " in printed.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "merge missing.yaml --to writer/moe work", "merge --seed 1 missing.yaml work", "merge missing.yaml a --seed 1",
+        "check missing.yaml --source remote folder", "check --json missing.yaml --shard-size 1GB folder",
+        "publish missing --private you/moe", "report missing --layers", "demo --quiet missing/in/none",
+    ],
+)  # fmt: skip
+def test_words_and_options_come_in_any_order(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser()[1][words.split()[0]]
+    _, unknown = parser.parse_known_intermixed_args(words.split()[1:])
+    assert not unknown
+    if "demo" not in words:
+        assert main(words.split()) == 2
+        assert "missing" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,4 @@
-"""Killed at any moment of a merge from the Hub, or of a publication: a rerun gives the same bytes."""
+"""Killed at any moment of a merge from the Hub, of a publication, or of both at once: a rerun gives the same bytes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from small_models import contents, make_model, write_recipe
 from lazymoe import Recipe, merge, publish
 
 MOMENTS = 16  # of a merge, and as many of a publication
+STRAIGHT = 20  # of a merge from Hub to Hub
 KILLED = """
 import os, signal, sys
 from lazymoe.cli import main
@@ -94,3 +95,25 @@ def test_killed_in_a_publication(models: Path, hub: Hub, tmp_path: Path) -> None
         assert {k: f for k, f in files.items() if k != "README.md"} == {
             k: f for k, f in wanted.items() if k != "README.md"
         }  # the card names the repository
+
+
+@pytest.mark.slow
+def test_killed_between_hub_and_hub(models: Path, hub: Hub, tmp_path: Path) -> None:
+    command = ("merge", models, "--shard-size", "30kB", "--source", "remote", "--to")
+    counted = run(0, *command, "writer/whole", tmp_path / "counted", HF_TOKEN="hf_writer")
+    assert counted.returncode == 0, counted.stderr
+    traces, wanted = int(counted.stdout.split()[-1]), hub.repos["writer/whole"].commits[-1].files
+    for i in range(STRAIGHT):
+        name, work = f"writer/straight-{i}", tmp_path / f"work-{i}"
+        killed = run(traces * (i + 1) // (STRAIGHT + 1), *command, name, work, HF_TOKEN="hf_writer")
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        there = hub.repos[name].commits[-1].files if name in hub.repos else {}
+        assert set(there) <= {".gitattributes"} or set(there) == set(wanted)  # all of it, or nothing
+        if i % 4 == 3:  # as in a new runtime
+            shutil.rmtree(work, ignore_errors=True)
+        again = run(0, *command, name, work, HF_TOKEN="hf_writer")
+        assert again.returncode == 0, again.stderr
+        files = hub.repos[name].commits[-1].files
+        assert {k: f for k, f in files.items() if k != "README.md"} == {
+            k: f for k, f in wanted.items() if k != "README.md"
+        }
