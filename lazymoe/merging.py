@@ -170,7 +170,8 @@ def _reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) 
 
     models = [source.origin.ranges for source in plan.sources if source.origin and source.origin.ranges]
     place = work / REMOTE if remote.disk else None
-    return Ahead(models, place, remote.disk or remote.memory, remote.nbytes, progress)
+    room = remote.disk - remote.held or remote.memory
+    return Ahead(models, place, room, remote.nbytes, progress, remote.kept)
 
 
 def fingerprint_of(prepared: Prepared, seed: int) -> str:

@@ -30,6 +30,7 @@ from lazymoe.planning import checking
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import Piece
 from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.planning.remote import remote
 
 SMALL = {"shard_size": 60_000}
 WEIGHTS = "model.safetensors"
@@ -143,14 +144,20 @@ def test_what_is_needed_is_brought_and_nothing_else(
     assert found.remote and found.remote.nbytes == nbytes and found.download == 0
 
 
-def test_a_sweep_brings_a_layer_once(given: Recipe, clean_hub: Hub, tmp_path: Path) -> None:
-    """What is read again while a layer is worked on is held; the second pass, that of the writing, brings it again."""
-    asked = given.with_fields(shared_weights="regmean", gate_mode="random")
+@pytest.mark.parametrize("shared", ["base", "average", "regmean"])
+@pytest.mark.parametrize("gate_mode", ["fit", "random"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_sweep_brings_every_byte_once(
+    tied: bool, gate_mode: str, shared: str, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "BLOCK", 1000)
+    asked = put(clean_hub, tmp_path, tie_word_embeddings=tied).with_fields(gate_mode=gate_mode, shared_weights=shared)
     prepared = prepare(asked)
     clean_hub.sent = Counter()
     merge(asked, tmp_path / "moe", source="remote", **SMALL)
-    weights = sum(t.nbytes for s in prepared.sources for t in s.tensors.values())
-    assert clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared) <= 2 * weights
+    away = remote(prepared.prompts, prepared.sound_plan)
+    brought = clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared)
+    assert away.nbytes <= brought <= 1.02 * away.nbytes
 
 
 @pytest.mark.parametrize("after", [0.1, 0.5, 0.9])

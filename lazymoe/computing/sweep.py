@@ -24,7 +24,7 @@ from lazymoe.computing import STATES, broken
 from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
-from lazymoe.computing.shared_weights import Average, as_bytes, finite, means, merge_head, merge_maps, squares
+from lazymoe.computing.shared_weights import Average, as_bytes, finite, means, merge_head, merge_maps, own, squares
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely
 from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
@@ -67,9 +67,8 @@ def sweep(
     walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
     head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
-    for name in outside:
-        if name == EMBEDDINGS != head:  # they come first in the output, all others last
-            shards.give(0, name, means(average, name))
+    if head != EMBEDDINGS:  # they come first in the output, all others last
+        shards.give(0, EMBEDDINGS, (means if outside else own)(average, EMBEDDINGS))
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()

@@ -44,7 +44,13 @@ class Ahead:
     """Answers models' `Ranges.read` while it is entered, and lets go of all that it holds when it is left."""
 
     def __init__(
-        self, models: Iterable[Ranges], folder: Path | None, room: int, total: int, progress: Progress
+        self,
+        models: Iterable[Ranges],
+        folder: Path | None,
+        room: int,
+        total: int,
+        progress: Progress,
+        kept: frozenset[str] = frozenset(),
     ) -> None:
         """Prepare to read.
 
@@ -54,9 +60,10 @@ class Ahead:
             room: the most bytes to hold, but for one read that is larger; half of it for what comes next.
             total: bytes that will be wanted, about.
             progress: told of the bytes that were wanted so far, stage ``download``; what it raises stops a read.
+            kept: names of tensors that are held until it is left, once they were wanted; they take no room.
         """
         self._models, self._folder, self._room = set(models), folder, room
-        self._total, self._progress = total, progress
+        self._total, self._progress, self._kept = total, progress, kept
         self._pool, self._stopped, self._lock = ThreadPoolExecutor(AT_ONCE), Event(), RLock()
         self._writing = Lock()
         self._held: OrderedDict[Block, Future[Held]] = OrderedDict()  # the one to let go of first comes first
@@ -134,27 +141,31 @@ class Ahead:
         if blocks == self._last:
             return
         self._last = blocks
-        soon, nbytes = list(blocks), sum(block.nbytes for block in blocks)
+        soon, nbytes = list(blocks), sum(map(self._takes, blocks))
         for block in self._order.after(blocks[-1], self._held):
-            nbytes += block.nbytes
+            nbytes += self._takes(block)
             if nbytes > self._room // 2:
                 break
             soon.append(block)
         new = set(soon)
-        room = self._room - sum(block.nbytes for block in new - self._held.keys())
+        room = self._room - sum(map(self._takes, new - self._held.keys()))
         if self._nbytes > room:
-            others = [block for block in self._held if block not in new]
+            others = [block for block in self._held if block not in new and self._takes(block)]
             for block in sorted(others, key=lambda block: block not in self._seen):  # what was never read goes last
                 if self._nbytes > room:
                     self._let_go(block)
         for block in soon:
             self._want(block)
 
+    def _takes(self, block: Block) -> int:
+        """Count the bytes of room that a block takes."""
+        return 0 if block.ranges.tensor(block.place.file, block.place.begin) in self._kept else block.nbytes
+
     def _want(self, block: Block) -> Future[Held]:
         if block not in self._held:
             path = self._folder / str(next(self._names)) if self._folder else None
             self._held[block] = self._pool.submit(self._bring, block, path)
-            self._nbytes += block.nbytes
+            self._nbytes += self._takes(block)
         self._held.move_to_end(block)
         return self._held[block]
 

@@ -7,7 +7,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from lazymoe.architectures.records import LAYER
-from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.planning.memory import reads_states
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.recipe.schema import STREAMED, Recipe
 
@@ -20,14 +21,18 @@ class Remote(NamedTuple):
 
     Attributes:
         nbytes: of all that is read, each byte once.
-        disk: the most bytes to hold on the disk: two layers of all models, as a sweep that computes reads some of a
-            layer again; none where each is read once.
+        disk: the most bytes to hold on the disk: two layers of all models where something is computed, so that the next
+            one arrives meanwhile, and what is kept; else none.
         memory: the most bytes to hold in memory, for that.
+        kept: names of tensors that are read when a sweep begins and again when it ends.
+        held: bytes of those.
     """
 
     nbytes: int
     disk: int
     memory: int
+    kept: frozenset[str] = frozenset()
+    held: int = 0
 
 
 def remote(recipe: Recipe, plan: Plan) -> Remote:
@@ -37,17 +42,24 @@ def remote(recipe: Recipe, plan: Plan) -> Remote:
         recipe: what is wanted.
         plan: what it comes to.
     """
-    layers = Counter[str]()
+    layers, kept, held = Counter[str](), _kept(recipe, plan), 0
     for number, name in _read(recipe, plan):
         source = plan.sources[number]
         if name in source.tensors and _is_away(source, name):
             match = PREFIX.match(name)
             layers[match[1] if match else ""] += source.tensors[name].nbytes
+            held += source.tensors[name].nbytes if name in kept else 0
     total, outside = layers.total(), layers.pop("", 0)
     room = 2 * max(layers.values(), default=outside)
     if recipe.gate_mode in STREAMED or plan.shared != "base":
-        return Remote(total, room, 0)
+        return Remote(total, room + held, 0, kept, held)
     return Remote(total, 0, min(room, WINDOW))
+
+
+def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:
+    """Name what is read when a sweep begins and again when it ends: tied embeddings, which are merged as the head."""
+    swept = plan.shared == "regmean" and (recipe.gate_mode == "fit" or reads_states(recipe, plan))
+    return frozenset({EMBEDDINGS} if swept and HEAD not in plan.sources[0].tensors else ())
 
 
 def _read(recipe: Recipe, plan: Plan) -> set[tuple[int, str]]:
