@@ -33,7 +33,7 @@ class Merge:
         self.result, self.verdict = w.HTML(), Verdict()
         self.known: object = None  # which mixture, as measured, is shown
         self.sent: tuple[str, str] | None = None  # what went straight to the Hub: its recipe, its page
-        self.way = Destination(self._hear)
+        self.way = Destination()
         start = ui.button("Merge", "merge-button", lambda: self.work.begin(self._run()), style="primary")
         self.work = Work(start, "merge", self.told, "Press Merge to go on from here.", self.bars)
         shown = (self.way, self.work, self.bars, self.told, self.link, self.result, self.verdict.box)
@@ -48,12 +48,12 @@ class Merge:
             return
         if SESSION.is_older:
             SESSION.change(name=SESSION.free_name)  # the older one stays
-        prepared = yield partial(SESSION.prepare, recipe)
-        if not SESSION.volume(self.way.is_hub):
+        prepared = yield partial(SESSION.prepare, recipe, SESSION.source)
+        if not SESSION.found or SESSION.found.errors:
             SESSION.checked = yaml, (yield partial(examine, prepared, SESSION.out))
-        self.told.show("note", f"{WORKING}{SESSION.volume(self.way.is_hub)}")
+        self.told.show("note", f"{WORKING}{_takes()}")
         try:
-            yield from (self._to_hub if self.way.is_hub else self._to_folder)(prepared, yaml)
+            yield from (self._to_hub if SESSION.to_hub else self._to_folder)(prepared, yaml)
         except LazyMoEError as e:
             if e.problems[0].code != "output.taken":
                 raise
@@ -91,7 +91,7 @@ class Merge:
             self.known = known
             self.result.value = ui.pictures(folder, ROUTED) if folder else ""
             self.verdict.show(folder)
-        sent = self.sent[1] if self.way.is_hub and self.sent and self.sent[0] == SESSION.yaml else None
+        sent = self.sent[1] if SESSION.to_hub and self.sent and self.sent[0] == SESSION.yaml else None
         self.link.show(sent)
         if SESSION.is_older:
             again = f"Press Merge to make the new one as {SESSION.free_name}; {SESSION.name} stays."
@@ -102,8 +102,8 @@ class Merge:
             with self.told.guard():
                 self.told.show("good", _ready(folder))
         elif SESSION.recipe:
-            place = "It goes straight to the Hub." if self.way.is_hub else f"It goes into the folder {SESSION.name}."
-            self.told.show("note", f"Press Merge. {place}{SESSION.volume(self.way.is_hub)}")
+            place = "It goes straight to the Hub." if SESSION.to_hub else f"It goes into the folder {SESSION.name}."
+            self.told.show("note", f"Press Merge. {place}{_takes()}")
         else:
             self.told.show("note", NO_RECIPE)
         if folder and SESSION.name in SESSION.made:
@@ -113,6 +113,11 @@ class Merge:
 def merge() -> w.Widget:
     """Make the panel that makes the mixture."""
     return Merge().panel
+
+
+def _takes() -> str:
+    """Say how much the chosen way moves, as a sentence after another; nothing if that isn't known."""
+    return f" {SESSION.way}" if SESSION.way else ""
 
 
 def _bytes_to_read(prepared: Prepared) -> int:

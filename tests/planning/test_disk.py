@@ -13,7 +13,7 @@ from small_models import Make, recipe, sparse, tensors_of
 from lazymoe import check, merge
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.cli import main
-from lazymoe.planning import checking
+from lazymoe.planning import disk
 from lazymoe.planning.checking import judge
 from lazymoe.planning.prepared import Prepared, prepare
 
@@ -32,7 +32,7 @@ def huge(tmp_path: Path) -> Prepared:
 
 def needed(prepared: Prepared, folder: Path) -> float:
     """How many GB the check finds missing."""
-    [problem] = judge(prepared, folder).errors
+    [problem] = judge(prepared, folder, to_hub=False).errors
     assert problem.code == "output.no-room"
     return float(problem.what.partition(" GB")[0])
 
@@ -52,7 +52,7 @@ def test_models_below_the_folder_are_strangers(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(huge.recipe.to_yaml())
     assert main(["check", "recipe.yaml"]) == 2
-    assert f"{everything:.1f} GB of disk are needed" in "".join(capsys.readouterr())
+    assert f"{everything:.1f} GB" in "".join(capsys.readouterr())
 
 
 def test_the_tree_is_not_walked(huge: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +101,11 @@ def test_a_finished_mixture_takes_nothing_more(make: Make, tmp_path: Path, monke
     base = make("base")
     given, out = recipe(base, base, base), tmp_path / "out"
     full = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(checking.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: full)
     assert [p.code for p in check(given, out).errors] == ["output.no-room"]
     monkeypatch.undo()
     merge(given, out)
-    monkeypatch.setattr(checking.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: full)
     assert not check(given, out).errors
     merge(given, out)
     assert [p.code for p in check(recipe(base, base, base, base), out).errors] == ["output.no-room"]
@@ -116,12 +116,12 @@ def test_what_was_computed_before_a_stop_counts(make: Make, tmp_path: Path, monk
     prepared, out = prepare(recipe(base, base, base, shared_weights="average")), tmp_path / "out"
     plan = prepared.sound_plan
     assert plan.computed_bytes
-    before = checking._written(plan, out)
+    before = disk.written(plan, out)
     (out / ".lazymoe").mkdir(parents=True)
     name = next(name for name in tensors_of(base) if "q_proj" in name)
     header = write_header([(name, "BF16", (8, 8))])
     (out / ".lazymoe" / "shared-00000.safetensors").write_bytes(header + bytes(128))
     (out / ".lazymoe" / "other.safetensors").write_bytes(write_header([("x", "BF16", (8, 8))]) + bytes(128))
-    assert (before, checking._written(plan, out)) == (0, len(header) + 128)
+    assert (before, disk.written(plan, out)) == (0, len(header) + 128)
     (out / ".lazymoe" / "lazymoe.json").write_text(json.dumps({}))
     assert not check(prepared.recipe, out).errors
