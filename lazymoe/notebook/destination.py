@@ -92,11 +92,11 @@ def _row(way: Way, is_chosen: bool) -> w.HBox:
     label = "✓ Chosen" if is_chosen else "Choose"
     start = ui.button(label, "choose", lambda: SESSION.change(source=way.source, to_hub=way.to_hub), width="100px")
     start.disabled = is_chosen or not way.fits
-    come = {"local": "Download the models, ", "remote": "Read the models where they are, "}[way.source]
+    come = {"local": "Download the models, merge", "remote": "Read the models where they are, merge"}[way.source]
     place = {False: "into a folder here", True: "straight to the Hub"}[way.to_hub]
-    title = f"{come * bool(way.brought)}{place}"
-    cells = "".join(f"<div><small>{name}</small>{words}</div>" for name, words in way.figures().items() if words)
-    row = w.HBox([start, w.HTML(f"<b>{title[0].upper()}{title[1:]}</b><div class='lazymoe-figures'>{cells}</div>")])
+    title = f"{come if way.brought else 'Merge'} {place}"
+    cells = "".join(f"<div><small>{name}</small>{words or '-'}</div>" for name, words in way.figures().items())
+    row = w.HBox([start, w.HTML(f"<b>{title}</b><div class='lazymoe-figures'>{cells}</div>")])
     row.add_class("lazymoe-one-way")
     if is_chosen:
         row.add_class("lazymoe-chosen")

@@ -126,6 +126,8 @@ def test_the_figures_of_a_4x7b(colab: Prepared) -> None:
     assert straight.disk - straight.download == both.disk - 2 * layer <= 2 * 4_000_000_000 + routers
     assert not here.fits and here.lacking == here.disk - 75 * 10**9
     assert away.fits and straight.fits and both.fits
+    short = find_ways(colab, colab.sound_plan, Path.cwd(), 75 * 10**9, memory=10**9)
+    assert [way.figures()["fits"] for way in short] == ["lacks 31.2 GB", *["memory is short"] * 3]
 
 
 def test_the_first_that_fits_is_chosen(colab: Prepared) -> None:
