@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
@@ -146,3 +149,13 @@ def test_on_the_command_line(
     assert f"{empty_hub.url}/writer/straight holds it." in capsys.readouterr().out
     assert not (tmp_path / "straight").exists()
     assert main(["merge", "recipe.yaml"]) == 2 and "Name a folder" in capsys.readouterr().err
+
+
+def test_the_clients_own_bars_are_not_shown(clean_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    write_recipe(tmp_path / "recipe.yaml", given)
+    variables = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    variables |= {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_writer"}
+    command = [sys.executable, "-m", "lazymoe", "merge", "recipe.yaml", "--to", "writer/straight", "--shard-size=20kB"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Uploading: 100%" in done.stderr
+    assert "model-0000" not in done.stderr

@@ -165,7 +165,7 @@ def judge(prepared: Prepared, folder: Path, to_hub: bool | None = None) -> Check
         asked = among(ways, prepared.source, to_hub)
         way = choose(asked)
         nearest = way or min(asked, key=lambda way: way.lacking)
-        errors += _disk(nearest, choose(ways))
+        errors += _disk(nearest, choose(among(ways, "auto", to_hub)) or choose(ways))
         warnings += _memory(nearest, prepared.recipe, plan)
     free = shutil.disk_usage(existing(folder)).free, psutil.virtual_memory().available
     return Check(tuple(errors), tuple(warnings), prepared.notes, plan, ways, way, *free)
