@@ -143,14 +143,14 @@ def carry_out(
     if device:
         pick_device(device)  # before the downloads, if it isn't there
     found = judge(prepared, folder, to_hub=taker is not None)
-    if found.errors or found.way is None:
+    if found.errors:
         raise failure(found.errors)
-    plan = prepared.sound_plan
+    assert found.way  # or there would be an error
+    plan, away = prepared.sound_plan, found.way.remote
     fingerprint = fingerprint_of(prepared, seed)
     if is_done(folder, fingerprint, plan):
         return Merged(folder, plan, found.warnings)
 
-    away = found.way.remote
     prepared.fetch(progress, remote=away is not None)
     work = claim(folder, fingerprint, plan)
     with locked(work), _reading(plan, away, work, progress):

@@ -8,7 +8,7 @@ import ipywidgets as w
 
 from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Ways
-from lazymoe.notebook.session import MISTAKES, NO_RECIPE, SESSION
+from lazymoe.notebook.session import MISTAKES, NO_RECIPE, NO_ROOM, SESSION
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.planning.checking import AS_DOWNLOADS, Check, examine
 
@@ -61,9 +61,7 @@ def _tell(told: ui.Messages, found: Check) -> None:
     told.add("note", *found.notes)
     if any(way.upload_seconds for way in found.ways):
         told.add("note", AS_DOWNLOADS)
-    if found.errors:
-        return
-    if SESSION.way:
+    if SESSION.has_no_room:
+        told.add("warning", NO_ROOM)
+    elif SESSION.way:
         told.add("good", f"This can be merged{SESSION.way.how}{', with these doubts' if found.warnings else ''}.")
-    else:
-        told.add("warning", "This doesn't fit in the way that is chosen. Choose another one below.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lazymoe.errors import LazyMoEError
 from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Destination
-from lazymoe.notebook.session import MISTAKES, NO_RECIPE, OLDER, SESSION
+from lazymoe.notebook.session import MISTAKES, NO_RECIPE, NO_ROOM, OLDER, SESSION
 from lazymoe.notebook.verdict import QUICK, Verdict
 from lazymoe.notebook.work import WORKING, Steps, Work
 from lazymoe.output.folder import REPORT, read_record
@@ -33,27 +34,27 @@ class Merge:
         self.result, self.verdict = w.HTML(), Verdict()
         self.known: object = None  # which mixture, as measured, is shown
         self.sent: tuple[str, str] | None = None  # what went straight to the Hub: its recipe, its page
-        self.way = Destination()
+        self.destination = Destination()
         start = ui.button("Merge", "merge-button", lambda: self.work.begin(self._run()), style="primary")
         self.work = Work(start, "merge", self.told, "Press Merge to go on from here.", self.bars)
-        shown = (self.way, self.work, self.bars, self.told, self.link, self.result, self.verdict.box)
+        shown = (self.destination, self.work, self.bars, self.told, self.link, self.result, self.verdict.box)
         self.panel = ui.panel("merge", *shown)
         SESSION.listen("merge", self._hear)
 
     def _run(self) -> Steps:
         self.bars.clear()
-        recipe, yaml = SESSION.recipe, SESSION.yaml
+        recipe, yaml, source, to_hub = SESSION.recipe, SESSION.yaml, SESSION.source, SESSION.to_hub
         if recipe is None:
             self.told.show("error", MISTAKES)
             return
         if SESSION.is_older:
             SESSION.change(name=SESSION.free_name)  # the older one stays
-        prepared = yield partial(SESSION.prepare, recipe, SESSION.source)
+        prepared = yield partial(SESSION.prepare, recipe)
         if not SESSION.found or SESSION.found.errors:
             SESSION.checked = yaml, (yield partial(examine, prepared, SESSION.out))
         self.told.show("note", f"{WORKING}{_takes()}")
         try:
-            yield from (self._to_hub if SESSION.to_hub else self._to_folder)(prepared, yaml)
+            yield from (self._to_hub if to_hub else self._to_folder)(replace(prepared, source=source), yaml)
         except LazyMoEError as e:
             if e.problems[0].code != "output.taken":
                 raise
@@ -75,7 +76,7 @@ class Merge:
         SESSION.finish(out.name, yaml, list(map(str, doubts)))
 
     def _to_hub(self, prepared: Prepared, yaml: str) -> Steps:
-        name, private = self.way.repository.name, self.way.repository.private
+        name, private = self.destination.repository.name, self.destination.repository.private
         done = yield partial(carry_to_hub, prepared, name, SESSION.out, private=private, progress=self.work.progress)
         self.sent = yaml, done.url
         self.work.end()
@@ -84,8 +85,8 @@ class Merge:
     def _hear(self) -> None:
         if self.work.goes_on:
             return
-        self.way.hear()
-        self.work.allow(SESSION.recipe is not None and self.way.is_ready)
+        self.destination.hear()
+        self.work.allow(SESSION.recipe is not None and self.destination.is_ready)
         folder = SESSION.merged
         if self.known != (known := (SESSION.mixture, SESSION.measured)):  # not at every key: pictures are read
             self.known = known
@@ -101,6 +102,8 @@ class Merge:
         elif folder:
             with self.told.guard():
                 self.told.show("good", _ready(folder))
+        elif SESSION.has_no_room:
+            self.told.show("warning", NO_ROOM)
         elif SESSION.recipe:
             place = "It goes straight to the Hub." if SESSION.to_hub else f"It goes into the folder {SESSION.name}."
             self.told.show("note", f"Press Merge. {place}{_takes()}")

@@ -27,6 +27,7 @@ MISTAKES = "The recipe has mistakes. They are marked in step 2."  # what panels 
 NO_RECIPE = "Waiting for a recipe without mistakes, from step 2."
 NO_MIXTURE = "Waiting for step 4."
 NO_TOKEN = "Waiting for a token with write access, in step 1."
+NO_ROOM = "This doesn't fit in the way that is chosen. Another one in step 3 does."
 OLDER = "This is the mixture of an older recipe: the one in step 2 has changed since."
 
 
@@ -110,6 +111,11 @@ class Session:
         """The way that a merge would take; None before a check, or if nothing that is chosen fits."""
         return choose(among(self.found.ways, self.source, self.to_hub)) if self.found else None
 
+    @property
+    def has_no_room(self) -> bool:
+        """Whether the form's recipe fits, but not in the way that is chosen."""
+        return bool(self.found and not self.found.errors and not self.way)
+
     def listen(self, panel: str, hear: Callable[[], None]) -> None:
         """Call a function now and at each change; one for each panel, so that a cell can be run again.
 
@@ -120,14 +126,13 @@ class Session:
         self._listeners[panel] = hear
         hear()
 
-    def prepare(self, recipe: Recipe, source: Where = "auto") -> Prepared:
+    def prepare(self, recipe: Recipe) -> Prepared:
         """Make a recipe ready, by the options of this notebook.
 
         Args:
             recipe: what is wanted.
-            source: as in `prepare`.
         """
-        return prepare(recipe, allow_pickle=self.allow_pickle, source=source)
+        return prepare(recipe, allow_pickle=self.allow_pickle)
 
     def finish(self, name: str, yaml: str, told: list[str]) -> None:
         """Keep what a mixture was made of, and tell everyone.

@@ -23,7 +23,7 @@ from lazymoe.planning.ways import Way, among, choose, find_ways
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes
 
-AS_DOWNLOADS = "Uploads are counted at the rate of downloads, measured here; yours may be slower."
+AS_DOWNLOADS = "Uploads are counted at the rate of downloads, which was measured; sending may be slower."
 
 
 @dataclass(frozen=True)

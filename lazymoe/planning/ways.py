@@ -39,7 +39,7 @@ class Way:
         download: what is downloaded into the cache.
         remote: what is read of weights that stay on the Hub; None if all are downloaded, or here.
         upload: what is sent, if the Hub has none of it.
-        needs: the most it takes at a time, of each disk.
+        needs: the most it takes at a time of each disk, beside what is there already.
         memory: the most it takes, about.
         memory_free: free here.
         seconds: that it takes here, about, without an upload; None if that wasn't estimated or can't be.
@@ -68,7 +68,7 @@ class Way:
 
     @property
     def disk(self) -> int:
-        """Bytes of disk that it takes, at most at a time."""
+        """Bytes of disk that it takes at most at a time, beside what is there already."""
         return sum(need.nbytes for need in self.needs)
 
     @property
