@@ -4,7 +4,9 @@
     python docs/generate.py --check   # exit with 1 if a page isn't current
 
 The commands in cli.md are made from the command line's own parser, not from argparse's help, whose layout differs from
-one Python to the next. The codes in python.md are written by hand; that they are all there, and no others, is checked.
+one Python to the next. What a free Colab can make is counted as `check` does, for models of the sizes that
+`planning/shapes.py` has. The codes in python.md are written by hand; that they are all there, and no others, is
+checked.
 REPOSITORY goes into the README's badge, the notebook's first cell and pyproject.toml; while it is empty there is none.
 """
 
@@ -13,11 +15,17 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lazymoe
-from lazymoe import cli
+from lazymoe import Recipe, cli
+from lazymoe.data import ready_made
+from lazymoe.planning.plan import Plan
+from lazymoe.planning.shapes import SHAPES, imagine
+from lazymoe.planning.ways import Way, choose, find_ways
+from lazymoe.units import billions, gigabytes, in_words
 
 REPOSITORY = ""  # set once: https://github.com/ with owner and name, and nothing after them
 
@@ -26,6 +34,8 @@ DOCS = ROOT / "docs"
 BEGIN, END = "<!-- from here on by docs/generate.py -->\n", "<!-- up to here by docs/generate.py -->\n"
 CODE = re.compile(r'\b(?:error|Problem)\(\s*"([a-z]+\.[a-z-]+)"')  # where a problem is made
 ROW = re.compile(r"^\| `([a-z]+\.[a-z-]+)` \|", re.MULTILINE)  # and where python.md has it
+MEMORY, DISK = 12_700_000_000, 75_000_000_000  # bytes that a free Colab has, about
+COLAB = re.compile(r"^- \*\*A free Colab(?:.*\n)+?(?=- \*\*)", re.MULTILINE)
 BADGE = re.compile(r"(?<=^# LazyMoE\n\n)(?:\[!\[Open in Colab\].*\n\n)?")
 URLS = re.compile(r"(?:^\[project\.urls\]\n(?:.+\n)+\n)?(?=^\[project\.optional-dependencies\]$)", re.MULTILINE)
 FIRST_CELL = re.compile(r'(?<=^    "repository = \\").*(?=\\"  # by docs/generate.py\\n",$)', re.MULTILINE)
@@ -83,9 +93,55 @@ def codes() -> set[str]:
 
 def with_commands(page: str) -> str:
     """cli.md with the commands as they are."""
+    return _between(page, commands())
+
+
+def shape_of(recipe: Recipe) -> str:
+    """The shape of a ready-made recipe's models, by its base model's name; those that say nothing are Mistrals."""
+    return next((shape for shape in SHAPES if shape.lower() in recipe.base_model.lower()), "Mistral-7B")
+
+
+def on_colab() -> dict[str, tuple[Plan, Way, Way]]:
+    """What each ready-made recipe is on a free Colab: its plan, the chosen way, and the one that takes least disk."""
+    found = {}
+    for name in ready_made():
+        recipe = Recipe.from_file(name)
+        prepared = imagine(recipe, SHAPES[shape_of(recipe)], ROOT)
+        plan = prepared.sound_plan
+        ways = find_ways(prepared, plan, ROOT, DISK, MEMORY)
+        way = choose(ways)
+        assert way and way.memory < MEMORY, f"{name} doesn't fit: the README must say so"
+        found[name] = plan, way, min(ways, key=lambda way: way.disk)
+    return found
+
+
+def with_colab(readme: str) -> str:
+    """README.md with what a free Colab can make."""
+    found = on_colab()
+    name, (plan, way, least) = max(found.items(), key=lambda item: (item[1][0].parameters, item[1][1].brought))
+    words = (
+        f"- **A free Colab can make a 4x7B**, and all {in_words(len(found))} [ready-made recipes]"
+        f"(docs/recipe.md#ready-made-recipes), with {gigabytes(MEMORY)} of memory and {DISK // 10**9} GB of disk. By "
+        f"`check`'s count `{name}`, of {billions(plan.parameters)} parameters, is made in {gigabytes(way.memory)} of "
+        f"memory and {gigabytes(way.disk)} of disk{way.how}, and in {gigabytes(least.disk)} of disk{least.how}."
+    )
+    return _put(COLAB, textwrap.fill(words, 120, subsequent_indent="  ", break_on_hyphens=False) + "\n", readme)
+
+
+def with_recipes(page: str) -> str:
+    """recipe.md with what each ready-made recipe takes on a free Colab."""
+    lines = ["| | parameters | from the Hub | disk | memory | it can be merged |", "|---|--:|--:|--:|--:|---|"]
+    for name, (plan, way, _) in sorted(on_colab().items(), key=lambda item: -item[1][0].parameters):
+        figures = (billions(plan.parameters), *map(gigabytes, (way.brought, way.disk, way.memory)))
+        lines.append(f"| `{name}` | {' | '.join(figures)} |{way.how or ' with its models downloaded'} |")
+    return _between(page, "\n".join([*lines, ""]))
+
+
+def _between(page: str, made: str) -> str:
+    """A page with something put between its two marks."""
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
-    return before + BEGIN + "\n" + commands() + "\n" + END + after
+    return before + BEGIN + "\n" + made + "\n" + END + after
 
 
 def with_badge(readme: str) -> str:
@@ -122,7 +178,8 @@ def _put(place: re.Pattern[str], made: str, page: str) -> str:
 
 MADE: dict[str, Callable[[str], str]] = {
     "docs/cli.md": with_commands,
-    "README.md": with_badge,
+    "docs/recipe.md": with_recipes,
+    "README.md": lambda page: with_colab(with_badge(page)),
     "pyproject.toml": with_urls,
     "LazyMoE.ipynb": with_address,
 }

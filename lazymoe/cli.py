@@ -256,12 +256,13 @@ def _merge(options: Options) -> Told:
     prepared = prepare(
         options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle, source=options.source
     )
-    found = judge(prepared, folder, stays=not options.to)
+    found = judge(prepared, folder, to_hub=bool(options.to))
     if found.errors:
         raise failure(found.errors)
     _warn(options, found.warnings)
-    if found.remote and not options.quiet:
-        print(f"note: {found.notes[-1]}", file=sys.stderr, flush=True)
+    if found.way and found.way.remote and not options.quiet:
+        why = "" if options.source == "remote" else "Models stay on the Hub, as the disk has no room for them. "
+        print(f"note: {why}{found.way}", file=sys.stderr, flush=True)
     if options.to:
         return _merge_to_hub(options, prepared, folder)
     with bars(options.quiet) as progress:

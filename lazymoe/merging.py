@@ -144,17 +144,18 @@ def carry_out(
     """
     if device:
         pick_device(device)  # before the downloads, if it isn't there
-    found = judge(prepared, folder, stays=taker is None)
+    found = judge(prepared, folder, to_hub=taker is not None)
     if found.errors:
         raise failure(found.errors)
-    plan = prepared.sound_plan
+    assert found.way  # or there would be an error
+    plan, away = prepared.sound_plan, found.way.remote
     fingerprint = fingerprint_of(prepared, seed)
     if is_done(folder, fingerprint, plan):
         return Merged(folder, plan, found.warnings)
 
-    prepared.fetch(progress, remote=found.remote is not None)
+    prepared.fetch(progress, remote=away is not None)
     work = claim(folder, fingerprint, plan)
-    with locked(work), _reading(plan, found.remote, work, progress):
+    with locked(work), _reading(plan, away, work, progress):
         warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress, taker))
         if taker:
             taker.finish(work / OTHERS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import TextIO
 
 from lazymoe.units import counted, gigabytes
@@ -33,6 +35,9 @@ def silent(stage: str, done: int, total: int) -> None:
 def bars(quiet: bool = False) -> Iterator[Progress]:
     """Show progress: on a terminal a bar for each stage, with rate and time left; in a pipe now and then a plain line.
 
+    Stages may take turns or go on together, in several threads: a rate is the mean since its stage began, which counts
+    the turns of the others.
+
     Args:
         quiet: show nothing.
     """
@@ -50,16 +55,22 @@ def _terminal() -> Iterator[Progress]:
     from tqdm import tqdm
 
     shown: dict[str, tqdm] = {}  # type: ignore[type-arg]  # generic in its stubs only
+    lock = Lock()
 
     def progress(stage: str, done: int, total: int) -> None:
+        with lock:
+            move(stage, done, total)
+
+    def move(stage: str, done: int, total: int) -> None:
         if stage not in shown:
             label, unit = STAGES[stage]
-            bar = tqdm(total=total, unit=unit, unit_scale=unit == "B", mininterval=0.2, dynamic_ncols=True)
-            if bar.ncols and bar.ncols < NARROW:
-                label = label.split()[0]
-                bar.bar_format = "{desc}: {percentage:3.0f}% {rate_fmt}, {remaining} left"
-            bar.set_description(label, refresh=False)
-            shown[stage] = bar
+            narrow = 0 < os.get_terminal_size(sys.stderr.fileno()).columns < NARROW
+            shown[stage] = tqdm(
+                desc=label.split()[0] if narrow else label,
+                bar_format="{desc}: {percentage:3.0f}% {rate_fmt}, {remaining} left" if narrow else None,
+                total=total, initial=done,  # what was there before says nothing of the rate
+                unit=unit, unit_scale=unit == "B", mininterval=0.2, smoothing=0, dynamic_ncols=True,
+            )  # fmt: skip
         shown[stage].update(done - shown[stage].n)
 
     try:

@@ -126,9 +126,10 @@ class _Sender:
         self._total, self._progress = total, progress
         self._sending: Future[int] | None = None
         self._names: set[str] = set()
+        self._there = self._size = 0  # bytes that the Hub has; and of the file on its way
         self.nbytes, self.finished = 0, False
         while work in LEFT and not wait([LEFT[work]], TICK).done:
-            progress("upload", 0, total)
+            self._tell()
 
     def has(self, name: str) -> bool:
         """Tell whether a file was sent to this repository before, by what is kept of that."""
@@ -137,12 +138,15 @@ class _Sender:
         if kept.get("repo") != self._repo:
             return False
         self._upload.recall(name, kept["sha256"], kept["bytes"])
+        self._there += kept["bytes"]
         return True
 
     def take(self, path: Path, outputs: Sequence[Output]) -> None:
         """Send a file, when the one before it has gone."""
         verify_shard(path, outputs)
         self._wait()
+        self._size = path.stat().st_size
+        self._tell()  # its rate counts from here
         self._sending = LEFT[self._work] = Future()
         Thread(target=self._send, args=(path, self._sending), daemon=True).start()  # which nobody waits for in the end
 
@@ -168,12 +172,16 @@ class _Sender:
 
     def _wait(self) -> None:
         while self._sending and not wait([self._sending], TICK).done:
-            self._progress("upload", self.nbytes, self._total)  # a way to stop it
+            self._tell()  # a way to stop it
         if self._sending:
             self.nbytes += self._sending.result()
-            self._progress("upload", self.nbytes, self._total)
+            self._there += self._size
+            self._tell()
             self._sending = None
             LEFT.pop(self._work, None)
+
+    def _tell(self) -> None:
+        self._progress("upload", min(self._there, self._total), self._total)
 
     def _sent(self, name: str) -> Path:
         return self._work / f"{name}.sent"

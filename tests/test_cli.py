@@ -147,7 +147,7 @@ def test_what_is_mistyped_gets_one_line(
 def test_check_prints_a_table(file: Path, capsys: Captured) -> None:
     assert main(["check", str(file)]) == 0
     printed = capsys.readouterr().out
-    for word in ("MixtralForCausalLM", "parameters", "active per token", "on disk", "free disk", "4 bit"):
+    for word in ("MixtralForCausalLM", "parameters", "active per token", "weights", "free here", "fits", "4 bit"):
         assert word in printed
 
 

@@ -26,7 +26,7 @@ elif Path(folder).exists():
 else:
     merge(recipe, folder, device="cpu")
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-print(check(recipe).memory_merge, 1024 * int(peak))
+print(check(recipe).ways[0].memory, 1024 * int(peak))
 """
 MARGIN = 1.1
 REPORT = 550_000_000  # bytes, of models this small: a report reads 4096 tokens of each domain and is promised nothing

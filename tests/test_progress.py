@@ -27,11 +27,30 @@ with bars(quiet=len(sys.argv) > 1) as progress:
 """
 
 
-def on_a_terminal(columns: int, *arguments: str) -> str:
+TOGETHER = """
+import time
+from threading import Thread
+from lazymoe.progress import bars
+def go(stage, total, begin, pause):
+    for done in range(begin, 21):
+        progress(stage, total * done // 20, total)
+        time.sleep(pause)
+with bars() as progress:
+    size = 10**9
+    stages = [("download", size, 10, 0.25), ("sweep", 20, 0, 0.13), ("write", size, 0, 0.15), ("upload", size, 0, 0.17)]
+    threads = [Thread(target=go, args=stage) for stage in stages]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
+
+
+def on_a_terminal(columns: int, *arguments: str, work: str = WORK) -> str:
     """What the work shows on a terminal of so many columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen([sys.executable, "-c", WORK, *arguments], stderr=theirs, stdin=theirs)
+    process = subprocess.Popen([sys.executable, "-c", work, *arguments], stderr=theirs, stdin=theirs)
     os.close(theirs)
     shown = b""
     while True:
@@ -64,6 +83,38 @@ def test_a_bar_fits_the_terminal(columns: int) -> None:
         assert any("100%" in p for p in own), label
     assert ("█" in shown) is (columns >= 100)
     assert re.search(r"\d(\.\d+)?[kMG]B/s", shown)
+
+
+def screens(shown: str) -> list[list[str]]:
+    """What stands on a terminal's lines, after each picture that was drawn."""
+    lines, row, found = [""], 0, []
+    for part in re.findall(r"\r|\n|\x1b\[A|\x1b\[[0-9;]*[A-Za-z]|[^\r\n\x1b]+", shown):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[A":
+            row -= 1
+        elif part.strip() and not part.startswith("\x1b"):
+            lines[row] = part.rstrip()
+            found.append([line for line in lines if line])
+    return found
+
+
+def test_stages_that_go_on_together_have_a_bar_each() -> None:
+    """Told of by several threads; none jumps, none is done before its work is, and each has its rate and time left."""
+    drawn = screens(on_a_terminal(120, work=TOGETHER))
+    labels = [STAGES[stage][0] for stage in ("download", "sweep", "write", "upload")]
+    whole = [screen for screen in drawn if len(screen) == 4]
+    assert len(whole) > 20
+    assert all(sorted(line.partition(":")[0] for line in screen) == sorted(labels) for screen in whole)
+    for label in labels:
+        lines = [line for screen in whole for line in screen if line.startswith(label)]
+        parts = [int(re.search(r"(\d+)%", line)[1]) for line in lines]  # type: ignore[index]
+        assert parts == sorted(parts) and parts[-1] == 100 and len(set(parts)) > 5
+        assert any(re.search(r"<\d\d:\d\d, +\d", line) for line in lines)
+    [resumed] = [line for line in drawn[-1] if line.startswith("Downloading")]
+    rate = float(re.search(r"([\d.]+)MB/s", resumed)[1])  # type: ignore[index]
+    assert rate < 500 / (10 * 0.25) * 1.1  # of the half that was downloaded now
 
 
 def test_a_pipe_gets_plain_lines() -> None:

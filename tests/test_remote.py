@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from lazymoe import HubError, LazyMoEError, Recipe, check, merge, merge_to_hub
 from lazymoe.cli import main
 from lazymoe.hub import ahead
-from lazymoe.planning import checking
+from lazymoe.planning import disk
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import Piece
 from lazymoe.planning.prepared import Prepared, prepare
@@ -140,8 +140,8 @@ def test_what_is_needed_is_brought_and_nothing_else(
     merge(asked, tmp_path / "moe", source="remote", **SMALL)
     brought = clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared)
     assert nbytes <= brought <= nbytes * 1.02
-    found = judge(prepare(asked, source="remote"), tmp_path)
-    assert found.remote and found.remote.nbytes == nbytes and found.download == 0
+    way = judge(prepare(asked, source="remote"), tmp_path).way
+    assert way and way.remote and way.remote.nbytes == nbytes and way.download == 0
 
 
 @pytest.mark.parametrize("shared", ["base", "average", "regmean"])
@@ -277,7 +277,7 @@ def test_private_models_are_read_by_addresses_that_expire(
 def free(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
     """Let every disk have so much room."""
     full = shutil.disk_usage("/")._replace(free=nbytes)
-    monkeypatch.setattr(checking.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: full)
 
 
 def test_auto_leaves_models_on_the_hub_if_the_disk_is_too_small(
@@ -287,13 +287,13 @@ def test_auto_leaves_models_on_the_hub_if_the_disk_is_too_small(
     plan, download = prepared.sound_plan, sum(prepared.missing.values())
     output = plan.nbytes
     free(monkeypatch, output + download)
-    assert check(given, tmp_path / "moe").download == download
-    assert check(given, tmp_path / "moe").remote is None
+    way = check(given, tmp_path / "moe").way
+    assert way and way.download == download and way.remote is None
     free(monkeypatch, output + download - 1)
     found = check(given, tmp_path / "moe")
-    assert not found.errors and found.download == 0 and found.remote and "to read remotely" in found.figures()
-    assert "read on the Hub while it merges, as the disk has no room for the downloads" in str(found)
-    [problem] = check(given, tmp_path / "moe", source="local").errors
+    assert not found.errors and found.way and found.way.remote and not found.way.to_hub and found.way.download == 0
+    assert str(found).endswith("This can be merged while its models stay on the Hub.")
+    [problem] = judge(prepare(given, source="local"), tmp_path / "moe", to_hub=False).errors
     assert problem.code == "output.no-room" and problem.remedy.endswith("which fits: --source remote.")
 
     file = write_recipe(tmp_path / "recipe.yaml", given)
@@ -312,7 +312,7 @@ def test_what_the_cache_has_is_taken_from_there(given: Recipe, clean_hub: Hub, t
     clean_hub.sent = Counter()
     assert contents(merge(given, tmp_path / "remote", source="remote", **SMALL).folder) == local
     assert clean_hub.sent_of(WEIGHTS) == 0
-    assert check(given, source="remote").remote is None
+    assert [way.source for way in check(given, source="remote").ways] == ["local", "local"]
     one = prepare(given).sources[1]
     (one.folder / WEIGHTS).unlink()  # one of the three isn't here
     assert contents(merge(given, tmp_path / "half", source="remote", **SMALL).folder) == local
@@ -332,7 +332,7 @@ def test_from_hub_to_hub_hardly_any_disk_is_taken(
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     asked = given.with_fields(gate_mode="fit", shared_weights="regmean")
     prepared = prepare(asked, source="remote", **SMALL)
-    plan, way = prepared.sound_plan, judge(prepare(asked, source="remote"), tmp_path).remote
+    way = judge(prepared, tmp_path, to_hub=True).way
     assert way
     most = 0
 
@@ -350,5 +350,5 @@ def test_from_hub_to_hub_hardly_any_disk_is_taken(
     there = {name: clean_hub.read("writer/straight", name) for name in commit}
     assert {name: data for name, data in contents(local).items() if name != "README.md"}.items() <= there.items()
     assert not cached(prepared) and not (tmp_path / "work").exists()
-    assert 0 < most <= 2 * plan.largest_file + way.disk + 100_000  # small files
+    assert 0 < most <= way.disk + 100_000  # small files
     assert json.loads(there["lazymoe.json"])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,7 @@ from small_models import Make, contents, recipe, write_recipe
 import lazymoe.hub.client
 from lazymoe import HubError, LazyMoEError, Recipe, merge, merge_to_hub, publish
 from lazymoe.cli import main
+from lazymoe.to_hub import LEFT
 
 SMALL = {"shard_size": 20_000}
 
@@ -65,6 +72,27 @@ def test_it_goes_on_from_the_last_file_that_was_sent(
     assert empty_hub.large_bytes() - stored <= weights  # none of them twice
     publish(merge(given, tmp_path / "moe", **SMALL).folder, "writer/by-folder", token="hf_writer")
     assert files(empty_hub, "writer/straight") == files(empty_hub, "writer/by-folder")
+
+
+def test_what_was_sent_is_told(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    """From the first file on, and to the end; after a stop from where it was."""
+    told: list[tuple[int, int]] = []
+
+    def watch(stop: bool, stage: str, done: int, total: int) -> None:
+        if stage == "upload":
+            told.append((done, total))
+        elif stop and stage == "write" and done > total / 2:
+            raise KeyboardInterrupt
+
+    there = {"token": "hf_writer", **SMALL}
+    with pytest.raises(KeyboardInterrupt):
+        merge_to_hub(given, "writer/straight", tmp_path / "work", progress=partial(watch, True), **there)
+    assert told[0][0] == 0 and told == sorted(told) and told[-1][0] < told[-1][1]
+    wait(LEFT.values())  # what was on its way
+    before = sum(json.loads(kept.read_text())["bytes"] for kept in (tmp_path / "work").rglob("*.sent"))
+    told.clear()
+    merge_to_hub(given, "writer/straight", tmp_path / "work", progress=partial(watch, False), **there)
+    assert told[0][0] >= before > 0 and told == sorted(told) and told[-1][0] == told[-1][1]
 
 
 def test_what_fails_at_the_hub_loses_nothing(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:
@@ -121,3 +149,13 @@ def test_on_the_command_line(
     assert f"{empty_hub.url}/writer/straight holds it." in capsys.readouterr().out
     assert not (tmp_path / "straight").exists()
     assert main(["merge", "recipe.yaml"]) == 2 and "Name a folder" in capsys.readouterr().err
+
+
+def test_the_clients_own_bars_are_not_shown(clean_hub: Hub, given: Recipe, tmp_path: Path) -> None:
+    write_recipe(tmp_path / "recipe.yaml", given)
+    variables = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    variables |= {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_writer"}
+    command = [sys.executable, "-m", "lazymoe", "merge", "recipe.yaml", "--to", "writer/straight", "--shard-size=20kB"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Uploading: 100%" in done.stderr
+    assert "model-0000" not in done.stderr

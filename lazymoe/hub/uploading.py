@@ -16,7 +16,7 @@ from huggingface_hub.lfs import UploadInfo
 
 from lazymoe.errors import error
 from lazymoe.files import readable
-from lazymoe.hub.client import About, ask
+from lazymoe.hub.client import About, ask, without_bars
 
 
 class Upload:
@@ -93,7 +93,8 @@ class Upload:
         self.sent[name] = added.upload_info.sha256.hex()
         if self.remote.get(name) == self.sent[name]:
             return False
-        ask(self._about, partial(self._api.preupload_lfs_files, self._repo, [added]))
+        with without_bars():
+            ask(self._about, partial(self._api.preupload_lfs_files, self._repo, [added]))
         self._operations.append(added)
         return True
 
@@ -125,4 +126,5 @@ class Upload:
         self._operations += [CommitOperationDelete(name) for name in gone]
         self._operations += [CommitOperationAdd(name, content) for name, content in small.items()]
         create = partial(self._api.create_commit, self._repo, self._operations, commit_message=message)
-        ask(self._about, create)
+        with without_bars():
+            ask(self._about, create)

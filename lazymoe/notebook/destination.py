@@ -1,15 +1,20 @@
-"""Where a mixture goes: into a folder here, or straight to the Hub, file by file, where no disk can hold it."""
+"""The way to merge: models on the Hub are downloaded or read there; the mixture stays here or goes straight there."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import ipywidgets as w
 
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import NO_TOKEN, SESSION
+from lazymoe.planning.prepared import Where
+from lazymoe.planning.ways import Way
 
-HERE, STRAIGHT = "Into a folder here", "Straight to the Hub"
+SOURCES: dict[Where, str] = {
+    "auto": "Whichever fits",
+    "local": "Download them",
+    "remote": "Read them where they are",
+}
+PLACES = {False: "Into a folder here", True: "Straight to the Hub"}
 SPARING = (
     "Each file of weights goes up while the next one is made, and leaves this disk. Measuring, the chat and the "
     "picture of the routing need the mixture in a folder."
@@ -45,36 +50,64 @@ class Repository(w.VBox):
 
 
 class Destination(w.VBox):
-    """The choice between the two ways.
+    """The choice, of where models on the Hub are read and of where the mixture goes.
 
     Attributes:
         repository: on the Hub.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        """Show it.
-
-        Args:
-            changed: called when another way is chosen.
-        """
+    def __init__(self) -> None:
         self.repository, self._told = Repository("straight-repo"), ui.Messages()
-        self._way = w.RadioButtons(options=[HERE, STRAIGHT], layout=w.Layout(width="auto"))
-        self._way.add_class("lazymoe-way")
+        self._source = _radio("source", {words: source for source, words in SOURCES.items()})
+        self._place = _radio("way", {words: to_hub for to_hub, words in PLACES.items()})
         self._form = w.VBox([self._told, self.repository])
-        super().__init__([self._way, self._form])
-        self._way.observe(lambda _: changed(), "value")
-
-    @property
-    def is_hub(self) -> bool:
-        return bool(self._way.value == STRAIGHT)
+        choices = [_titled("Models on the Hub", self._source), _titled("The mixture", self._place)]
+        super().__init__([w.HBox(choices, layout=w.Layout(flex_flow="row wrap", grid_gap="0 32px")), self._form])
+        self._source.observe(lambda change: SESSION.change(source=change["new"]), "value")
+        self._place.observe(lambda change: SESSION.change(to_hub=change["new"]), "value")
 
     @property
     def is_ready(self) -> bool:
         """Whether the chosen way can be gone: to the Hub with a token only."""
-        return not self.is_hub or SESSION.account is not None
+        return not SESSION.to_hub or SESSION.account is not None
 
     def hear(self) -> None:
         """Show what fits the session's state."""
+        self._source.value, self._place.value = SESSION.source, SESSION.to_hub
         self.repository.suggest()
-        self._form.layout.display = None if self.is_hub else "none"
+        self._form.layout.display = None if SESSION.to_hub else "none"
         self._told.show("note", SPARING, *([] if self.is_ready else [NO_TOKEN]))
+
+
+class Ways(w.VBox):
+    """All ways side by side, with what each takes, and a button beside each that chooses it."""
+
+    def hear(self) -> None:
+        """Show what fits the session's state: nothing before a check."""
+        ways, chosen = SESSION.found.ways if SESSION.found else (), SESSION.way
+        self.children = [_row(way, way is chosen) for way in ways]
+
+
+def _row(way: Way, is_chosen: bool) -> w.HBox:
+    label = "✓ Chosen" if is_chosen else "Choose"
+    start = ui.button(label, "choose", lambda: SESSION.change(source=way.source, to_hub=way.to_hub), width="100px")
+    start.disabled = is_chosen or not way.fits
+    come = {"local": "Download the models, merge", "remote": "Read the models where they are, merge"}[way.source]
+    place = {False: "into a folder here", True: "straight to the Hub"}[way.to_hub]
+    title = f"{come if way.brought else 'Merge'} {place}"
+    cells = "".join(f"<div><small>{name}</small>{words or '-'}</div>" for name, words in way.figures().items())
+    row = w.HBox([start, w.HTML(f"<b>{title}</b><div class='lazymoe-figures'>{cells}</div>")])
+    row.add_class("lazymoe-one-way")
+    if is_chosen:
+        row.add_class("lazymoe-chosen")
+    return row
+
+
+def _radio(name: str, options: dict[str, object]) -> w.RadioButtons:
+    radio = w.RadioButtons(options=list(options.items()), layout=w.Layout(width="auto"))
+    radio.add_class(f"lazymoe-{name}")
+    return radio
+
+
+def _titled(title: str, widget: w.Widget) -> w.VBox:
+    return w.VBox([w.HTML(f"<h5>{title}</h5>"), widget])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from lazymoe.errors import LazyMoEError
 from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Destination
-from lazymoe.notebook.session import MISTAKES, NO_RECIPE, OLDER, SESSION
+from lazymoe.notebook.session import MISTAKES, NO_RECIPE, NO_ROOM, OLDER, SESSION
 from lazymoe.notebook.verdict import QUICK, Verdict
 from lazymoe.notebook.work import WORKING, Steps, Work
 from lazymoe.output.folder import read_record, read_report
@@ -34,27 +35,27 @@ class Merge:
         self.result, self.verdict = w.HTML(), Verdict()
         self.known: object = None  # which mixture, as measured, is shown
         self.sent: tuple[str, str] | None = None  # what went straight to the Hub: its recipe, its page
-        self.way = Destination(self._hear)
+        self.destination = Destination()
         start = ui.button("Merge", "merge-button", lambda: self.work.begin(self._run()), style="primary")
         self.work = Work(start, "merge", self.told, "Press Merge to go on from here.", self.bars)
-        shown = (self.way, self.work, self.bars, self.told, self.link, self.result, self.verdict.box)
+        shown = (self.destination, self.work, self.bars, self.told, self.link, self.result, self.verdict.box)
         self.panel = ui.panel("merge", *shown)
         SESSION.listen("merge", self._hear)
 
     def _run(self) -> Steps:
         self.bars.clear()
-        recipe, yaml = SESSION.recipe, SESSION.yaml
+        recipe, yaml, source, to_hub = SESSION.recipe, SESSION.yaml, SESSION.source, SESSION.to_hub
         if recipe is None:
             self.told.show("error", MISTAKES)
             return
         if SESSION.is_older:
             SESSION.change(name=SESSION.free_name)  # the older one stays
         prepared = yield partial(SESSION.prepare, recipe)
-        if not SESSION.volume(self.way.is_hub):
+        if not SESSION.found or SESSION.found.errors:
             SESSION.checked = yaml, (yield partial(examine, prepared, SESSION.out))
-        self.told.show("note", f"{WORKING}{SESSION.volume(self.way.is_hub)}")
+        self.told.show("note", f"{WORKING}{_takes()}")
         try:
-            yield from (self._to_hub if self.way.is_hub else self._to_folder)(prepared, yaml)
+            yield from (self._to_hub if to_hub else self._to_folder)(replace(prepared, source=source), yaml)
         except LazyMoEError as e:
             if e.problems[0].code != "output.taken":
                 raise
@@ -77,7 +78,7 @@ class Merge:
         SESSION.finish(out.name, yaml, list(map(str, doubts)))
 
     def _to_hub(self, prepared: Prepared, yaml: str) -> Steps:
-        name, private = self.way.repository.name, self.way.repository.private
+        name, private = self.destination.repository.name, self.destination.repository.private
         done = yield partial(carry_to_hub, prepared, name, SESSION.out, private=private, progress=self.work.progress)
         self.sent = yaml, done.url
         self.work.end()
@@ -86,14 +87,14 @@ class Merge:
     def _hear(self) -> None:
         if self.work.goes_on:
             return
-        self.way.hear()
-        self.work.allow(SESSION.recipe is not None and self.way.is_ready)
+        self.destination.hear()
+        self.work.allow(SESSION.recipe is not None and self.destination.is_ready)
         folder = SESSION.merged
         if self.known != (known := (SESSION.mixture, SESSION.measured)):  # not at every key: pictures are read
             self.known = known
             self.result.value = ui.pictures(folder, ROUTED) if folder else ""
             self.verdict.show(folder)
-        sent = self.sent[1] if self.way.is_hub and self.sent and self.sent[0] == SESSION.yaml else None
+        sent = self.sent[1] if SESSION.to_hub and self.sent and self.sent[0] == SESSION.yaml else None
         self.link.show(sent)
         if SESSION.is_older:
             again = f"Press Merge to make the new one as {SESSION.free_name}; {SESSION.name} stays."
@@ -103,9 +104,11 @@ class Merge:
         elif folder:
             with self.told.guard():
                 self.told.show("good", _ready(folder))
+        elif SESSION.has_no_room:
+            self.told.show("warning", NO_ROOM)
         elif SESSION.recipe:
-            place = "It goes straight to the Hub." if self.way.is_hub else f"It goes into the folder {SESSION.name}."
-            self.told.show("note", f"Press Merge. {place}{SESSION.volume(self.way.is_hub)}")
+            place = "It goes straight to the Hub." if SESSION.to_hub else f"It goes into the folder {SESSION.name}."
+            self.told.show("note", f"Press Merge. {place}{_takes()}")
         else:
             self.told.show("note", NO_RECIPE)
         if folder and SESSION.name in SESSION.made:
@@ -115,6 +118,11 @@ class Merge:
 def merge() -> w.Widget:
     """Make the panel that makes the mixture."""
     return Merge().panel
+
+
+def _takes() -> str:
+    """Say how much the chosen way moves, as a sentence after another; nothing if that isn't known."""
+    return f" {SESSION.way}" if SESSION.way else ""
 
 
 def _bytes_to_read(prepared: Prepared) -> int:

@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
 from lazymoe.hub.accounts import Account
 from lazymoe.output.folder import RECORD, REPORT, is_finished
 from lazymoe.planning.checking import Check
-from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.ways import Way, among, choose
 from lazymoe.recipe.schema import Recipe
 
 FILE = ".lazymoe-notebook.json"
@@ -25,6 +27,7 @@ MISTAKES = "The recipe has mistakes. They are marked in step 2."  # what panels 
 NO_RECIPE = "Waiting for a recipe without mistakes, from step 2."
 NO_MIXTURE = "Waiting for step 4."
 NO_TOKEN = "Waiting for a token with write access, in step 1."
+NO_ROOM = "This doesn't fit in the way that is chosen. Another one in step 3 does."
 OLDER = "This is the mixture of an older recipe: the one in step 2 has changed since."
 
 
@@ -35,6 +38,8 @@ class Session:
         yaml: the recipe as the form has it, right or wrong.
         allow_pickle: whether ``.bin`` weights are taken.
         name: of the output folder, in the working folder.
+        source: where the weights of models on the Hub are read, as `merge` takes it.
+        to_hub: whether the mixture goes straight to the Hub.
         made: of each mixture that was made here, by the name of its folder, the recipe and what was doubtful.
         account: whose token it is, once there is one.
         checked: the recipe that was last checked, and what was found.
@@ -42,6 +47,8 @@ class Session:
 
     def __init__(self) -> None:
         self.yaml, self.name, self.allow_pickle = "", "my-moe", False
+        self.source: Where = "auto"
+        self.to_hub = False
         self.made: dict[str, tuple[str, list[str]]] = {}
         self.account: Account | None = None
         self.checked: tuple[str, Check] | None = None
@@ -51,7 +58,8 @@ class Session:
             try:
                 saved = json.loads(file.read_text())
                 self.yaml, self.name = str(saved["yaml"]), str(saved["name"])
-                self.allow_pickle = bool(saved.get("allow_pickle"))
+                self.allow_pickle, self.to_hub = bool(saved.get("allow_pickle")), bool(saved.get("to_hub"))
+                self.source = next((w for w in get_args(Where) if w == saved.get("source")), "auto")
                 self.made = {name: (str(yaml), list(map(str, told))) for name, (yaml, told) in saved["made"].items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 pass  # half-written by something else, or of an older version: begin anew
@@ -93,13 +101,20 @@ class Session:
         stem = re.sub(r"-\d+$", "", self.name)
         return next(name for i in itertools.count(2) if not (Path.cwd() / (name := f"{stem}-{i}")).exists())
 
-    def volume(self, is_hub: bool) -> str:
-        """Say how much the form's recipe moves, as a sentence after another; nothing if it wasn't checked.
+    @property
+    def found(self) -> Check | None:
+        """What was found of the form's recipe, if it was checked."""
+        return self.checked[1] if self.checked and self.checked[0] == self.yaml else None
 
-        Args:
-            is_hub: whether it goes straight to the Hub.
-        """
-        return f" {self.checked[1].takes(is_hub)}" if self.checked and self.checked[0] == self.yaml else ""
+    @property
+    def way(self) -> Way | None:
+        """The way that a merge would take; None before a check, or if nothing that is chosen fits."""
+        return choose(among(self.found.ways, self.source, self.to_hub)) if self.found else None
+
+    @property
+    def has_no_room(self) -> bool:
+        """Whether the form's recipe fits, but not in the way that is chosen."""
+        return bool(self.found and not self.found.errors and not self.way)
 
     def listen(self, panel: str, hear: Callable[[], None]) -> None:
         """Call a function now and at each change; one for each panel, so that a cell can be run again.
@@ -130,16 +145,25 @@ class Session:
         self.made[name] = yaml, told
         self.change()
 
-    def change(self, yaml: str | None = None, name: str | None = None, allow_pickle: bool | None = None) -> None:
+    def change(
+        self,
+        yaml: str | None = None,
+        name: str | None = None,
+        allow_pickle: bool | None = None,
+        source: Where | None = None,
+        to_hub: bool | None = None,
+    ) -> None:
         """Keep what is new, and tell everyone.
 
         Args:
-            yaml, name, allow_pickle: the new values, see `Session`; None for what stays.
+            yaml, name, allow_pickle, source, to_hub: the new values, see `Session`; None for what stays.
         """
         self.yaml = self.yaml if yaml is None else yaml
         self.name = self.name if name is None else name
         self.allow_pickle = self.allow_pickle if allow_pickle is None else allow_pickle
-        kept = {"yaml": self.yaml, "name": self.name, "allow_pickle": self.allow_pickle, "made": self.made}
+        self.source = self.source if source is None else source
+        self.to_hub = self.to_hub if to_hub is None else to_hub
+        kept = {key: getattr(self, key) for key in ("yaml", "name", "allow_pickle", "source", "to_hub", "made")}
         write_whole(Path(FILE), json.dumps(kept))
         for hear in list(self._listeners.values()):
             hear()

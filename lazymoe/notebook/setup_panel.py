@@ -5,30 +5,25 @@ The token is kept in memory only; the box it is typed into empties itself at onc
 
 from __future__ import annotations
 
-import math
 import shutil
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
 import psutil
 
-from lazymoe.architectures.dense import LLAMA, MISTRAL
 from lazymoe.hub.accounts import account, find_token
 from lazymoe.hub.client import TOKENS_PAGE, use_token
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
-from lazymoe.planning.memory import MODELS, RUNTIME
-from lazymoe.planning.plan import BITS_4, BITS_8, SHARD_SIZE
+from lazymoe.planning.shapes import SHAPES, imagine
+from lazymoe.planning.ways import choose, find_ways
+from lazymoe.recipe.schema import Expert, Recipe
 from lazymoe.units import billions, gigabytes
 from lazymoe.version import __version__
 
-SHAPES = {  # dense models that people fine-tune most, by the sizes in their config.json
-    "1.1B": (LLAMA, {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
-                     "num_attention_heads": 32, "num_key_value_heads": 4}),
-    "7B": (MISTRAL, {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-                     "num_attention_heads": 32, "num_key_value_heads": 8}),
-}  # fmt: skip
-MIXTURES = ((2, "1.1B"), (4, "1.1B"), (2, "7B"), (4, "7B"), (8, "7B"))
+MIXTURES = ((2, "TinyLlama-1.1B"), (4, "TinyLlama-1.1B"), (2, "Mistral-7B"), (4, "Mistral-7B"), (8, "Mistral-7B"))
+PROMPTS = ["Tell me what you think about moving to a smaller town for good."] * 5  # for each expert
 CONTEXT = 1.5e9  # bytes that running takes beside the weights
 
 
@@ -85,22 +80,18 @@ def _gpu() -> tuple[str, int]:
 def _sizes(disk: int, memory: int, run: int) -> str:
     """Show a table of mixtures as HTML, and for each whether it can be made and run here."""
     lines = []
-    for experts, size in MIXTURES:
-        dense, config = SHAPES[size]
-        backbone, ffn = (sum(map(math.prod, shapes.values())) for shapes in dense.all_shapes(dense.complete(config)))
-        parameters = backbone + experts * ffn
-        layer, mixture = (backbone + ffn) // config["num_hidden_layers"], 2 * parameters  # bytes of this, in 16 bit
-        held = 4 * (experts + 1) * layer  # bytes of two layers of every model, while these stay on the Hub
-        ways = {
-            "yes": mixture + 2 * experts * (backbone + ffn),
-            "yes, its models stay on the Hub": mixture + held,
-            "yes, straight to the Hub": 2 * SHARD_SIZE + held,
-        }
-        fitting = [way for way, room in ways.items() if room < disk]
-        made = "no memory" if RUNTIME + MODELS + 4 * layer > memory else next(iter(fitting), "no disk")
-        four = (experts * ffn * BITS_4 + backbone * BITS_8) / 8 + CONTEXT
-        runs = "in 16 bit" if 2 * parameters + CONTEXT < run else "in 4 bit" if four < run else "too large"
-        lines.append((f"{experts} x {size}", billions(parameters), made, runs))
+    for experts, shape in MIXTURES:
+        models = [Expert(source_model=f"some/model-{i}", positive_prompts=[*PROMPTS]) for i in range(experts)]
+        recipe = Recipe(base_model="some/model-0", gate_mode="fit", experts=models)
+        prepared = imagine(recipe, SHAPES[shape], Path.cwd())
+        plan = prepared.sound_plan
+        way = choose(find_ways(prepared, plan, Path.cwd(), disk, memory))
+        made = (
+            "no disk" if way is None else "no memory" if way.memory > memory else f"yes{',' * bool(way.how)}{way.how}"
+        )
+        needs = {"in 16 bit": plan.bytes_16bit, "in 4 bit": plan.bytes_4bit}
+        runs = next((how for how, nbytes in needs.items() if nbytes + CONTEXT < run), "too large")
+        lines.append((f"{experts} x {shape}", billions(plan.parameters), made, runs))
     head = "".join(f"<th scope='col'>{h}</th>" for h in ("mixture", "parameters", "can be made here", "can run here"))
     rows = "".join(
         "<tr>" + "".join(f"<td>{'✓ ' * c.startswith(('yes', 'in '))}{c}</td>" for c in line) + "</tr>" for line in lines

@@ -21,7 +21,7 @@ from lazymoe.progress import STAGES
 from lazymoe.units import counted, gigabytes
 
 SIGNS = {"error": "✕", "warning": "!", "good": "✓", "note": "·"}
-REDRAW = 0.1  # seconds between two pictures of a progress bar
+REDRAW = 0.1  # seconds between two pictures of the progress of a stage
 STYLE = f"<style>{(Path(__file__).parent / 'panel.css').read_text(encoding='utf-8')}</style>"
 WIDE = {"width": "auto", "flex": "1 1 auto"}
 LABEL = {"description_width": "130px"}
@@ -159,7 +159,7 @@ class Bars(w.VBox):
         self.children: tuple[w.Widget, ...] = ()
         self._began: dict[str, tuple[float, int]] = {}
         self._lines: dict[str, tuple[w.FloatProgress, w.HTML]] = {}
-        self._drawn = 0.0
+        self._drawn: dict[str, float] = {}  # when, each for itself: stages go on together
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -173,9 +173,9 @@ class Bars(w.VBox):
                 *self.children,
                 w.HBox(self._lines[stage], layout=w.Layout(flex_flow="row wrap", align_items="center")),
             )
-        elif done < total and now - self._drawn < REDRAW:
+        elif done < total and now - self._drawn[stage] < REDRAW:
             return
-        self._drawn = now
+        self._drawn[stage] = now
         bar, text = self._lines[stage]
         bar.value = done / max(total, 1)
         bar.bar_style = "success" if done >= total else ""

@@ -1,4 +1,4 @@
-"""About how long a merge takes on this machine: what it moves and computes, by rates that are measured for a moment."""
+"""About how long each way takes here: what it moves and computes, by rates that are measured for a moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lazymoe.files import existing
 from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
+from lazymoe.planning.ways import Way
 from lazymoe.recipe.schema import STREAMED, Recipe
 
 BEGIN = 5.0  # seconds: Python, torch, a tokenizer
@@ -33,25 +35,63 @@ LITTLE = 200_000_000  # bytes that are neither measured nor counted: they take s
 QUICK = 1e12  # floating-point operations; as LITTLE
 
 
-def merge_seconds(prepared: Prepared, plan: Plan, folder: Path, download: int) -> float | None:
-    """Estimate how long a merge takes, in seconds, downloads included; None if the network or disk doesn't answer.
+class _Rates:
+    """How fast this machine is, a second: measured when it is first asked for, and once; None if it doesn't answer."""
+
+    def __init__(self, sources: Sequence[Source], folder: Path) -> None:
+        self._sources, self._folder = sources, folder
+
+    @cached_property
+    def network(self) -> float | None:
+        """Bytes that arrive."""
+        with suppress(Exception):  # the merge will say what is wrong
+            return _network(self._sources)
+        return None
+
+    @cached_property
+    def disk(self) -> float | None:
+        """Bytes that are written."""
+        with suppress(Exception):
+            return _disk(self._folder)
+        return None
+
+    @cached_property
+    def processor(self) -> float | None:
+        """Floating-point operations, of what is computed."""
+        return EFFICIENCY * _processor()
+
+
+def with_times(ways: Sequence[Way], prepared: Prepared, plan: Plan, folder: Path) -> tuple[Way, ...]:
+    """Estimate how long each way takes; the rates are measured once for all.
 
     Args:
+        ways: to merge.
         prepared, plan: what is wanted.
         folder: where the output will go, absolute.
-        download: bytes that come over the network.
     """
+    rates = _Rates(prepared.sources, folder)
     operations = _operations(prepared.prompts, plan)
-    read = sum({s.folder: sum(s.weights.values()) for s in plan.sources}.values())
-    seconds = BEGIN
-    try:
-        if download > LITTLE:
-            seconds += download / _network(prepared.sources)
-        if plan.nbytes > LITTLE:
-            seconds += (read + plan.nbytes) / _disk(folder)
-    except Exception:  # the merge will say what is wrong
-        return None
-    return seconds + (operations / (EFFICIENCY * _processor()) if operations > QUICK else 0.0)
+    weights = sum({s.folder: sum(s.weights.values()) for s in plan.sources}.values())
+    missing = sum(prepared.missing.values())
+
+    def taking(amount: float, little: float, rate: Callable[[], float | None]) -> float | None:
+        if amount <= little:
+            return 0.0
+        measured = rate()
+        return amount / measured if measured else None
+
+    def timed(way: Way) -> Way:
+        moved = plan.nbytes + weights - (missing if way.remote else 0)
+        parts = [
+            taking(way.brought, LITTLE, lambda: rates.network),
+            taking(moved if plan.nbytes > LITTLE else 0, LITTLE, lambda: rates.disk),
+            taking(operations, QUICK, lambda: rates.processor),
+        ]
+        known = [part for part in parts if part is not None]
+        seconds = BEGIN + sum(known) if len(known) == len(parts) else None
+        return replace(way, seconds=seconds, upload_seconds=taking(way.upload, LITTLE, lambda: rates.network))
+
+    return tuple(timed(way) for way in ways)
 
 
 def _operations(recipe: Recipe, plan: Plan) -> float:
@@ -78,13 +118,15 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
     return plan.layers * for_layer + head
 
 
-def _network(sources: Sequence[Source]) -> float:
-    """Measure how fast a large file that is missing here arrives, in parts of it, in bytes per second."""
+def _network(sources: Sequence[Source]) -> float | None:
+    """Measure how fast a large file that is missing here arrives, in parts of it, in bytes per second; None if none is
+    missing."""
     from lazymoe.hub.downloading import AT_ONCE
 
     missing = [(s.missing[file], file, s.origin.ranges) for s in sources if s.origin for file in s.missing]
-    size, file, ranges = max(missing, key=lambda m: m[0])
-    assert ranges  # else it was found in the cache alone, and nothing is missing
+    size, file, ranges = max(missing, key=lambda m: m[0], default=(0, "", None))
+    if ranges is None:
+        return None
     took = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for part in PARTS:  # two sizes, so that what each request takes beside its bytes falls out

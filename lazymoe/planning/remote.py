@@ -43,8 +43,9 @@ def remote(recipe: Recipe, plan: Plan) -> Remote:
         plan: what it comes to.
     """
     layers, kept, held = Counter[str](), _kept(recipe, plan), 0
-    for number, name in _read(recipe, plan):
-        source = plan.sources[number]
+    models = {source.reference: source for source in plan.sources}  # the base model is often an expert too
+    for reference, name in {(plan.sources[number].reference, name) for number, name in _read(recipe, plan)}:
+        source = models[reference]
         if name in source.tensors and _is_away(source, name):
             match = PREFIX.match(name)
             layers[match[1] if match else ""] += source.tensors[name].nbytes

@@ -230,6 +230,40 @@ def test_panels_know_their_state(
         expect(lab.at("name").locator("input")).to_have_value("mine-2")
 
 
+def test_models_are_read_where_they_are(
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """One click on one of the ways that the check has found; from Hub to Hub, with no model in the cache."""
+    kinds = domains()[:2]
+    for name in ("base", *(kind.name for kind in kinds)):
+        hub.add(f"acme/stays-{name}", demo_models / name)
+    experts = [{"source_model": f"acme/stays-{k.name}", "positive_prompts": list(k.prompts)} for k in kinds]
+    recipe = Recipe.model_validate({"base_model": "acme/stays-base", "gate_mode": "fit", "experts": experts})
+    with open_lab(python=python, session={"yaml": recipe.to_yaml(), "name": "stays", "made": {}}, height=2400) as lab:
+        lab.run_all()
+        lab.at("check-button").click()
+        lab.told("check", "good", "This can be merged.")
+        expect(lab.at("one-way")).to_have_count(4)
+        expect(lab.at("chosen")).to_contain_text("Download the models, merge into a folder here")
+        lab.shoot(request, "check", "ways")
+        lab.at("source").get_by_text("Read them where they are").click()
+        expect(lab.at("chosen")).to_contain_text("Read the models where they are, merge into a folder here")
+        lab.told("merge", "note", "To read on the Hub: ")
+        lab.at("one-way").nth(3).get_by_role("button").click()
+        expect(lab.at("chosen")).to_contain_text("Read the models where they are, merge straight to the Hub")
+        expect(lab.at("way").get_by_label("Straight to the Hub")).to_be_checked()
+        lab.type_token(known_token)
+        lab.shoot(request, "merge", "ways")
+        lab.at("merge-button").click()
+        lab.told("merge", "good", "It is on the Hub", 90)
+        expect(lab.at("merge").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/stays")
+        inside = lab.at("check").first.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+        assert inside and not lab.errors
+    assert "config.json" in hub.repos["newcomer/stays"].commits[-1].files
+    assert not list((tmp_path / "HF_HOME").rglob("*.safetensors")) and not (tmp_path / "work" / "stays").exists()
+
+
 def test_a_mixture_goes_straight_to_the_hub(
     open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -243,7 +277,7 @@ def test_a_mixture_goes_straight_to_the_hub(
         lab.type_token(known_token)
         expect(lab.at("straight-repo").locator("input")).to_have_value("newcomer/straight")
         lab.at("check-button").click()
-        lab.told("merge", "note", "of it here at a time")
+        lab.told("merge", "note", "to upload: ")
         lab.at("merge-button").click()
         lab.told("merge", "good", "It is on the Hub", 90)
         expect(lab.at("merge").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/straight")

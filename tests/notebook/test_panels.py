@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,19 @@ from typing import Any
 import ipywidgets as w
 import pytest
 import yaml
+from hub_server import Hub
 
 from lazymoe import Recipe
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 from lazymoe.merging import merge as merge_recipe
+from lazymoe.notebook import check as check_panel
 from lazymoe.notebook import merge as merge_panel
 from lazymoe.notebook.chat import Chat
 from lazymoe.notebook.recipe_panel import Form
 from lazymoe.notebook.session import SESSION, Session
 from lazymoe.notebook.setup_panel import _sizes
-from lazymoe.notebook.ui import Messages
+from lazymoe.notebook.ui import Bars, Messages
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.claims import claim, locked
 from lazymoe.planning.prepared import prepare
@@ -162,9 +165,56 @@ def test_a_recipe_that_has_moved_on_makes_its_mixture_an_older_one(session: Sess
 
 def test_a_free_colab_is_told_what_it_can_make() -> None:
     made = dict(re.findall(r"<tr><td>([^<]*)</td><td>[^<]*</td><td>([^<]*)<", _sizes(75 * 10**9, 12 * 10**9, 0)))
-    assert made["2 x 7B"] == "✓ yes" and made["8 x 7B"] == "✓ yes, straight to the Hub"
-    assert made["4 x 7B"] == "✓ yes, its models stay on the Hub"
+    assert made["2 x Mistral-7B"] == "✓ yes"
+    assert made["4 x Mistral-7B"] == "✓ yes, while its models stay on the Hub"
+    assert made["8 x Mistral-7B"] == "✓ yes, straight to the Hub, while its models stay there"
     assert "no disk" in _sizes(10**9, 12 * 10**9, 0) and "no memory" in _sizes(75 * 10**9, 10**9, 0)
+
+
+def test_a_way_is_chosen_with_one_click(session: Session, hub: Hub, demo_models: Path) -> None:
+    """In the check's list or beside Merge, each shows what was chosen in the other; and it is kept."""
+    models = [f"acme/way-{i}" for i in range(2)]
+    for name, domain in zip(models, domains(), strict=False):
+        hub.add(name, demo_models / domain.name)
+    experts = [{"source_model": name} for name in models]
+    recipe = Recipe.model_validate({"base_model": models[0], "gate_mode": "random", "experts": experts})
+    session.change(yaml=recipe.to_yaml())
+    checked, merged = check_panel(), merge_panel()
+    source, place = (button_of(merged, name) for name in ("source", "way"))
+    listed = checked.children[-1]
+    assert not listed.children
+    button_of(checked, "check-button").click()
+
+    def chosen() -> list[bool]:
+        return ["lazymoe-chosen" in row._dom_classes for row in listed.children]
+
+    def told() -> str:
+        parts = [*checked.children, *merged.children]
+        return html.unescape("".join(part.value for part in parts if isinstance(part, Messages)))
+
+    titles = [row.children[1].value.partition("</b>")[0].removeprefix("<b>") for row in listed.children]
+    assert titles == [
+        "Download the models, merge into a folder here",
+        "Read the models where they are, merge into a folder here",
+        "Download the models, merge straight to the Hub",
+        "Read the models where they are, merge straight to the Hub",
+    ]
+    assert chosen() == [True, False, False, False] and (source.value, place.value) == ("auto", False)
+    assert "This can be merged." in told() and "To download: " in told()
+    listed.children[3].children[0].click()
+    assert chosen() == [False, False, False, True] and (source.value, place.value) == ("remote", True)
+    assert "This can be merged straight to the Hub, while its models stay there." in told()
+    assert "To read on the Hub: " in told() and "to upload: " in told()
+    place.value = False
+    assert chosen() == [False, True, False, False] and "This can be merged while its models stay on the Hub." in told()
+    again = Session()
+    assert (again.source, again.to_hub) == ("remote", False)
+    assert session.found
+    full = tuple(replace(way, needs=(way.needs[0]._replace(free=0),)) for way in session.found.ways)
+    session.checked = session.yaml, replace(session.found, ways=(*full[:3], session.found.ways[3]))
+    session.change()
+    assert chosen() == [False] * 4 and told().count("This doesn't fit in the way that is chosen.") == 2
+    assert [row.children[0].disabled for row in listed.children] == [True, True, True, False]
 
 
 def test_an_interrupted_merge_goes_on(session: Session, demo_models: Path, tmp_path: Path, untraced: None) -> None:
@@ -223,6 +273,25 @@ def test_a_stopped_answer_goes_on(session: Session, demo_models: Path, untraced:
     assert len(chat.messages) == 2 and answer.startswith(begun) and len(answer) > len(begun)
     send.click()
     assert "Type a message." in chat.told.value
+
+
+def test_stages_that_go_on_together_are_drawn_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is told of right after another is drawn all the same; none is done before its end."""
+    now = [0.0]
+    monkeypatch.setattr("lazymoe.notebook.ui.time.monotonic", lambda: now[0])
+    bars = Bars()
+    for done in range(20, 100):
+        now[0] += 0.11
+        for stage in ("download", "write", "upload"):
+            now[0] += 0.001
+            bars(stage, done * 10**7, 10**9)
+    for row in bars.children:
+        bar, text = row.children
+        assert bar.value == 0.99 and not bar.bar_style
+        assert text.value == "1.0 GB of 1.0 GB, 88.5 MB/s, 0:00 left"
+    assert [row.children[0].description for row in bars.children] == ["Downloading", "Writing", "Uploading"]
+    bars("write", 10**9, 10**9)
+    assert [row.children[0].bar_style for row in bars.children] == ["", "success", ""]
 
 
 def steps_of(*functions: Callable[[], Any]) -> Steps:

@@ -14,7 +14,7 @@ import torch
 from hub_server import Hub
 from small_models import Make, configure, recipe, rewrite, tensors_of, write_recipe
 
-from lazymoe import LazyMoEError, RecipeError
+from lazymoe import LazyMoEError, RecipeError, Texts
 from lazymoe.cli import main
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.prepared import prepare
@@ -61,7 +61,7 @@ def test_a_merge_reads_prompts_and_opens_models_once(make: Make, hub: Hub, tmp_p
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": "A third."}))
     hub.add("acme/texts", tmp_path / "set")
-    prompts = [{"file": str(tmp_path / "texts.txt")}, {"dataset": "acme/texts"}]
+    prompts = [Texts(file=str(tmp_path / "texts.txt")), Texts(dataset="acme/texts")]
     given = recipe("acme/once", "acme/once", "acme/once")
     experts = [e.model_copy(update={"positive_prompts": prompts[i : i + 1]}) for i, e in enumerate(given.experts)]
     file = write_recipe(tmp_path / "recipe.yaml", type(given).from_yaml(given.with_experts(experts).to_yaml()))
@@ -91,7 +91,7 @@ def test_whatever_is_wrong_is_collected(make: Make, tmp_path: Path) -> None:
     packed = torch.zeros(4, 4, dtype=torch.int32)
     rewrite(quantized, lambda t: t.update({"model.layers.0.mlp.up_proj.qweight": packed}))
     given = recipe(base, tmp_path / "nowhere", quantized, base, gate_mode="cheap_embed")
-    prompts = [["A text."], [{"file": str(tmp_path / "none.txt")}], []]
+    prompts = [["A text."], [Texts(file=str(tmp_path / "none.txt"))], []]
     experts = [e.model_copy(update={"positive_prompts": p}) for e, p in zip(given.experts, prompts, strict=True)]
     prepared = prepare(type(given).from_yaml(given.with_experts(experts).to_yaml()))
     codes = ["recipe.texts-unreadable", "recipe.no-prompts", "source.not-found", "source.quantized"]
