@@ -123,7 +123,7 @@ def with_colab(readme: str) -> str:
         f"- **A free Colab can make a 4x7B**, and all {in_words(len(found))} [ready-made recipes]"
         f"(docs/recipe.md#ready-made-recipes), with {gigabytes(MEMORY)} of memory and {DISK // 10**9} GB of disk. By "
         f"`check`'s count `{name}`, of {billions(plan.parameters)} parameters, is made in {gigabytes(way.memory)} of "
-        f"memory and {gigabytes(way.disk)} of disk{way.how}, and in {gigabytes(least.disk)} of disk{least.how}."
+        f"memory and {gigabytes(way.disk)} of disk{way.how}; straight to the Hub {gigabytes(least.disk)} will do."
     )
     return _put(COLAB, textwrap.fill(words, 120, subsequent_indent="  ", break_on_hyphens=False) + "\n", readme)
 

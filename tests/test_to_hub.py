@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
+from huggingface_hub import constants
 from small_models import Make, contents, recipe, write_recipe
 
 import lazymoe.hub.client
 from lazymoe import HubError, LazyMoEError, Recipe, merge, merge_to_hub, publish
 from lazymoe.cli import main
+from lazymoe.progress import silent
 from lazymoe.to_hub import LEFT
 
 SMALL = {"shard_size": 20_000}
@@ -103,6 +105,44 @@ def test_what_fails_at_the_hub_loses_nothing(empty_hub: Hub, given: Recipe, tmp_
     empty_hub.faults.clear()
     merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
     assert "config.json" in files(empty_hub, "writer/straight") and not (tmp_path / "work").exists()
+
+
+FAULTS = {  # what is asked for, the kind of fault, how often, the line if it lasts
+    "a part, 503": ("PUT ", 503, 2, ""),
+    "a part, cut": ("PUT ", "cut", 2, ""),
+    "where to, 429": ("POST .*/preupload/", 429, 2, ""),
+    "the commit, 503": ("POST .*/commit/", 503, 2, ""),
+    "the commit, cut": ("POST .*/commit/", "cut", 1, ""),
+    "parts for good, 503": ("PUT ", 503, math.inf, "Hub"),
+    "revoked among the files": ("POST .*(preupload|batch)", 401, math.inf, "token"),
+    "revoked at the end": ("POST .*/commit/", 401, math.inf, "token"),
+}
+
+
+@pytest.mark.parametrize(("where", "kind", "times", "line"), FAULTS.values(), ids=FAULTS)
+def test_it_completes_or_stops_with_a_line_and_completes(
+    where: str, kind: int | str, times: float, line: str, empty_hub: Hub, given: Recipe, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    seed = len(empty_hub.requests)  # other bytes each time, or the Hub would have them
+    there = {"token": "hf_writer", "seed": seed, **SMALL}
+
+    def break_it(stage: str, done: int, total: int) -> None:
+        if stage == "write" and done > total // 2 and not empty_hub.faults:
+            empty_hub.fault(where, kind, times, 0)
+
+    asked = given.with_experts([expert.model_copy(update={"noise_scale": 0.1}) for expert in given.experts])
+    if line:
+        with pytest.raises(LazyMoEError, match=line) as told:
+            merge_to_hub(asked, "writer/moe", tmp_path / "work", progress=break_it, **there)
+        assert "\n" not in str(told.value)
+        assert set(files(empty_hub, "writer/moe")) <= {".gitattributes"}
+        empty_hub.faults.clear()
+    merge_to_hub(asked, "writer/moe", tmp_path / "work", progress=silent if line else break_it, **there)
+    empty_hub.faults.clear()
+    publish(merge(asked, tmp_path / "moe", seed=seed, **SMALL).folder, "writer/by-folder", token="hf_writer")
+    assert files(empty_hub, "writer/moe") == files(empty_hub, "writer/by-folder")
 
 
 def test_a_card_that_cannot_be_rendered_loses_nothing(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:

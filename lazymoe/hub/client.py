@@ -127,9 +127,11 @@ def _may_pass(e: BaseException) -> bool:
 
 
 def _status(e: BaseException) -> int | None:
-    """Find the status of the answer that an exception is about; None if there was no answer."""
+    """Find the status of the answer that an exception, or what it came of, is about; None if there was no answer."""
     status = getattr(getattr(e, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
+    if isinstance(status, int):
+        return status
+    return _status(e.__cause__) if e.__cause__ else None
 
 
 def _retry_after(e: BaseException) -> float | None:
@@ -206,9 +208,9 @@ def _not_written(about: About, e: Exception) -> LazyMoEError:
     status, where = _status(e), about.where
     if status is None and not is_unreachable(e):
         what = f"the upload failed ({type(e).__name__})"
-        return error("hub.failed", where, what, "Publish again: it goes on from here.")
+        return error("hub.failed", where, what, "Run it again: it goes on from here.")
     if status is None:
-        remedy = "Check the network and publish again: it goes on from here."
+        remedy = "Check the network and run it again: it goes on from here."
         return error("hub.unreachable", where, "the Hub can't be reached", remedy)
     if status == 401:
         remedy = f"Copy it again from {TOKENS_PAGE}, whole, or make a new one."
@@ -217,12 +219,12 @@ def _not_written(about: About, e: Exception) -> LazyMoEError:
         remedy = f"Give the token write access to it at {TOKENS_PAGE}."
         return error("hub.forbidden", where, "the Hub doesn't allow this", remedy)
     if status == 404:
-        return error("hub.not-found", where, "the repository vanished", "Publish again to make it anew.")
+        return error("hub.not-found", where, "the repository vanished", "Run it again: it is made anew.")
     if status in (409, 412):
         what = "somebody else is changing this repository"
-        return error("hub.busy", where, what, "Publish again: it goes on from here.")
+        return error("hub.busy", where, what, "Run it again: it goes on from here.")
     if status == 429:
         what = "the Hub asks for a pause: too many requests"
-        return error("hub.busy", where, what, "Publish again in a few minutes.")
+        return error("hub.busy", where, what, "Run it again in a few minutes.")
     what = f"the Hub answered with status {status}"
-    return error("hub.busy", where, what, "Publish again in a minute: it goes on from here.")
+    return error("hub.busy", where, what, "Run it again in a minute: it goes on from here.")
