@@ -116,7 +116,7 @@ def make_checkpoint(folder: Path, config: dict[str, int], seed: int, dense: Dens
             left = 2 * int(np.prod(shape))
             while left:
                 left -= f.write(data[: min(left, len(data))])
-    _make_tokenizer(folder)
+    make_tokenizer(folder)
 
 
 def make_adapter(folder: Path, config: dict[str, int], rank: int = 16) -> None:
@@ -134,7 +134,7 @@ def make_adapter(folder: Path, config: dict[str, int], rank: int = 16) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
 
 
-def _make_tokenizer(folder: Path) -> None:
+def make_tokenizer(folder: Path) -> None:
     """Bytes as tokens: mergekit-moe loads a tokenizer whatever the gate mode."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

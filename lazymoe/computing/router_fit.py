@@ -115,6 +115,8 @@ def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -
     weights = weights / weights.sum()
     scale = (torch.linalg.vector_norm(x, dim=1).square() @ weights / x.shape[1]).sqrt()
     w = torch.zeros(experts, x.shape[1], device=x.device)
+    if scale == 0:  # there is nothing to tell the experts apart by
+        return w
     optimizer = torch.optim.LBFGS(
         [w], max_iter=100, tolerance_grad=TOLERANCE, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )

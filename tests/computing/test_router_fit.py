@@ -49,6 +49,11 @@ def test_states_that_say_nothing_give_even_loads() -> None:
     assert (x @ rows.T).softmax(-1).sub(1 / 3).abs().max() < 1e-3
 
 
+def test_inputs_that_are_all_zero_give_even_loads() -> None:
+    label = torch.tensor([0, 1, 1])
+    assert not fit(torch.zeros(3, 4), label, torch.ones(3), torch.ones(3), 2).any()
+
+
 def test_contradictory_prompts_get_a_warning(demo_models: Path, tmp_path: Path) -> None:
     prompts = [["Sum these numbers.", "Add two."], ["Add two.", "Sum these numbers."], ["Write of the sea."]]
     experts = [{"source_model": str(demo_models / "english"), "positive_prompts": p} for p in prompts]
