@@ -1,7 +1,7 @@
 """llama.cpp's own quantizer, out of a prebuilt libllama such as npm's @node-llama-cpp/linux-x64: what ours is held
 against. A program of its own, since what is wrong there ends the process.
 
-    python llama_quantizer.py FOLDER IN.gguf OUT.gguf NUMBER [IMPORTANCE.npz]
+    python llama_quantizer.py FOLDER IN.gguf OUT.gguf NUMBER [IMPORTANCE.npz or -] [THREADS]
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Importance(ctypes.Structure):
 
 def quantize(folder: str, given: Path, made: Path, number: int, importance: Path | None = None) -> None:
     """Quantize a file with what is in this folder."""
-    command = [sys.executable, __file__, folder, given, made, number, *([importance] if importance else [])]
+    command = [sys.executable, __file__, folder, given, made, number, importance or "-"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def main(folder: str, given: str, made: str, number: str, importance: str | None = None) -> int:
+def main(folder: str, given: str, made: str, number: str, importance: str = "-", threads: str = "1") -> int:
     file = next(file for name in ("libllama.so", "libllama.v*.so") for file in Path(folder).glob(name))
     library = ctypes.CDLL(str(file))
     library.llama_model_quantize_default_params.restype = Parameters
     library.llama_backend_init()
     parameters = library.llama_model_quantize_default_params()
-    parameters.threads, parameters.file_type = 1, int(number)
-    if importance:
+    parameters.threads, parameters.file_type = int(threads), int(number)
+    if importance != "-":
         arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in np.load(importance).items()}
         entries = [Importance(name.encode(), values.ctypes.data, values.size) for name, values in arrays.items()]
         listed = (Importance * (len(entries) + 1))(*entries, Importance(None, None, 0))

@@ -15,7 +15,8 @@ import numpy as np
 from lazymoe.architectures.records import Config, Host
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
-from lazymoe.floats import encode, finite
+from lazymoe.files import read_bytes
+from lazymoe.floats import decode, encode, finite
 from lazymoe.quantizing.description import add_description, architecture_of, rope_factors
 from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN, Model, choose, starved
 from lazymoe.quantizing.gguf_file import GgufFile, cut, row_bytes
@@ -207,8 +208,7 @@ class Export:
         importance = of_expert(self._importance, part.target, part.row // rows, experts, part.width)
         for start in range(0, part.rows, step):
             n = min(step, part.rows - start)
-            first = part.start + start * part.width
-            values = tensor.read(first, first + n * part.width).float().numpy().reshape(n, part.width)
+            values = _values(tensor, part.start + start * part.width, n * part.width).reshape(n, part.width)
             if part.head:
                 values = _paired(values, part.head)
             for file in files:
@@ -235,6 +235,15 @@ class Export:
 
         list(self._threads.map(chunk, range(0, rows, step)))
         return out
+
+
+def _values(tensor: TensorInfo, start: int, elements: int) -> np.ndarray:
+    """Read so many elements of a tensor as float32, flat; without torch, whose import takes longer, if it can be."""
+    lies = tensor.part(start, elements).span()
+    if lies and lies.path.exists():
+        return decode(read_bytes(*lies), tensor.dtype)
+    values: np.ndarray = tensor.read(start, start + elements).float().numpy()
+    return values
 
 
 def _paired(values: np.ndarray, head: int) -> np.ndarray:

