@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,16 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.files import absolute, existing, shown
 from lazymoe.output.claims import locked
-from lazymoe.output.folder import AGAIN, WORK, Finished, open_finished
+from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, is_unchanged, open_finished
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
 from lazymoe.quantizing.export import Export
 from lazymoe.quantizing.file_types import file_type
-from lazymoe.quantizing.importance import read_importance
+from lazymoe.quantizing.importance import Importance, read_importance
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says
 
 
 @dataclass(frozen=True)
@@ -90,25 +91,26 @@ def to_gguf(
     names = [name.strip().upper() for name in (types.split(",") if isinstance(types, str) else types)]
     for name in names:
         file_type(name)
+    if threads is not None and threads < 1:
+        raise error("input.usage", "--threads", f"there can't be {threads}", "Give 1 or more.")
     done = open_finished(absolute(folder))
     goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}-GGUF")
+    if goal.exists() and not goal.is_dir():
+        raise error("output.taken", goal, "this is a file", "Name another output folder.")
     importance = read_importance(absolute(imatrix)) if imatrix else None
     tensors = _tensors(done)
-    _check_packages()
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    export = Export(done.folder, done.host, done.config, shapes, list(dict.fromkeys(names)), importance)
-    made_of = f"{done.record.fingerprint} {sorted(done.record.files.items())}"
-    export.lay(done.folder.name, goal, goal / WORK, largest, made_of)
+    export = _export(done, tensors, list(dict.fromkeys(names)), importance)
+    export.lay(done.folder.name, goal, goal / WORK, largest, done.record.fingerprint)
     _check_room(export, goal)
     try:
         (goal / WORK).mkdir(parents=True, exist_ok=True)
         with locked(goal / WORK), closing(export):
-            export.open(done.folder.name, threads or _processors())
+            export.open(threads or _processors())
             _fill(export, tensors, progress)
             export.finish()
     except OSError as e:
         again = "run it again: it goes on from there."
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno in FULL:
             raise error("output.full", goal, f"writing failed: {e.strerror}", f"Make room and {again}") from None
         what = f"writing stopped: {e.strerror or e}"
         raise error("output.failed", e.filename or goal, what, f"Mend that and {again}") from None
@@ -120,7 +122,7 @@ def _tensors(done: Finished) -> dict[str, TensorInfo]:
     """List a mixture's tensors in the order in which they lie.
 
     Raises:
-        OutputError: if a file of weights can't be read.
+        OutputError: if a file of weights isn't as the merge wrote it.
     """
     tensors: dict[str, TensorInfo] = {}
     for path in done.weights:
@@ -128,7 +130,29 @@ def _tensors(done: Finished) -> dict[str, TensorInfo]:
             tensors |= open_file(path)
         except (OSError, ValueError, LazyMoEError) as e:
             raise error("output.damaged", path, f"it can't be read ({e})", AGAIN) from None
+        if not is_unchanged(path, done.record.files.get(path.name)):
+            raise error("output.damaged", path, "its bytes aren't those that the merge wrote", AGAIN)
+    if tensors.keys() != done.weight_map.keys():
+        raise error("output.damaged", done.folder, f"its tensors aren't those that its {INDEX} names", AGAIN)
     return tensors
+
+
+def _export(
+    done: Finished, tensors: Mapping[str, TensorInfo], types: list[str], importance: Importance | None
+) -> Export:
+    """Work out what goes where.
+
+    Raises:
+        OutputError: if llama.cpp has no such model, or the mixture's config.json isn't of its weights.
+        LazyMoEError: if a type is no good without importance, or a package is missing.
+    """
+    _check_packages()
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        return Export(done.folder, done.host, done.config, shapes, types, importance)
+    except (LookupError, TypeError, ValueError, StopIteration) as e:
+        what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
+        raise error("output.damaged", done.folder, what, AGAIN) from None
 
 
 def _check_packages() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,12 +239,50 @@ def test_types_that_are_no_good_without_importance_are_refused(moe: Path) -> Non
 
 
 def test_values_that_a_type_can_not_hold_are_refused(make: Make, demo_models: Path, tmp_path: Path) -> None:
-    folder = mixture(tmp_path, demo_models / "base")
-    [shard] = folder.glob("model-*.safetensors")
-    rewrite(folder, lambda tensors: tensors["lm_head.weight"].fill_(1e6), shard.name)
+    model = rewrite(make("large", vocab_size=512), lambda tensors: tensors["lm_head.weight"].fill_(1e6))
+    for file in (demo_models / "base").glob("token*"):
+        shutil.copy(file, model)
+    merge(recipe(model, model, model), tmp_path / "moe", device="cpu")
     with pytest.raises(LazyMoEError, match=r"output.weight has values that F16 can't hold\. Choose BF16"):
-        to_gguf(folder, "F16")
-    assert to_gguf(folder, "BF16").files
+        to_gguf(tmp_path / "moe", "F16")
+    assert to_gguf(tmp_path / "moe", "BF16").files
+
+
+def spoil_weights(moe: Path) -> None:
+    [shard] = moe.glob("model-*.safetensors")
+    rewrite(moe, lambda tensors: tensors["lm_head.weight"].zero_(), shard.name)
+
+
+def spoil_index(moe: Path) -> None:
+    index = json.loads((moe / "model.safetensors.index.json").read_text())
+    index["weight_map"].pop("lm_head.weight")
+    (moe / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (spoil_weights, "its bytes aren't those that the merge wrote"),
+        (spoil_index, "its tensors aren't those that its model.safetensors.index.json names"),
+        (lambda moe: configure(moe, num_local_experts=None), "its config.json doesn't fit its weights"),
+        (lambda moe: configure(moe, num_hidden_layers=1), "its config.json doesn't fit its weights"),
+        (
+            lambda moe: (moe / "README.md").write_text("---\na: [\n---\n"),
+            "its README.md or generation_config.json can't be",
+        ),
+    ],
+)
+def test_what_is_damaged_is_refused_in_one_line(
+    spoil: Callable[[Path], Any], told: str, moe: Path, tmp_path: Path
+) -> None:
+    spoil(moe)
+    with pytest.raises(OutputError) as e:
+        to_gguf(moe, "Q8_0")
+    [problem] = e.value.problems
+    assert problem.code == "output.damaged"
+    assert told in problem.what
+    assert len(str(problem).splitlines()) == 1
+    assert not (tmp_path / "moe-GGUF").exists()
 
 
 def test_no_room_is_told_before_anything_is_written(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +304,10 @@ def test_as_typed(moe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert all(Path(file["path"]).stat().st_size == file["bytes"] for file in told["files"])
     assert main(["gguf", str(moe), "Q4"]) == 2
     assert main(["gguf", str(tmp_path), "F16"]) == 2
+    assert main(["gguf", str(moe), "F16", "--threads", "-1"]) == 2
+    assert main(["gguf", str(moe), "F16", str(moe / "config.json")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [line.partition(":")[0] for line in errors if "Quantizing" not in line] == ["error", "error"]
+    assert [line.partition(":")[0] for line in errors if "Quantizing" not in line] == ["error"] * 4
 
 
 def test_progress_counts_the_mixture_s_bytes(moe: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazymoe.architectures.records import Config, Host
+from lazymoe.checkpoint.source import CARD, GENERATION
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
 from lazymoe.files import read_bytes
@@ -87,45 +87,43 @@ class Export:
         self._threads: ThreadPoolExecutor | None = None
         self._new, self._unkept = set[str](), 0  # what was given since the last note, and its weights
 
-    def lay(self, name: str, out: Path, partial: Path, largest: int, fingerprint: str) -> None:
-        """Say where the files go.
+    def lay(self, name: str, out: Path, partial: Path, largest: int, made_of: str) -> None:
+        """Say where the files go, and work out what each says.
 
         Args:
-            name: that they begin with.
+            name: what the model is called in them, and what their names begin with.
             out: a folder for those that are whole.
             partial: one on the same disk for those that are half-made.
             largest: the most bytes of tensors in one.
-            fingerprint: of what the mixture is made of.
+            made_of: tells the mixture's weights from others.
+
+        Raises:
+            OutputError: if llama.cpp has no such tokenizer, or a file of the mixture can't be read.
         """
-        counts = hashlib.sha256()
+        counts = hashlib.sha256(made_of.encode())
         for tensor, values in sorted(self._importance.items()):
             counts.update(tensor.encode() + values.tobytes())
+        says = self._says(name)
         for kind, chosen in self._types.items():
             groups = cut(self._shapes, chosen, largest)
             self.files[kind] = []
             for i, group in enumerate(groups):
                 end = SHARD.format(i + 1, len(groups)) if len(groups) > 1 else ""
-                settings = [fingerprint, kind, i, len(groups), counts.hexdigest(), chosen]
-                made_of = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+                own = _of_shard(says, FILE_TYPES[kind].number, i, len(groups), len(self._shapes))
                 shapes = {tensor: self._shapes[tensor] for tensor in group}
-                self.files[kind].append(GgufFile(out / f"{name}-{kind}{end}.gguf", partial, shapes, chosen, made_of))
+                path = out / f"{name}-{kind}{end}.gguf"
+                self.files[kind].append(GgufFile(path, partial, own, shapes, chosen, counts.hexdigest()))
 
-    def open(self, title: str, threads: int) -> None:
+    def open(self, threads: int) -> None:
         """Begin the files that aren't whole, or go on where they were left.
 
         Args:
-            title: what the model is called in them.
             threads: how many quantize.
-
-        Raises:
-            OutputError: if llama.cpp has no such tokenizer.
         """
         self._threads = ThreadPoolExecutor(threads)
-        says = self._says(title)
-        for kind, files in self.files.items():
-            for i, file in enumerate(files):
-                if not file.whole:
-                    file.open(_of_shard(says, FILE_TYPES[kind].number, i, len(files), len(self._shapes)))
+        for file in self._all():
+            if not file.whole:
+                file.open()
         if self._factors is not None:
             for file in self._unfinished(ROPE_FACTORS, ROPE_FACTORS):
                 file.put(ROPE_FACTORS, 0, self._factors.view(np.uint8)[None])
@@ -191,7 +189,13 @@ class Export:
         sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
         routed = sum(size for name, size in sizes.items() if "_exps." in name)
         shared = sum(sizes.values()) - routed
-        metadata = Metadata.load(None, self._folder, title)
+        try:
+            metadata = Metadata.load(None, self._folder, title)  # of README.md and generation_config.json
+        except Exception as e:  # whatever what a user put there makes the package raise
+            what = (
+                f"its {CARD} or {GENERATION} can't be read ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
+            )
+            raise error("output.damaged", self._folder, what, "Mend it, or delete it.") from None
         metadata.size_label = size_label(routed + shared, shared, routed // experts, experts)  # such as 4x1.1B
         says.add_type("model")
         metadata.set_gguf_meta_model(says)

@@ -5,9 +5,12 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -76,27 +79,31 @@ class GgufFile:
     """
 
     def __init__(
-        self, path: Path, partial: Path, shapes: Mapping[str, Shape], types: Mapping[str, str], fingerprint: str
-    ) -> None:
+        self, path: Path, partial: Path, says: GGUFWriter, shapes: Mapping[str, Shape], types: Mapping[str, str],
+        made_of: str,
+    ) -> None:  # fmt: skip
         """Prepare it; nothing is written yet.
 
         Args:
             path: where it will be.
             partial: a folder on the same disk for what is half-made.
+            says: holds what it says of itself.
             shapes, types: of its tensors, by name.
-            fingerprint: of all that it is made of.
+            made_of: tells its weights from others.
         """
         self.path, self.shapes, self.types = path, shapes, types
         self.done: set[str] = set()
-        self._temporary, self._fingerprint = partial / path.name, fingerprint
-        self._record = partial / f"{path.name}{DONE}"
-        self._begins: dict[str, int] = {}
+        self._temporary, self._record = partial / path.name, partial / f"{path.name}{DONE}"
+        self._header = _header(says, shapes, types)
+        self._fingerprint = hashlib.sha256(made_of.encode() + self._header).hexdigest()
+        begins = itertools.accumulate((self._padded_bytes(name) for name in shapes), initial=len(self._header))
+        self._begins = dict(zip(shapes, begins, strict=False))
         self._file: BinaryIO | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(_padded(tensor_bytes(self.types[name], shape)) for name, shape in self.shapes.items())
+        return sum(map(self._padded_bytes, self.shapes))
 
     @property
     def whole(self) -> bool:
@@ -113,23 +120,21 @@ class GgufFile:
     @property
     def held(self) -> int:
         """Bytes that it takes on the disk already, half-made."""
-        return self._temporary.stat().st_size if self._temporary.is_file() else 0
+        if not self._temporary.is_file():
+            return 0
+        found = self._temporary.stat()
+        return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size  # what wasn't put takes none
 
-    def open(self, says: GGUFWriter) -> None:
-        """Begin it, or go on where it was left.
-
-        Args:
-            says: holds what it says of itself.
-        """
-        header = self._header(says)
+    def open(self) -> None:
+        """Begin it, or go on where it was left."""
         kept = readable(self._record)
         goes_on = kept.get("fingerprint") == self._fingerprint and self._temporary.is_file()
         self._file = open(self._temporary, "r+b" if goes_on else "w+b")  # noqa: SIM115
         if goes_on:
             self.done = set(kept["done"])
         else:
-            self._file.write(header)
-            self._file.truncate(len(header) + self.nbytes)
+            self._file.write(self._header)
+            self._file.truncate(len(self._header) + self.nbytes)
 
     def put(self, name: str, row: int, rows: np.ndarray) -> None:
         """Write rows of a tensor.
@@ -171,27 +176,27 @@ class GgufFile:
         kept = {"whole": self._fingerprint, "bytes": self.path.stat().st_size}
         write_whole(self._record, json.dumps(kept))
 
-    def _header(self, says: GGUFWriter) -> bytes:
-        """Write what comes before the tensors, and find where each begins."""
-        from gguf import GGMLQuantizationType
+    def _padded_bytes(self, name: str) -> int:
+        return _padded(tensor_bytes(self.types[name], self.shapes[name]))
 
-        for name, shape in self.shapes.items():
-            kind, nbytes = self.types[name], tensor_bytes(self.types[name], shape)
-            stored = (*shape[:-1], row_bytes(kind, shape[-1]))  # the package wants the shape of the bytes
-            says.add_tensor_info(name, stored, np.dtype(np.uint8), nbytes, GGMLQuantizationType[kind])
-        file = self._temporary.with_name(f"{self._temporary.name}.header")
+
+def _header(says: GGUFWriter, shapes: Mapping[str, Shape], types: Mapping[str, str]) -> bytes:
+    """Make the bytes that come before the tensors; the package writes them into a file."""
+    from gguf import GGMLQuantizationType
+
+    for name, shape in shapes.items():
+        kind = types[name]
+        stored = (*shape[:-1], row_bytes(kind, shape[-1]))  # the package wants the shape of the bytes
+        number = GGMLQuantizationType[kind]
+        says.add_tensor_info(name, stored, np.dtype(np.uint8), tensor_bytes(kind, shape), number)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "header"
         says.write_header_to_file(file)
         says.write_kv_data_to_file()
         says.write_ti_data_to_file()
         says.close()
         header = file.read_bytes()
-        file.unlink()
-        header += bytes(_padded(len(header)) - len(header))
-        at = len(header)
-        for name, shape in self.shapes.items():
-            self._begins[name] = at
-            at += _padded(tensor_bytes(self.types[name], shape))
-        return header
+    return header + bytes(_padded(len(header)) - len(header))
 
 
 def _padded(n: int) -> int:
