@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 22  # weights that are in memory at a time
 CHUNK = 1 << 16  # and those that a thread takes
-KEPT = 1 << 28  # weights after which the disk is waited for, and what is done is noted
+KEPT = 1 << 26  # weights after which the disk is waited for, and what is done is noted
 SHARD = "-{:05}-of-{:05}"  # how llama.cpp numbers the files of a model that is cut
 ROPE_FACTORS = "rope_freqs.weight"
 
