@@ -220,14 +220,20 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
     assert not (tmp_path / "moe-GGUF").exists()
 
 
-def test_rotary_positions_that_it_has_not_are_refused(moe: Path) -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(OutputError, match="of the kind dynamic"):
-        to_gguf(configure(moe, rope_parameters=rope), "F16")
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "attention_factor": 1.5},
+    ],
+)
+def test_rotary_positions_that_it_has_not_are_refused(rope: dict[str, Any], moe: Path) -> None:
+    with pytest.raises(OutputError, match=f"doesn't compute its rotary positions, {rope['rope_type']}"):
+        to_gguf(configure(moe, rope_parameters=rope | {"rope_theta": 10000.0}), "F16")
 
 
 def test_a_window_that_it_does_not_know_is_told(moe: Path) -> None:
-    assert not to_gguf(moe, "F16").warnings
+    assert not to_gguf(configure(moe, sliding_window=64), "F16").warnings  # its whole context
     [warning] = to_gguf(configure(moe, sliding_window=32), "F16").warnings
     assert warning.code == "output.window"
     assert "32 tokens" in warning.what

@@ -30,7 +30,8 @@ COMMON = {  # llama.cpp's key, below the architecture's name: the key in config.
     "vocab_size": "vocab_size",
 }
 NUMBERS = ("scale", "epsilon", "freq_base")  # ends of the keys whose values are no sizes
-ROPES = ("default", "linear", "llama3", "yarn")  # kinds of rotary positions that it computes as transformers does
+ROPES = ("default", "linear", "yarn")  # kinds of rotary positions that it computes as transformers does
+OWN_YARN = ("attention_factor", "mscale", "mscale_all_dim")  # settings of yarn that it takes otherwise
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Architecture:
         name: llama.cpp's.
         keys: what it has beside `COMMON`, or otherwise: its key to config.json's.
         more: what has to be worked out of a config.json.
+        ropes: kinds of rotary positions that it has.
     """
 
     name: str
     keys: Mapping[str, str] = field(default_factory=dict)
     more: Callable[[Config], Mapping[str, Any]] = lambda _: {}
+    ropes: tuple[str, ...] = ROPES
 
 
 def _lfm2(config: Config) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _glm4(config: Config) -> dict[str, Any]:
 
 _WIDTH = {"expert_feed_forward_length": "moe_intermediate_size"}
 ARCHITECTURES = {
-    "mixtral": Architecture("llama"),
+    "mixtral": Architecture("llama", ropes=(*ROPES, "llama3")),
     "qwen3_moe": Architecture("qwen3moe", _WIDTH),
     "granitemoe": Architecture(
         "granitemoe",
@@ -98,6 +101,7 @@ ARCHITECTURES = {
             "residual_scale": "residual_multiplier",
             "logit_scale": "logits_scaling",
         },
+        ropes=(*ROPES, "llama3"),
     ),
     "ernie4_5_moe": Architecture("ernie4_5-moe", _WIDTH, _ernie),
     "lfm2_moe": Architecture(
@@ -116,11 +120,12 @@ ARCHITECTURES = {
         {"expert_feed_forward_length": "intermediate_size", "logit_scale": "logit_scale",
          "attention.sliding_window": "sliding_window", "attention.layer_norm_epsilon": "layer_norm_eps"},
         _cohere2,
+        ropes=("default",),
     ),
 }  # fmt: skip
 INSTEAD = {  # hosts that llama.cpp computes otherwise than transformers does, or not at all, and what would work
-    "qwen2_moe": "Merge it with 'architecture: granitemoe', which takes the same models.",
-    "deepseek": "Merge it with 'architecture: mixtral', which takes the same models.",
+    "qwen2_moe": "Merge it with 'architecture: granitemoe', which takes these models too.",
+    "deepseek": "Merge it with 'architecture: mixtral', which takes these models too.",
 }
 
 
@@ -143,10 +148,12 @@ def architecture_of(host: Host, config: Config, where: Path) -> Architecture:
     if host.name == "cohere2_moe" and config["num_shared_experts"]:
         what = "llama.cpp averages a shared expert of cohere2_moe with the others, transformers adds it"
         raise error("output.gguf", where, what, "Merge it without shared_experts.")
-    kind = _rope(config).get("rope_type", "default")
-    if kind not in ROPES:
-        what = f"its rotary positions are of the kind {kind}, which llama.cpp doesn't compute as transformers does here"
-        raise error("output.gguf", where, what, f"Use models with one of: {', '.join(ROPES)}.")
+    rope = _rope(config)
+    kind = rope.get("rope_type", "default")
+    own = rope.get("truncate") is False or any(rope.get(key) is not None for key in OWN_YARN)
+    if kind not in found.ropes or (kind == "yarn" and own):
+        what = f"llama.cpp doesn't compute its rotary positions, {kind} with these settings, as transformers does"
+        raise error("output.gguf", where, what, f"Use models with plain ones of: {', '.join(found.ropes)}.")
     return found
 
 
@@ -159,7 +166,12 @@ def doubts(host: Host, config: Config, where: Path) -> list[Problem]:
         where: its folder.
     """
     window = config.get("sliding_window")
-    if not window or host.name == "cohere2_moe" or config.get("use_sliding_window") is False:
+    if (
+        not window
+        or window >= config["max_position_embeddings"]
+        or host.name == "cohere2_moe"
+        or config.get("use_sliding_window") is False
+    ):
         return []
     what = f"its attention looks back {window} tokens; llama.cpp, which knows no window here, over all of them"
     return [Problem("output.window", str(where), what, "Up to that length of text they give the same.")]
@@ -213,8 +225,8 @@ def _rope_keys(rope: Mapping[str, Any]) -> dict[str, Any]:
     scaling: dict[str, Any] = {"type": kind, "factor": float(rope["factor"])}
     if kind == "yarn":
         scaling["original_context_length"] = rope["original_max_position_embeddings"]
-        own = {"attention_factor": "attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-        scaling |= {key: float(rope[name]) for name, key in own.items() if rope.get(name) is not None}
+        given = (key for key in ("beta_fast", "beta_slow") if rope.get(key) is not None)
+        scaling |= {f"yarn_{key}": float(rope[key]) for key in given}
     return keys | {f"rope.scaling.{key}": value for key, value in scaling.items()}
 
 

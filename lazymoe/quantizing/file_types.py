@@ -40,13 +40,11 @@ class FileType:
     Attributes:
         number: llama.cpp's, which the file itself states.
         most: the type of most tensors.
-        bits: a weight, about; what a file is for is chosen by it.
         rules: those of other tensors, by part.
     """
 
     number: int
     most: str
-    bits: float
     rules: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -60,37 +58,37 @@ _TWO_X = {**_TWO, "embeddings": "Q2_K", "v": "grouped Q4_K, four Q4_K, Q2_K", "d
 _FOUR = {**_O, "v": "eight Q8_0, grouped Q5_K", "down": "unweighted eighth Q5_K"}
 
 FILE_TYPES = {
-    "F32": FileType(0, "F32", 32),
-    "F16": FileType(1, "F16", 16),
-    "BF16": FileType(32, "BF16", 16),
-    "Q8_0": FileType(7, "Q8_0", 8.5, _EIGHT),
-    "Q6_K": FileType(18, "Q6_K", 6.6, _EIGHT),
-    "Q5_K_M": FileType(17, "Q5_K", 5.7, {**_EIGHT, "v": "eight Q8_0, more Q6_K", "down": "more Q6_K"}),
-    "Q5_K_S": FileType(16, "Q5_K", 5.5, _EIGHT),
-    "Q4_K_M": FileType(15, "Q4_K", 4.9, {**_O, "v": "eight Q8_0, more Q6_K", "down": "more Q6_K"}),
-    "Q4_K_S": FileType(14, "Q4_K", 4.6, {**_O, "v": "eight Q8_0, first four Q5_K", "down": "eighth Q5_K"}),
-    "Q3_K_L": FileType(13, "Q3_K", 4.3, {**_EIGHT, "v": "eight Q8_0, Q5_K", "o": "not eight Q5_K", "down": "Q5_K"}),
-    "Q3_K_M": FileType(12, "Q3_K", 3.9, {**_EIGHT, "v": "eight Q8_0, first two Q5_K, Q4_K", "o": "eight Q5_K, Q4_K",
-                                         "down": "sixteenth Q5_K, Q4_K"}),
-    "Q3_K_S": FileType(11, "Q3_K", 3.5, _O),
-    "Q2_K": FileType(10, "Q2_K", 3.0, {**_EIGHT, "v": "eight Q8_0, grouped Q4_K, Q3_K", "o": "eight Q5_K, Q3_K",
-                                       "down": "Q3_K"}),
-    "Q2_K_S": FileType(21, "Q2_K", 2.8, {**_EIGHT, "v": "eight Q8_0, grouped Q4_K", "down": "eighth Q4_K"}),
-    "IQ4_NL": FileType(25, "IQ4_NL", 4.6, _FOUR),
-    "IQ4_XS": FileType(30, "IQ4_XS", 4.3, _FOUR),
-    "IQ3_M": FileType(27, "IQ3_S", 3.7, {**_EIGHT, "v": "eight Q8_0, Q4_K", "o": "eight Q5_K, Q4_K",
-                                         "down": "eighth Q4_K, eight more Q4_K"}),
-    "IQ3_S": FileType(26, "IQ3_S", 3.5, {**_O, "v": "eight Q8_0, grouped Q4_K"}),
-    "IQ3_XS": FileType(22, "IQ3_S", 3.3, {**_O, "v": "eight Q8_0, grouped Q4_K", "k": "eight Q8_0, IQ3_XXS",
-                                          "q": "IQ3_XXS", "gate": "middle IQ3_XXS", "up": "middle IQ3_XXS"}),
-    "IQ3_XXS": FileType(23, "IQ3_XXS", 3.1, {"head": "Q5_K", "embeddings": "IQ3_S", "q": "IQ2_S",
-                                             "k": "eight Q8_0, IQ2_S", "o": "eight Q5_K, IQ3_S",
-                                             "v": "eight Q8_0, grouped Q4_K, unweighted IQ3_S",
-                                             "down": "unweighted eighth Q4_K, unweighted Q3_K"}),
-    "IQ2_M": FileType(29, "IQ2_S", 2.7, _TWO_S),
-    "IQ2_S": FileType(28, "IQ2_XS", 2.5, _TWO_S),
-    "IQ2_XS": FileType(20, "IQ2_XS", 2.4, _TWO_X),
-    "IQ2_XXS": FileType(19, "IQ2_XXS", 2.1, _TWO_X),
+    "F32": FileType(0, "F32"),
+    "F16": FileType(1, "F16"),
+    "BF16": FileType(32, "BF16"),
+    "Q8_0": FileType(7, "Q8_0", _EIGHT),
+    "Q6_K": FileType(18, "Q6_K", _EIGHT),
+    "Q5_K_M": FileType(17, "Q5_K", {**_EIGHT, "v": "eight Q8_0, more Q6_K", "down": "more Q6_K"}),
+    "Q5_K_S": FileType(16, "Q5_K", _EIGHT),
+    "Q4_K_M": FileType(15, "Q4_K", {**_O, "v": "eight Q8_0, more Q6_K", "down": "more Q6_K"}),
+    "Q4_K_S": FileType(14, "Q4_K", {**_O, "v": "eight Q8_0, first four Q5_K", "down": "eighth Q5_K"}),
+    "Q3_K_L": FileType(13, "Q3_K", {**_EIGHT, "v": "eight Q8_0, Q5_K", "o": "not eight Q5_K", "down": "Q5_K"}),
+    "Q3_K_M": FileType(12, "Q3_K", {**_EIGHT, "v": "eight Q8_0, first two Q5_K, Q4_K", "o": "eight Q5_K, Q4_K",
+                                    "down": "sixteenth Q5_K, Q4_K"}),
+    "Q3_K_S": FileType(11, "Q3_K", _O),
+    "Q2_K": FileType(10, "Q2_K", {**_EIGHT, "v": "eight Q8_0, grouped Q4_K, Q3_K", "o": "eight Q5_K, Q3_K",
+                                  "down": "Q3_K"}),
+    "Q2_K_S": FileType(21, "Q2_K", {**_EIGHT, "v": "eight Q8_0, grouped Q4_K", "down": "eighth Q4_K"}),
+    "IQ4_NL": FileType(25, "IQ4_NL", _FOUR),
+    "IQ4_XS": FileType(30, "IQ4_XS", _FOUR),
+    "IQ3_M": FileType(27, "IQ3_S", {**_EIGHT, "v": "eight Q8_0, Q4_K", "o": "eight Q5_K, Q4_K",
+                                    "down": "eighth Q4_K, eight more Q4_K"}),
+    "IQ3_S": FileType(26, "IQ3_S", {**_O, "v": "eight Q8_0, grouped Q4_K"}),
+    "IQ3_XS": FileType(22, "IQ3_S", {**_O, "v": "eight Q8_0, grouped Q4_K", "k": "eight Q8_0, IQ3_XXS",
+                                     "q": "IQ3_XXS", "gate": "middle IQ3_XXS", "up": "middle IQ3_XXS"}),
+    "IQ3_XXS": FileType(23, "IQ3_XXS", {"head": "Q5_K", "embeddings": "IQ3_S", "q": "IQ2_S",
+                                        "k": "eight Q8_0, IQ2_S", "o": "eight Q5_K, IQ3_S",
+                                        "v": "eight Q8_0, grouped Q4_K, unweighted IQ3_S",
+                                        "down": "unweighted eighth Q4_K, unweighted Q3_K"}),
+    "IQ2_M": FileType(29, "IQ2_S", _TWO_S),
+    "IQ2_S": FileType(28, "IQ2_XS", _TWO_S),
+    "IQ2_XS": FileType(20, "IQ2_XS", _TWO_X),
+    "IQ2_XXS": FileType(19, "IQ2_XXS", _TWO_X),
 }  # fmt: skip
 
 
