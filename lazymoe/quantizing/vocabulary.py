@@ -82,8 +82,9 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
         writer.add_token_scores([token.score for token in tokens])
         writer.add_add_space_prefix(_leads_with_space(fields))
     writer.add_token_types([int(TokenType[token.kind]) for token in tokens])
-    if bytewise and not special.merges:
-        special.merges = [" ".join(pair) for pair in _merges(fields)]
+    if bytewise:
+        special.merges = special.merges or [" ".join(pair) for pair in _merges(fields)]
+        special.add_special_token.setdefault("bos", False)  # for some names llama.cpp would add one by itself
     special.add_to_gguf(writer, quiet=True)
 
 

@@ -46,6 +46,13 @@ def test_tokens_have_their_kinds(tmp_path: Path) -> None:
     assert found["ggml.merges"] == [" ".join(pair) for pair in merges]
 
 
+def test_a_text_begins_with_a_token_only_where_it_does_in_transformers(tmp_path: Path) -> None:
+    folder = bytewise(tmp_path / "t", *next(how for how, name in SPLITS.items() if name == "llama-bpe"))
+    assert said(folder)["ggml.add_bos_token"] is True
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    assert said(folder)["ggml.add_bos_token"] is False
+
+
 def test_scores_fall_in_the_order_of_merges(tmp_path: Path) -> None:
     found = said(sentencepiece(tmp_path / "t"))
     merges = json.loads((tmp_path / "t" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
