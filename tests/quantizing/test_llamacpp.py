@@ -175,7 +175,6 @@ EXPLAINED = {  # what the converter says of a mixture otherwise, and why
     "granitemoe.attention.key_length": "the converter leaves it out, since it is the width over the heads",
     "granitemoe.attention.value_length": "the converter leaves it out, since it is the width over the heads",
     "qwen3moe.vocab_size": "the converter leaves it out, since the list of tokens has it",
-    "granitemoe.vocab_size": "the same",
     "qwen3moe.rope.dimension_count": "the converter leaves it out, since it is a head's width",
 }
 
