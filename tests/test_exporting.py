@@ -199,6 +199,17 @@ def test_it_takes_no_quantizer_for_what_is_only_cut_off(moe: Path, monkeypatch: 
     native.quantizer.cache_clear()
 
 
+def test_both_quantizers_make_the_same(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("libgguf")
+    kinds = "Q8_0,Q5_K_M,Q3_K_M,IQ4_XS,IQ3_S"
+    to_gguf(moe, kinds, tmp_path / "one", threads=4)
+    native.quantizer.cache_clear()
+    monkeypatch.setattr(native, "_from_xllamacpp", lambda: None)
+    to_gguf(moe, kinds, tmp_path / "two", threads=4)
+    native.quantizer.cache_clear()
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
 @pytest.mark.parametrize(
     ("kind", "host", "shared", "told"),
     [

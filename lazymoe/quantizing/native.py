@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,16 @@ def _from_libgguf() -> Quantize | None:
         from libgguf import quantize_rows_into_raw
     except ImportError:
         return None
+    ready: set[int] = set()
+    lock = Lock()
 
     def quantize(kind: int, values: np.ndarray, out: np.ndarray, importance: np.ndarray | None) -> None:
-        written = quantize_rows_into_raw(kind, values, out, *values.shape, importance)
+        rows, width = values.shape
+        if kind not in ready:
+            with lock:  # it makes a type's tables when it first needs them, and two threads must not at once
+                quantize_rows_into_raw(kind, values[:1], out[:1], 1, width, importance)
+                ready.add(kind)
+        written = quantize_rows_into_raw(kind, values, out, rows, width, importance)
         assert written == out.nbytes
 
     return quantize
