@@ -6,6 +6,7 @@ The functions do what the commands of the same names do::
     lazymoe.merge("recipe.yaml", "my-moe")
     print(lazymoe.report("my-moe"))
     lazymoe.publish("my-moe", "you/my-moe")
+    lazymoe.to_gguf("my-moe", "Q4_K_M")
 
 `load("my-moe", bits=4)` gives the model and its tokenizer, in little memory. All of them raise `LazyMoEError` for what
 a user can mend; its subclasses and `Problem` say what kind of thing that is.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lazymoe.cards.card import card
     from lazymoe.demonstration.story import Demo, demo
     from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
+    from lazymoe.exporting import Exported, to_gguf
     from lazymoe.forward.loading import load
     from lazymoe.merging import Merged, merge
     from lazymoe.planning.checking import Check, check
@@ -32,10 +34,9 @@ if TYPE_CHECKING:
     from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
-    "Check", "Demo", "Expert", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published", "Recipe",
-    "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "load", "merge",
-    "merge_to_hub",
-    "publish", "report",
+    "Check", "Demo", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published",
+    "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "load", "merge",
+    "merge_to_hub", "publish", "report", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -43,6 +44,7 @@ _HOMES = {
     "lazymoe.cards.card": ("card",),
     "lazymoe.demonstration.story": ("Demo", "demo"),
     "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
+    "lazymoe.exporting": ("Exported", "to_gguf"),
     "lazymoe.forward.loading": ("load",),
     "lazymoe.merging": ("Merged", "merge"),
     "lazymoe.planning.checking": ("Check", "check"),

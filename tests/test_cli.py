@@ -275,6 +275,7 @@ WITHOUT_MIXTURE: dict[str, Callable[[Path], list[str]]] = {
     "report": lambda here: ["report", str(here)],
     "card": lambda here: ["card", str(here)],
     "publish": lambda here: ["publish", str(here), "writer/moe"],
+    "gguf": lambda here: ["gguf", str(here), "Q4_K_M"],
     "demo": lambda here: ["demo", str(here / "taken")],
 }
 CODES = {"check": "recipe.not-found", "merge": "recipe.not-found", "demo": "output.taken"}
@@ -325,6 +326,7 @@ STOPPED = {  # what does the work, and what is said when it is interrupted
     "card": ("lazymoe.cards.card.card", "nothing was written"),
     "publish": ("lazymoe.publishing.publish",
                 "nothing half-made is visible, and the same command sends only what is missing"),
+    "gguf": ("lazymoe.exporting.to_gguf", "the same command goes on from here"),
     "demo": ("lazymoe.demonstration.story.demo", "the same command begins anew with what is trained"),
 }  # fmt: skip
 
@@ -340,6 +342,7 @@ def test_an_interrupt_says_what_has_become_of_it(
     monkeypatch.setattr(work, interrupted)
     more = {
         "check": [str(file)], "merge": [str(file), str(tmp_path / "moe")], "publish": [str(moe), "you/moe"], "demo": [],
+        "gguf": [str(moe), "Q4_K_M"],
     }  # fmt: skip
     assert main([command, *more.get(command, [str(moe)])]) == 130
     printed = capsys.readouterr()

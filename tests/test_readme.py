@@ -91,6 +91,6 @@ def test_what_a_page_says_can_be_typed(
 
 def test_the_pages_are_looked_at_in_earnest() -> None:
     code = "".join(code for page in PAGES for _, code, _ in blocks(page))
-    for command in ("check", "merge", "report", "publish", "demo"):
+    for command in ("check", "merge", "report", "publish", "gguf", "demo"):
         assert f"lazymoe {command}" in code
     assert "import lazymoe" in code and "base_model:" in code

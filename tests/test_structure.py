@@ -112,6 +112,7 @@ def test_no_name_is_both_a_module_and_something_else() -> None:
         ["-m", "lazymoe", "card", "nowhere"],
         ["-m", "lazymoe", "card", "--help"],
         ["-m", "lazymoe", "publish", "--help"],
+        ["-m", "lazymoe", "gguf", "nowhere", "Q4_K_M"],
         ["-m", "lazymoe", "publish", "nowhere", "you/nothing"],
     ],
     ids=" ".join,

@@ -1,0 +1,197 @@
+"""A finished mixture for llama.cpp, Ollama and LM Studio: GGUF files of one or several types, from one reading."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lazymoe.checkpoint.safetensors import open_file
+from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.errors import LazyMoEError, Problem, error
+from lazymoe.files import absolute, existing, shown
+from lazymoe.output.claims import locked
+from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, is_unchanged, open_finished
+from lazymoe.progress import Progress, silent
+from lazymoe.quantizing.description import doubts
+from lazymoe.quantizing.export import Export
+from lazymoe.quantizing.file_types import file_type
+from lazymoe.quantizing.importance import Importance, read_importance
+from lazymoe.units import gigabytes
+
+LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A mixture's GGUF files.
+
+    Attributes:
+        files: those of each type, by its name; several where one would be too large.
+        warnings: what llama.cpp does otherwise than transformers.
+    """
+
+    files: dict[str, list[Path]]
+    warnings: tuple[Problem, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give its fields by name, for programs."""
+        return {
+            "files": [
+                {"type": kind, "path": str(path), "bytes": path.stat().st_size}
+                for kind, paths in self.files.items()
+                for path in paths
+            ],
+            "warnings": [problem.to_dict() for problem in self.warnings],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{shown(path)} ({gigabytes(path.stat().st_size)})" for paths in self.files.values() for path in paths
+        )
+
+
+def to_gguf(
+    folder: str | os.PathLike[str],
+    types: str | Sequence[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    imatrix: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    largest: int = LARGEST,
+    progress: Progress = silent,
+) -> Exported:
+    """Write a finished mixture as GGUF, one file for each type. Again after an interruption: it goes on.
+
+    Args:
+        folder: the mixture's.
+        types: as `llama-quantize` names them, such as ``Q4_K_M``; several with commas between, or in a list.
+        out: the folder for the files; by default one beside the mixture's, with ``-GGUF`` after its name.
+        imatrix: a file with an importance matrix, as llama.cpp's `llama-imatrix` makes it.
+        threads: how many quantize; by default all that this process may use.
+        largest: the most bytes of tensors in a file; what is larger is cut, as llama.cpp cuts it.
+        progress: told of the bytes of the mixture that were read, stage ``quantize``.
+
+    Returns:
+        Where the files are.
+
+    Raises:
+        OutputError: if the folder isn't a finished mixture, llama.cpp has no such model or tokenizer, or nothing can be
+            written.
+        RecipeError: if the recipe in the folder can't be read.
+        LazyMoEError: if there is no such type, it is no good without an importance matrix, the importance matrix can't
+            be read, or what quantizes isn't installed.
+    """
+    names = [name.strip().upper() for name in (types.split(",") if isinstance(types, str) else types)]
+    for name in names:
+        file_type(name)
+    if threads is not None and threads < 1:
+        raise error("input.usage", "--threads", f"there can't be {threads}", "Give 1 or more.")
+    done = open_finished(absolute(folder))
+    goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}-GGUF")
+    if goal.exists() and not goal.is_dir():
+        raise error("output.taken", goal, "this is a file", "Name another output folder.")
+    importance = read_importance(absolute(imatrix)) if imatrix else None
+    tensors = _tensors(done)
+    export = _export(done, tensors, list(dict.fromkeys(names)), importance)
+    export.lay(done.folder.name, goal, goal / WORK, largest, done.record.fingerprint)
+    _check_room(export, goal)
+    try:
+        (goal / WORK).mkdir(parents=True, exist_ok=True)
+        with locked(goal / WORK), closing(export):
+            export.open(threads or _processors())
+            _fill(export, tensors, progress)
+            export.finish()
+    except OSError as e:
+        again = "run it again: it goes on from there."
+        if e.errno in FULL:
+            raise error("output.full", goal, f"writing failed: {e.strerror}", f"Make room and {again}") from None
+        what = f"writing stopped: {e.strerror or e}"
+        raise error("output.failed", e.filename or goal, what, f"Mend that and {again}") from None
+    files = {kind: [file.path for file in files] for kind, files in export.files.items()}
+    return Exported(files, tuple(doubts(done.host, done.config, done.folder)))
+
+
+def _tensors(done: Finished) -> dict[str, TensorInfo]:
+    """List a mixture's tensors in the order in which they lie.
+
+    Raises:
+        OutputError: if a file of weights isn't as the merge wrote it.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for path in done.weights:
+        try:
+            tensors |= open_file(path)
+        except (OSError, ValueError, LazyMoEError) as e:
+            raise error("output.damaged", path, f"it can't be read ({e})", AGAIN) from None
+        if not is_unchanged(path, done.record.files.get(path.name)):
+            raise error("output.damaged", path, "its bytes aren't those that the merge wrote", AGAIN)
+    if tensors.keys() != done.weight_map.keys():
+        raise error("output.damaged", done.folder, f"its tensors aren't those that its {INDEX} names", AGAIN)
+    return tensors
+
+
+def _export(
+    done: Finished, tensors: Mapping[str, TensorInfo], types: list[str], importance: Importance | None
+) -> Export:
+    """Work out what goes where.
+
+    Raises:
+        OutputError: if llama.cpp has no such model, or the mixture's config.json isn't of its weights.
+        LazyMoEError: if a type is no good without importance, or a package is missing.
+    """
+    _check_packages()
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        return Export(done.folder, done.host, done.config, shapes, types, importance)
+    except (LookupError, TypeError, ValueError, StopIteration) as e:
+        what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
+        raise error("output.damaged", done.folder, what, AGAIN) from None
+
+
+def _check_packages() -> None:
+    """Look whether the gguf package is here.
+
+    Raises:
+        LazyMoEError: if it isn't.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        what = "writing GGUF takes the gguf package"
+        raise error("input.quantizer", "lazymoe gguf", what, "Install it: pip install 'gguf>=0.17'.") from None
+
+
+def _check_room(export: Export, goal: Path) -> None:
+    """Look whether the disk has room for the files.
+
+    Raises:
+        OutputError: if it hasn't.
+    """
+    files = [file for several in export.files.values() for file in several if not file.whole]
+    wanted, free = sum(file.nbytes - file.held for file in files), shutil.disk_usage(existing(goal)).free
+    if wanted > free:
+        what = f"{gigabytes(wanted)} of disk are needed and {gigabytes(free)} are free"
+        raise error("output.no-room", goal, what, "Free some space, or choose another disk.")
+
+
+def _processors() -> int:
+    """Count the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fill(export: Export, tensors: dict[str, TensorInfo], progress: Progress) -> None:
+    """Give every tensor of the mixture."""
+    total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
+    progress("quantize", done, total)
+    for name, tensor in tensors.items():
+        if export.wants(name):
+            export.give(name, tensor)
+        done += tensor.nbytes
+        progress("quantize", done, total)

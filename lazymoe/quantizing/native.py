@@ -1,0 +1,77 @@
+"""llama.cpp's own quantizer, out of a wheel: ggml in xllamacpp's library, or libgguf, which gives the same bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from lazymoe.errors import error
+
+# quantizes rows: type, float32 values [rows, width], bytes to fill [rows, bytes of a row], importance [width] or None
+Quantize = Callable[[int, np.ndarray, np.ndarray, "np.ndarray | None"], None]
+
+
+@functools.cache
+def quantizer() -> Quantize:
+    """Find what quantizes here. It lets other threads run meanwhile.
+
+    Raises:
+        LazyMoEError: if neither library is installed, or both without what is needed of them.
+    """
+    found = _from_xllamacpp() or _from_libgguf()
+    if found is None:
+        what = "quantizing takes llama.cpp's quantizer"
+        remedy = "Install it: pip install xllamacpp, or on Windows pip install libgguf. F32, F16 and BF16 go without."
+        raise error("input.quantizer", "TYPE", what, remedy)
+    return found
+
+
+def _from_xllamacpp() -> Quantize | None:
+    """Find ggml's function in the library of xllamacpp, which is not imported: it would start llama.cpp."""
+    spec = importlib.util.find_spec("xllamacpp")
+    folders = spec.submodule_search_locations if spec else None
+    for file in (file for folder in folders or () for file in Path(folder).glob("xllamacpp*.so")):
+        with suppress(OSError, AttributeError):  # of another machine, or it doesn't show it
+            return _calling(ctypes.CDLL(str(file)).ggml_quantize_chunk)
+    return None
+
+
+def _calling(chunk: Any) -> Quantize:
+    """Call ggml's function with arrays."""
+    pointer, long = ctypes.c_void_p, ctypes.c_int64
+    chunk.argtypes, chunk.restype = [ctypes.c_int, pointer, pointer, long, long, long, pointer], ctypes.c_size_t
+
+    def quantize(kind: int, values: np.ndarray, out: np.ndarray, importance: np.ndarray | None) -> None:
+        weights = None if importance is None else importance.ctypes.data
+        written = chunk(kind, values.ctypes.data, out.ctypes.data, 0, *values.shape, weights)
+        assert written == out.nbytes
+
+    return quantize
+
+
+def _from_libgguf() -> Quantize | None:
+    try:
+        from libgguf import quantize_rows_into_raw
+    except ImportError:
+        return None
+    ready: set[int] = set()
+    lock = Lock()
+
+    def quantize(kind: int, values: np.ndarray, out: np.ndarray, importance: np.ndarray | None) -> None:
+        rows, width = values.shape
+        if kind not in ready:
+            with lock:  # it makes a type's tables when it first needs them, and two threads must not at once
+                quantize_rows_into_raw(kind, values[:1], out[:1], 1, width, importance)
+                ready.add(kind)
+        written = quantize_rows_into_raw(kind, values, out, rows, width, importance)
+        assert written == out.nbytes
+
+    return quantize
