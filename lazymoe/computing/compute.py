@@ -10,7 +10,7 @@ import numpy as np
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.tensors import CODES, TensorInfo
-from lazymoe.computing import ROUTERS, SHARED, shared_files
+from lazymoe.computing import ROUTERS, SHARED, corrected_files, shared_files
 from lazymoe.errors import Problem, error
 from lazymoe.files import is_sound, read_bytes, write_sealed
 from lazymoe.floats import decode, encode
@@ -27,8 +27,8 @@ PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to bo
 
 def compute(
     prepared: Prepared, plan: Plan, folder: Path, seed: int, device: str | None, progress: Progress
-) -> dict[str, TensorInfo]:
-    """Work out all that the plan calls computed, shared weights and routers, into files of a folder.
+) -> dict[tuple[int, str], TensorInfo]:
+    """Work out all that the plan calls computed, shared weights, routers and corrected experts, into files of a folder.
 
     What an earlier call has finished there is kept.
 
@@ -40,7 +40,7 @@ def compute(
         progress: told of the layers done, stages ``route`` and ``sweep``.
 
     Returns:
-        Each tensor by name.
+        Each tensor by the number of its source and its name.
 
     Raises:
         SourceError: if a model's tokenizer can't be loaded, or its states or weights are NaN or infinite.
@@ -50,6 +50,7 @@ def compute(
     if not fitted and not is_sound(folder / ROUTERS):
         _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
     merged = shared_files(plan.layers) if plan.shared != "base" else []
+    merged += [file for files in corrected_files(plan.corrected, plan.layers) for file in files]
     if not all(is_sound(folder / name) for name in (*merged, *([ROUTERS] if fitted else []))):
         from lazymoe.computing.sweep import discard_states, sweep
 
@@ -80,13 +81,11 @@ def _write_routers(plan: Plan, folder: Path, gates: np.ndarray) -> None:
     write_sealed(folder / ROUTERS, (header, *(encode(gate, dtype).tobytes() for gate in rows.values())))
 
 
-def _computed(folder: Path) -> dict[str, TensorInfo]:
-    """List what a folder holds of computed tensors, by name."""
-    found: dict[str, TensorInfo] = {}
-    for file in (*sorted(folder.glob(SHARED.format("*"))), folder / ROUTERS):
-        if file.exists():
-            found |= open_file(file)
-    return found
+def _computed(folder: Path) -> dict[tuple[int, str], TensorInfo]:
+    """List what a folder holds of computed tensors, by the number of their source and their name."""
+    files = [(0, file) for file in (*folder.glob(SHARED.format("*")), folder / ROUTERS) if file.exists()]
+    files += [(int(file.name.split("-")[1]), file) for file in folder.glob("corrected-*.safetensors")]
+    return {(source, name): tensor for source, file in files for name, tensor in open_file(file).items()}
 
 
 def _gates(recipe: Recipe, plan: Plan, seed: int, device: str | None, progress: Progress) -> np.ndarray:
@@ -110,7 +109,7 @@ def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
     """
     found, gates = _computed(folder), []
     for layer in range(plan.layers):
-        tensor = found[LAYER.format(layer=layer) + plan.host.router]
+        tensor = found[0, LAYER.format(layer=layer) + plan.host.router]
         lies = tensor.span()
         assert lies is not None  # written by `compute`
         gates.append(decode(read_bytes(*lies), tensor.dtype).reshape(tensor.shape))

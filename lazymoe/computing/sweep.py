@@ -2,9 +2,10 @@
 weights are merged and its router is fitted, both by what the mixture itself reads there, and then it is run.
 
 In a layer, norms are averaged first. What query, key and value maps read is taken, and these are merged; what the map
-after attention reads is taken, and that is merged; the router is fitted on what it reads, and the experts run. The head
-comes last, by the last states; until then tied embeddings are the plain average. After each layer the states are kept,
-so that a sweep that was stopped goes on there.
+after attention reads is taken, and that is merged; the router is fitted on what it reads, and the experts run, each
+corrected first if that is wanted, for which its own model's layer runs too. The head comes last, by the last states;
+until then tied embeddings are the plain average. After each layer the states are kept, so that a sweep that was stopped
+goes on there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.tensors import CODES
-from lazymoe.computing import ROUTERS, STATES, shared_files
+from lazymoe.computing import CORRECTED, ROUTERS, STATES, corrected_files, shared_files
+from lazymoe.computing.correction import Correction
 from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
@@ -27,7 +29,7 @@ from lazymoe.computing.shared_weights import Average, as_bytes, finite, merge_ma
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely
 from lazymoe.forward.mixture import fill, leave_out, mix, module_name, route, shared
-from lazymoe.forward.parts import Names
+from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import reads_states
 from lazymoe.planning.plan import Plan
@@ -57,7 +59,7 @@ def sweep(recipe: Recipe, plan: Plan, folder: Path, device: str, progress: Progr
     """
     order = canonical(recipe, plan)
     average = Average(plan, order)
-    groups = read_groups(recipe, plan, order)
+    groups = read_groups(recipe, plan, order, device)
     if groups:
         return _Walk(recipe, plan, folder, average, groups, order, device).run(progress)
     for layer, file in enumerate(shared_files(plan.layers)[:-1]):
@@ -90,17 +92,23 @@ class _Walk:
         self.fitted, self.by_states = recipe.gate_mode == "fit", reads_states(recipe, plan)
         texts = [batch for group in groups for batch in group.batches]
         self.real = [real.to(device) for _, real in texts]
-        whose = [(group.place, group.sign) for group in groups for _ in group.batches]
+        whose = [(group.place, 0 if group.varied else group.sign) for group in groups for _ in group.batches]
         self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
         self.lesson = lesson(groups, device) if self.fitted else None
         self.stream = Stream(average if plan.shared != "base" else plan.sources[0], [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
+        self.corrections: dict[int, Correction] = {}  # by the expert's number
+        for place, expert in enumerate(order):
+            if expert in plan.corrected:
+                [tokens] = [g.tokens for g in groups if (g.place, g.sign, g.varied) == (place, 1, False)]
+                own = {i: texts[i] for i in self.own[place]}
+                self.corrections[expert] = Correction(plan, expert, own, tokens, device)
 
     def run(self, progress: Progress) -> Tensor | None:
         """Run all layers that aren't done yet; see `sweep`."""
         plan, merged = self.plan, self.plan.shared != "base"
         *files, outer = shared_files(plan.layers)
-        self._resume(files if merged else [])
+        self._resume()
         for layer in range(self.stream.next, plan.layers):
             self.stream.step(
                 feed_forward=(module_name(plan), self._feed_forward),
@@ -131,18 +139,27 @@ class _Walk:
                 total += squares(read(i)[self.real[i]])
             yield total
 
-    def _feed_forward(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Fit this layer's router on what it reads ``[N, H]``, and run the mixture's feed-forward network."""
+    def _feed_forward(self, module: nn.Module, x: Tensor, after: After) -> Tensor:
+        """Fit this layer's router on what it reads ``[N, H]``, correct the experts, and run the mixture's feed-forward
+        network."""
         plan, layer = self.plan, self.stream.next
         rows, own = self._routers(x)
+        sizes = [real.numel() for real in self.real]
+        left = set(self.corrections)
 
         def load(expert: int, module: nn.Module) -> None:
             fill(plan, module, plan.sources[expert + 1], layer, self.recipe.every_expert[expert].residual_scale)
+            if expert in left:
+                left.remove(expert)
+                name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
+                self._save(expert, name, weight)
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
         chosen, weights = leave_out(self.order[chosen], weights)
         with coarsely():
             out = mix(load, module, x, chosen, weights, self.order.tolist())
+            for expert in sorted(left):  # no token went to it
+                load(expert, module)
             return out.add_(shared(plan, load, module, x, own))
 
     def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,9 +176,17 @@ class _Walk:
         own = found[f"{prefix}{plan.host.shared_gate}"].load().float().to(self.device) if gated else rows[:0]
         return rows[self.order], own
 
+    def _save(self, expert: int, name: str, weight: Tensor) -> None:
+        """Write a corrected matrix."""
+        header = write_header([(name, CODES[self.plan.config["dtype"]], tuple(weight.shape))])
+        file = CORRECTED.format(source=expert + 1, layer=self.stream.next)
+        write_sealed(self.folder / file, (header, as_bytes(weight)))
+
     def _keep(self) -> None:
         """Keep the states and the routers so far, in place of those before."""
         tensors = {str(i): states for i, states in enumerate(self.stream.states)}
+        for expert, correction in self.corrections.items():
+            tensors |= {f"{expert}.{i}": states for i, states in enumerate(correction.stream.states)}
         if self.fitted:
             tensors[GATES] = torch.stack(self.gates)
         header = write_header((name, "F32", tuple(tensor.shape)) for name, tensor in tensors.items())
@@ -169,13 +194,21 @@ class _Walk:
         write_sealed(file, (header, *(as_bytes(tensor) for tensor in tensors.values())))
         discard_states(self.folder, but=file)
 
-    def _resume(self, files: Sequence[str]) -> None:
-        """Go on after the last layer whose states were kept, if all shared weights up to there are sound."""
-        for layer in range(self.plan.layers, 0, -1):
+    def _resume(self) -> None:
+        """Go on after the last layer whose states were kept, if all weights up to there are sound."""
+        plan = self.plan
+        shared = shared_files(plan.layers)[:-1] if plan.shared != "base" else []
+        corrected = corrected_files(plan.corrected, plan.layers)
+        for layer in range(plan.layers, 0, -1):
             file = self.folder / STATES.format(f"{layer:05}")
-            if file.exists() and all(is_sound(f) for f in (file, *(self.folder / name for name in files[:layer]))):
+            names = [*shared[:layer], *itertools.chain(*corrected[:layer])]
+            if file.exists() and all(is_sound(f) for f in (file, *(self.folder / name for name in names))):
                 found = {name: tensor.load().to(self.device) for name, tensor in open_file(file).items()}
                 self.gates = list(found.pop(GATES)) if self.fitted else []
+                for expert, correction in self.corrections.items():
+                    stream = correction.stream
+                    stream.states = [found.pop(f"{expert}.{i}") for i in range(len(stream.states))]
+                    stream.next = layer
                 self.stream.states, self.stream.next = [found[str(i)] for i in range(len(found))], layer
                 return discard_states(self.folder, but=file)
 

@@ -56,7 +56,7 @@ class Taker(Protocol):
 
 def write_shards(
     plan: Plan,
-    computed: Mapping[str, TensorInfo],
+    computed: Mapping[tuple[int, str], TensorInfo],
     out: Path,
     partial: Path,
     seed: int,
@@ -67,7 +67,7 @@ def write_shards(
 
     Args:
         plan: what to write; its sources must be on the disk.
-        computed: the tensors that the plan calls computed, by name.
+        computed: the tensors that the plan calls computed, by the number of their source and their name.
         out: where complete shards go.
         partial: a folder on the same disk for what is half-made.
         seed: of the experts' noise.
@@ -153,7 +153,7 @@ class _Shard:
 
 def _write_shard(
     plan: Plan,
-    computed: Mapping[str, TensorInfo],
+    computed: Mapping[tuple[int, str], TensorInfo],
     outputs: Sequence[Output],
     path: Path,
     seed: int,
@@ -173,7 +173,7 @@ def _write_shard(
 
 def _append(
     plan: Plan,
-    computed: Mapping[str, TensorInfo],
+    computed: Mapping[tuple[int, str], TensorInfo],
     output: Output,
     part: Part,
     number: int,
@@ -184,7 +184,7 @@ def _append(
     if isinstance(part, Constant):
         return _fill(output, part, shard)
     if isinstance(part, Computed):
-        tensor = computed[part.name].part(part.start, part.elements)
+        tensor = computed[part.source, part.name].part(part.start, part.elements)
         lies = tensor.span()
         return _copy(lies, None, shard) if lies and part.scale == 1 else _scale(output, tensor, part.scale, shard)
     tensor = part.tensor.part(part.start, part.elements)

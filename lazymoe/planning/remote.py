@@ -45,7 +45,7 @@ def remote(recipe: Recipe, plan: Plan) -> Remote:
             layers[match[1] if match else ""] += source.tensors[name].nbytes
     total, outside = layers.total(), layers.pop("", 0)
     room = 2 * max(layers.values(), default=outside)
-    if recipe.gate_mode in STREAMED or plan.shared != "base":
+    if recipe.gate_mode in STREAMED or plan.shared != "base" or plan.corrected:
         return Remote(total, room, 0)
     return Remote(total, 0, min(room, WINDOW))
 
@@ -56,6 +56,8 @@ def _read(recipe: Recipe, plan: Plan) -> set[tuple[int, str]]:
     backbone, ffn = plan.dense.all_shapes(plan.sources[0].config)
     if plan.shared != "base":
         read |= {(number, name) for number in range(1 + plan.experts) for name in backbone}
+    for expert in plan.corrected:  # a pass through its own model
+        read |= {(expert + 1, name) for name in (*backbone, *ffn)}
     if recipe.gate_mode in STREAMED and recipe.gate_mode != "fit":  # a pass through the base model itself
         read |= {(0, name) for name in (*backbone, *ffn)}
     return read
