@@ -1,14 +1,15 @@
 """Which router is best? Every method on the same models, texts and prompts, in one run.
 
-    python benchmarks/router.py BASE EXPERT=TEXTS EXPERT=TEXTS ... [--tokens 1536] [--experts-per-token 2]
+    python benchmarks/router.py BASE EXPERT=TEXTS EXPERT=TEXTS ... [--outside TEXT] [--tokens 1536]
+                                [--experts-per-token 2] [--only WORD]
 
 TEXTS is a text file of the expert's domain that it wasn't trained on. From its first half come three sets of prompts,
 32 passages of 64 tokens each; the second half is measured on. If there are files TEXTS.held.txt and
 TEXTS.keywords.txt, TEXTS.prompts.txt, TEXTS.samples.txt (a JSON string a line), these are used instead.
 
 "Recovered" is how far a model came from the base model's held-out loss (0 %) to that of each domain's own expert
-(100 %). Mixtures are made by `lazymoe.merge` and read back from the disk; DUME, perfect routing and the dense rivals
-exist only here. Everything is seeded.
+(100 %). TEXT is a file of no expert's domain; the last column is the loss on it. Mixtures are made by `lazymoe.merge`
+and read back from the disk; DUME, perfect routing and the dense rivals exist only here. Everything is seeded.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ METHODS = {  # mixtures, by what a recipe says of them
     "hidden (mergekit-moe)": {"gate_mode": "hidden"},
     "fit, body of the base": {"gate_mode": "fit", "shared_weights": "base"},
     "fit, body averaged": {"gate_mode": "fit", "shared_weights": "average"},
+    "hidden, body merged": {"gate_mode": "hidden", "shared_weights": "regmean"},
     "fit, body merged (LazyMoE's default)": {"gate_mode": "fit"},
+    "fit, body merged, experts corrected": {"gate_mode": "fit", "expert_weights": "corrected"},
 }
 DUME = {"ridge": 1e-2, "temperature": 0.1}  # https://arxiv.org/abs/2603.29765
 Batches = Sequence[tuple[Tensor, Tensor]]  # token ids and which are real, [B, T] both, for each domain
@@ -52,7 +55,8 @@ Batches = Sequence[tuple[Tensor, Tensor]]  # token ids and which are real, [B, T
 
 @dataclass(frozen=True)
 class Row:
-    """One model's figures: its losses ``[D]``, and for a mixture its accuracy and the largest share in a layer."""
+    """One model's figures: its losses ``[D]``, after them that outside all domains if it was measured, and for a
+    mixture its accuracy and the largest share in a layer."""
 
     name: str
     losses: list[float]
@@ -95,19 +99,20 @@ def dense_rows(plan: Plan, names: Sequence[str], batches: Batches) -> Iterator[R
         yield Row(name, dense_losses(plan, expert, batches, "cpu"))
     yield Row("plain average (dense)", dense_losses(plan, Arithmetic(base, experts, 1 / len(experts)), batches, "cpu"))
     tried = [(s, dense_losses(plan, Arithmetic(base, experts, s), batches, "cpu")) for s in SCALES]
-    scale, losses = min(tried, key=lambda row: sum(row[1]))
+    scale, losses = min(tried, key=lambda row: sum(row[1][: len(names)]))
     yield Row(f"task arithmetic, best scale {scale} (dense)", losses)
 
 
 def mixture_row(name: str, plan: Plan, mixture: Source, batches: Batches) -> Row:
     losses, routing = mixture_losses(plan, mixture, batches, "cpu")
-    right = torch.tensor(routing.accuracy).mean().item()
-    return Row(name, losses, right, torch.tensor(routing.shares).mean(1).max().item())
+    accuracy, shares = torch.tensor(routing.accuracy), torch.tensor(routing.shares)  # [L, D], [L, D, E]
+    own = slice(plan.experts)  # without what is outside all domains
+    return Row(name, losses, accuracy[:, own].mean().item(), shares[:, own].mean(1).max().item())
 
 
 def perfect_row(name: str, plan: Plan, mixture: Source, batches: Batches) -> Row:
-    routed = [dense_losses(plan, Routed(plan, mixture, e), [batch], "cpu")[0] for e, batch in enumerate(batches)]
-    return Row(name, routed, 1.0)
+    own = zip(range(plan.experts), batches, strict=False)
+    return Row(name, [dense_losses(plan, Routed(plan, mixture, e), [batch], "cpu")[0] for e, batch in own], 1.0)
 
 
 def with_gates(plan: Plan, mixture: Source, gates: Sequence[Tensor], file: Path) -> Source:
@@ -122,7 +127,7 @@ def dume_gates(plan: Plan, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
     seen: list[list[Tensor]] = [[] for _ in range(plan.layers)]
     tokenizer = load_tokenizer(plan.sources[0])
     for expert, texts in zip(plan.expert_sources, prompts, strict=True):
-        batch, real = pad(pack(tokenizer, texts))
+        batch, real = pad(pack(tokenizer, texts).sequences)
         stream = Stream(expert, [batch], "cpu")
         for layer in range(plan.layers):
 
@@ -143,10 +148,13 @@ def dume_gates(plan: Plan, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
 
 
 def recipe_of(base: str, experts: Sequence[str], prompts: Sequence[Sequence[str]], **fields: Any) -> Recipe:
-    listed = [
+    listed: list[dict[str, Any]] = [
         {"source_model": e, "positive_prompts": list(p)}
         for e, p in zip(experts, prompts or [["-"]] * len(experts), strict=True)
     ]
+    if fields.pop("negative", False):  # the others' prompts
+        for own in listed:
+            own["negative_prompts"] = [p for e in listed if e is not own for p in e["positive_prompts"]]
     return Recipe.model_validate({"base_model": base, "experts": listed, **fields})
 
 
@@ -173,12 +181,13 @@ def table(rows: Sequence[Row], names: Sequence[str]) -> str:
         return f"{way:.0%}" if len(domains) == 1 else f"{way:.1%}"
 
     everything = range(len(names))
-    head = ["model", "mean loss", "recovered", *names, "right expert", "largest share"]
+    head = ["model", "mean loss", "recovered", *names, "right expert", "largest share", "loss outside"]
     lines = [" | ".join(["", *head, ""]).strip(), "|" + "---|" * len(head)]
     for row in rows:
-        cells = [row.name, f"{sum(row.losses) / len(names):.3f}", recovered(row.losses, everything)]
+        cells = [row.name, f"{sum(row.losses[: len(names)]) / len(names):.3f}", recovered(row.losses, everything)]
         cells += [recovered(row.losses, [d]) for d in everything]
         cells += ["" if x is None else f"{x:.0%}" for x in (row.accuracy, row.largest)]
+        cells += [f"{loss:.3f}" for loss in row.losses[len(names) :]] or [""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -187,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", metavar="BASE")
     parser.add_argument("experts", metavar="EXPERT=TEXTS", nargs="+")
+    parser.add_argument("--outside", metavar="TEXT", type=Path, help="a text of no expert's domain")
     parser.add_argument("--tokens", type=int, default=1536, help="held-out tokens of each domain")
     parser.add_argument("--experts-per-token", type=int, default=2)
     parser.add_argument("--only", metavar="WORD", help="only the mixtures with this in their names")
@@ -196,7 +206,8 @@ def main() -> None:
     base = open_source(Reference.parse(options.base), "BASE")
     domains = [read_domain(base, t) for t in texts]
     tokenizer = load_tokenizer(base)
-    batches = [windows(tokenizer, [held], options.tokens) for held, _ in domains]
+    held = [text for text, _ in domains] + ([options.outside.read_text()] if options.outside else [])
+    batches = [windows(tokenizer, [text], options.tokens) for text in held]
     rows: list[Row] = []
 
     def show(row: Row) -> None:
@@ -233,10 +244,15 @@ def main() -> None:
                 if "averaged" in method:
                     dume = with_gates(plan, mixture, dume_gates(plan, prompts), Path(temporary) / "dume.safetensors")
                     show(mixture_row(f"{name}: DUME, body averaged", plan, dume, batches))
-            show(perfect_row(f"{name}: perfect routing, body merged", plan, mixture, batches))
+                if "body merged" in method and fields["gate_mode"] == "fit":
+                    show(perfect_row(f"{name}: {method}, but perfect routing", plan, mixture, batches))
+            if options.only:
+                continue
             other = 1 if top_k > 1 else 2
             plan, mixture = made(f"{name}-top-{other}", prompts, experts_per_token=other)
             show(mixture_row(f"{name}: LazyMoE's default, top-{other}", plan, mixture, batches))
+            plan, mixture = made(f"{name}-negative", prompts, negative=True)
+            show(mixture_row(f"{name}: LazyMoE's default, the others' prompts negative", plan, mixture, batches))
     print(f"\n{table(rows, names)}")
 
 

@@ -203,7 +203,7 @@ def _fill(
     work = folder / WORK
     try:
         doubts: list[Problem] = []
-        if prepared.recipe.gate_mode in PROMPTED or plan.shared == "regmean":
+        if prepared.recipe.gate_mode in PROMPTED or plan.shared == "regmean" or plan.corrected:
             from lazymoe.forward.tokens import doubtful_prompts
 
             doubts += doubtful_prompts(prepared, plan)

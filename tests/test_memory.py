@@ -57,10 +57,10 @@ def models(make: Make, demo_models: Path) -> list[Path]:
     return folders
 
 
-def given(models: list[Path], kind: str, gate_mode: str, shared: str) -> Recipe:
+def given(models: list[Path], kind: str, gate_mode: str, shared: str, weights: str = "own") -> Recipe:
     experts = [{"source_model": str(m), "positive_prompts": prompts(kind, i)} for i, m in enumerate(models)]
     fields = {"base_model": str(models[0]), "gate_mode": gate_mode, "shared_weights": shared, "experts": experts}
-    return Recipe.model_validate(fields)
+    return Recipe.model_validate({**fields, "expert_weights": weights})
 
 
 def measured(recipe: Path, folder: Path) -> tuple[int, int, str]:
@@ -83,13 +83,14 @@ def hold(recipe: Recipe, folder: Path, *steps: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "gate_mode", "shared"),
-    [("many", "fit", "regmean"), ("many", "hidden", "base"), ("long", "hidden", "base")],
-)
+    ("kind", "gate_mode", "shared", "weights"),
+    [("many", "fit", "regmean", "own"), ("many", "fit", "regmean", "corrected"), ("few", "random", "base", "corrected"),
+     ("many", "hidden", "base", "own"), ("long", "hidden", "base", "own")],
+)  # fmt: skip
 def test_a_merge_takes_what_check_says(
-    kind: str, gate_mode: str, shared: str, models: list[Path], tmp_path: Path
+    kind: str, gate_mode: str, shared: str, weights: str, models: list[Path], tmp_path: Path
 ) -> None:
-    hold(given(models, kind, gate_mode, shared), tmp_path, "merge")
+    hold(given(models, kind, gate_mode, shared, weights), tmp_path, "merge")
 
 
 def test_a_small_merge_is_not_said_to_be_large(models: list[Path], tmp_path: Path) -> None:

@@ -94,6 +94,21 @@ def test_the_files_are_those_of_a_local_merge(gate_mode: str, shared: str, given
     assert downloads[-1] == (downloads[-1][1],) * 2
 
 
+@pytest.mark.parametrize("gate_mode", ["random", "fit"])
+def test_corrected_experts_are_those_of_a_local_merge(
+    gate_mode: str, given: Recipe, clean_hub: Hub, tmp_path: Path
+) -> None:
+    """Their own models are read whole, and nothing that wasn't counted."""
+    asked = given.with_fields(gate_mode=gate_mode, shared_weights="base", expert_weights="corrected")
+    prepared = prepare(asked, source="remote")
+    found = judge(prepared, tmp_path).remote
+    assert found and found.nbytes >= sum(t.nbytes for s in prepared.sources[1:] for t in s.tensors.values())
+    clean_hub.sent = Counter()
+    remote = merge(asked, tmp_path / "remote", source="remote", **SMALL).folder
+    assert clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared) <= 2 * found.nbytes
+    assert contents(remote) == contents(merge(asked, tmp_path / "local", source="local", **SMALL).folder)
+
+
 def to_fp8(tensors: dict[str, torch.Tensor]) -> None:
     for name in [name for name in tensors if "_proj" in name]:
         tensors[name.removesuffix("weight") + "weight_scale"] = torch.tensor(0.5)

@@ -58,6 +58,11 @@ class Dense:
     settle: Callable[[dict[str, Any]], None] | None = None
     windows: Callable[[Config], list[int | None]] = lambda config: [None] * int(config["num_hidden_layers"])
 
+    @property
+    def adds(self) -> bool:
+        """Whether a layer adds what its feed-forward network gives as it is, or scaled, with no norm in between."""
+        return not any(name.startswith("post_feedforward") for name in self.layer)
+
     def fill(self, config: Config) -> dict[str, Any]:
         """Fill in the keys of a config.json that it may leave out or call otherwise; nothing is computed.
 

@@ -147,6 +147,8 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "recipe_yaml": recipe.to_yaml(),
         "top_k": record.experts_per_token,
         "shared": record.shared_weights,
+        "computed": _computed(done),
+        "stays": any(not expert.positive_prompts for expert in done.recipe.experts),
         "parameters": billions(record.parameters),
         "active": billions(record.active_parameters),
         "size": gigabytes(record.bytes),
@@ -159,6 +161,14 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
         "chats": done.chats,
     }
+
+
+def _computed(done: Finished) -> str | None:
+    """Spell what part of an expert's weights is computed; None if none is."""
+    if done.recipe.expert_weights == "own":
+        return None
+    roles = {role for words in done.host.experts.values() for role in words.split() if not role.endswith("_bias")}
+    return "a third" if len(roles) == 3 else "half"
 
 
 def _command(record: Record) -> str:

@@ -17,7 +17,7 @@ from lazymoe.files import is_sound, read_bytes, write_sealed
 from lazymoe.floats import decode, encode
 from lazymoe.forward.device import pick_device
 from lazymoe.output.shards import Shards
-from lazymoe.planning.memory import reads_states
+from lazymoe.planning.memory import tells_routing
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress
@@ -31,7 +31,8 @@ PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to bo
 def compute(
     prepared: Prepared, plan: Plan, shards: Shards, folder: Path, seed: int, device: str | None, progress: Progress
 ) -> None:
-    """Work out all that the plan calls computed: shared weights into the shards, and routers, into a file too.
+    """Work out all that the plan calls computed: shared weights and corrected experts into the shards, and routers,
+    into a file too.
 
     What an earlier call has done is kept.
 
@@ -53,8 +54,9 @@ def compute(
         if not is_sound(folder / ROUTERS):
             _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
         shards.computed = open_file(folder / ROUTERS)
-    swept = [ROUTERS, *([ROUTING] if fitted or reads_states(recipe, plan) else [])]
-    if (fitted or plan.shared != "base") and not (shards.whole and all(is_sound(folder / name) for name in swept)):
+    swept = [ROUTERS, *([ROUTING] if tells_routing(recipe, plan) else [])]
+    wanted = fitted or plan.shared != "base" or plan.corrected
+    if wanted and not (shards.whole and all(is_sound(folder / name) for name in swept)):
         from lazymoe.computing.sweep import sweep
 
         gates, routing = sweep(recipe, plan, shards, folder, pick_device(device), progress)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from lazymoe.computing.variety import Variety
 from lazymoe.forward.tokens import batches, load_tokenizer, pack
-from lazymoe.planning.memory import reads_states
+from lazymoe.planning.memory import LIMIT, SHORT, reads_states
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import Recipe
 
@@ -21,33 +23,47 @@ class Group:
         place: of the expert in the order in which experts are added up; of the shared one, how many these are.
         sign: 1 if they should reach it, -1 if any other.
         batches: token ids, int64, and which of their places are real, bool, both ``[B, T]``.
+        tokens: how many the prompts have, as far as they are read.
+        varied: whether these are copies with other tokens, see `variety`: to fit routers on, and for nothing else.
     """
 
     place: int
     sign: int
     batches: Sequence[tuple[Tensor, Tensor]]
+    tokens: int
+    varied: bool = False
 
 
-def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int]) -> list[Group]:
-    """Tokenize the prompts that a sweep reads: all where routers are fitted, the positive ones where shared weights are
-    merged, none where neither is so.
+def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -> list[Group]:
+    """Tokenize the prompts that a sweep reads: all where routers are fitted, after a short group copies of it; the
+    positive ones where shared weights are merged or experts corrected; none where nothing of that is so.
 
     Args:
         recipe, plan: what is wanted; the base model must be on the disk.
         order: the experts' numbers, in the order in which they are added up.
+        device: where to compute.
 
     Raises:
         SourceError: if the base model's tokenizer can't be loaded.
     """
     fitted = recipe.gate_mode == "fit"
-    if not fitted and not reads_states(recipe, plan):
+    if not fitted and not plan.corrected and not reads_states(recipe, plan):
         return []
     tokenizer = load_tokenizer(plan.sources[0])
     gated = [plan.experts] if fitted and plan.gates > plan.experts else []  # the shared expert, by its number
+    sides = [
+        (place, sign, pack(tokenizer, texts))
+        for place, number in enumerate([*order, *gated])
+        for asked in [recipe.every_expert[number]]
+        for sign, texts in ((1, asked.positive), (-1, asked.negative if fitted else []))
+        if texts
+    ]
+    short = [s for *_, packed in sides for s in packed.sequences if fitted and packed.given in SHORT]
+    variety = Variety(plan.sources[0], torch.cat(short), device) if short else None
     found = []
-    for place, number in enumerate([*order, *gated]):
-        asked = recipe.every_expert[number]
-        for sign, texts in ((1, asked.positive), (-1, asked.negative if fitted else [])):
-            if texts:
-                found.append(Group(place, sign, batches(pack(tokenizer, texts))))
+    for place, sign, packed in sides:
+        tokens = min(packed.given, LIMIT)
+        found.append(Group(place, sign, batches(packed.sequences), tokens))
+        if variety and packed.given in SHORT:
+            found.append(Group(place, sign, batches(variety.copies(packed.sequences)), tokens, varied=True))
     return found

@@ -2,10 +2,10 @@
 weights are merged and its router is fitted, both by what the mixture itself reads there, and then it is run.
 
 In a layer, norms are averaged first. What query, key and value maps read is taken, and these are merged; what the map
-after attention reads is taken, and that is merged; the router is fitted on what it reads, and the experts run. The head
-comes last, by the last states; until then tied embeddings are the plain average. Each tensor is written as it is read
-or made, so that every byte is brought once. After each layer the states are kept, so that a sweep that was stopped goes
-on there.
+after attention reads is taken, and that is merged; the router is fitted on what it reads, and the experts run, each
+corrected first if that is wanted, for which its own model's layer runs too. The head comes last, by the last states;
+until then tied embeddings are the plain average. Each tensor is written as it is read or made, so that every byte is
+brought once. After each layer the states are kept, so that a sweep that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
 from lazymoe.computing import STATES, broken
+from lazymoe.computing.correction import Correction
 from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
@@ -28,7 +29,7 @@ from lazymoe.computing.shared_weights import Average, as_bytes, finite, means, m
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely
 from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
-from lazymoe.forward.parts import Names
+from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.shards import Shards
 from lazymoe.planning.memory import reads_states
@@ -63,12 +64,12 @@ def sweep(
     """
     order = canonical(recipe, plan)
     average = Average(plan, order)
-    groups = read_groups(recipe, plan, order)
+    groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
     head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
     if head != EMBEDDINGS:  # they come first in the output, all others last
-        shards.give(0, EMBEDDINGS, (means if outside else own)(average, EMBEDDINGS))
+        (shards.give if outside else shards.pass_by)(0, EMBEDDINGS, (means if outside else own)(average, EMBEDDINGS))
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()
@@ -89,7 +90,7 @@ def sweep(
         elif not shards.has(0, name):
             moments = (walk and walk.moments_at_end()) or _unknown(plan)
             shards.give(0, name, merge_head(average, name, moments, device))
-    return (walk.fitted, walk.tally.routing()) if walk else (None, None)
+    return (walk.fitted, walk.routing) if walk else (None, None)
 
 
 class _Passing:
@@ -102,7 +103,7 @@ class _Passing:
     def load(self, name: str) -> Tensor:
         """Read a tensor."""
         tensor = self._source.load(name)
-        self._shards.give(self._number, name, [tensor])
+        self._shards.pass_by(self._number, name, [tensor])
         return tensor
 
 
@@ -126,18 +127,29 @@ class _Walk:
         self.by_states = reads_states(recipe, plan)
         texts = [batch for group in groups for batch in group.batches]
         self.real = [real.to(device) for _, real in texts]
-        whose = [(group.place, group.sign) for group in groups for _ in group.batches]
+        whose = [(group.place, 0 if group.varied else group.sign) for group in groups for _ in group.batches]
         self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
         self.lesson = lesson(groups, device) if recipe.gate_mode == "fit" else None
         self.models = [_Passing(source, number, shards) for number, source in enumerate(plan.sources)]
         self.stream = Stream(average if plan.shared != "base" else self.models[0], [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
         self.tally = Tally(plan)  # of positive prompts
+        self.corrections: dict[int, Correction] = {}  # by the expert's number
+        for place, expert in enumerate(order):
+            if expert in plan.corrected:
+                [tokens] = [g.tokens for g in groups if (g.place, g.sign, g.varied) == (place, 1, False)]
+                given = {i: texts[i] for i in self.own[place]}
+                self.corrections[expert] = Correction(plan, expert, given, tokens, device)
 
     @property
     def fitted(self) -> Tensor | None:
         """The fitted rows of each layer ``[L, gates, H]``, if they are fitted."""
         return torch.stack(self.gates).cpu() if self.lesson else None
+
+    @property
+    def routing(self) -> Routing | None:
+        """Where the tokens of each expert's prompts went, if all have some."""
+        return self.tally.routing() if all(self.own) else None
 
     def step(self) -> None:
         """Run a layer."""
@@ -164,17 +176,23 @@ class _Walk:
                 total += squares(read(i)[self.real[i]])
             yield total
 
-    def _feed_forward(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Fit this layer's router on what it reads ``[N, H]``, and run the mixture's feed-forward network."""
+    def _feed_forward(self, module: nn.Module, x: Tensor, after: After) -> Tensor:
+        """Fit this layer's router on what it reads ``[N, H]``, correct the experts, and run the mixture's feed-forward
+        network."""
         plan, layer = self.plan, self.stream.next
         rows, own = self._routers(x)
+        sizes = [real.numel() for real in self.real]
+        left = set(self.corrections)
 
         def load(expert: int, module: nn.Module) -> None:
             fill(plan, module, self.models[expert + 1].load, layer, self.recipe.every_expert[expert].residual_scale)
+            if expert in left:
+                left.remove(expert)
+                name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
+                self.shards.give(expert + 1, name, [weight.cpu()])
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
         chosen = self.order[chosen]  # by the experts' numbers
-        sizes = [real.numel() for real in self.real]
         routed = list(zip(self.real, chosen.split(sizes), weights.split(sizes), strict=True))
         for expert, batches in zip(self.order.tolist(), self.own, strict=True):
             for real, *routing in (routed[i] for i in batches):
@@ -182,6 +200,8 @@ class _Walk:
         chosen, weights = leave_out(chosen, weights)
         with coarsely():
             out = mix(load, module, x, chosen, weights, self.order.tolist())
+            for expert in sorted(left):  # no token went to it
+                load(expert, module)
             return out.add_(shared(plan, load, module, x, own))
 
     def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,6 +225,8 @@ class _Walk:
     def keep(self) -> None:
         """Keep the states and the routers so far, in place of those before."""
         tensors = {str(i): states for i, states in enumerate(self.stream.states)}
+        for expert, correction in self.corrections.items():
+            tensors |= {f"{expert}.{i}": states for i, states in enumerate(correction.stream.states)}
         tensors |= {COUNTS: self.tally.counts, BITS: self.tally.bits}
         if self.lesson:
             tensors[GATES] = torch.stack(self.gates)
@@ -223,6 +245,10 @@ class _Walk:
                 found = {name: tensor.load().to(self.device) for name, tensor in open_file(file).items()}
                 self.gates = list(found.pop(GATES)) if self.lesson else []
                 self.tally.counts, self.tally.bits = found.pop(COUNTS).cpu(), found.pop(BITS).cpu()
+                for expert, correction in self.corrections.items():
+                    stream = correction.stream
+                    stream.states = [found.pop(f"{expert}.{i}") for i in range(len(stream.states))]
+                    stream.next = layer
                 self.stream.states, self.stream.next = [found[str(i)] for i in range(len(found))], layer
                 self._discard(but=file)
                 break

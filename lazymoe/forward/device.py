@@ -39,10 +39,23 @@ def coarsely() -> Iterator[None]:
 
     For what needs no more: sums stay in float32.
     """
+    with _precision(COARSE):
+        yield
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Let products of float32 matrices be as exact as they can, inside of `coarsely` too: for what is inverted."""
+    with _precision("highest"):
+        yield
+
+
+@contextmanager
+def _precision(name: str) -> Iterator[None]:
     import torch
 
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(COARSE)
+    torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.forward.parts import After
 from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
@@ -251,7 +252,7 @@ def run(
         assert name is not None  # asked for only where there is one
         return mixture.load(LAYER.format(layer=stream.next) + name).float().to(device)
 
-    def feed_forward(module: nn.Module, x: Tensor) -> Tensor:
+    def feed_forward(module: nn.Module, x: Tensor, _: After) -> Tensor:
         chosen, weights = route(gate(plan.host.router), x, plan.top_k, plan.host.scores)
         for batch, routing in enumerate(zip(chosen.split(sizes), weights.split(sizes), strict=True)):
             seen(stream.next, batch, *routing)

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 Names = tuple[str, ...]  # of linear maps in a layer that read the same
 # such maps, and what gives the input of a batch by its number [B, T, in]: the maps' weights [out, in] by name
 Merge = Callable[[Names, Callable[[int], Tensor]], dict[str, Tensor]]
+# what the layer makes of a batch, by its number, if its feed-forward network gives these rows [B * T, H]: [B, T, H]
+After = Callable[[int, Tensor], Tensor]
+# the layer's own feed-forward module, and what the tokens of all batches give it [N, H]: what comes of them [N, H]
+FeedForward = Callable[[nn.Module, Tensor, After], Tensor]
 
 
 class Enough(Exception):
@@ -110,13 +114,12 @@ class Parts:
             made[batch] = self.maps[name](made[batch])
         return made
 
-    def finish(self, attended: list[Tensor], together: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[Tensor]:
+    def finish(self, attended: list[Tensor], together: FeedForward) -> Iterator[Tensor]:
         """Run what comes after the mixer on all batches.
 
         Args:
             attended: what `attend` has given; emptied on the way.
-            together: stands for the feed-forward network: its module, and what the tokens of all batches give it
-                ``[N, H]``, to what comes of them ``[N, H]``.
+            together: stands for the feed-forward network.
 
         Yields:
             What the layer makes of each batch ``[B, T, H]``.
@@ -126,17 +129,22 @@ class Parts:
         def mixer(*_: Any, **__: Any) -> Any:
             return (attended[at], *[None] * (self.given - 1)) if self.given else attended[at]
 
+        def after(batch: int, rows: Tensor) -> Tensor:
+            nonlocal at
+            at = batch
+            with _instead(self.network, lambda x: rows.view_as(x)):
+                return self.run(batch)
+
         with _instead(self.mixer, mixer):
             sizes = [states.shape[:-1].numel() for states in attended]
             read = torch.empty(sum(sizes), attended[0].shape[-1], device=attended[0].device)  # [N, H]
             for at, rows in enumerate(read.split(sizes)):
                 rows.copy_(self._read(self.network, at).flatten(0, 1))
-            made = together(self.network, read).split(sizes)
+            made = together(self.network, read, after).split(sizes)
             del read, rows
-            for at, rows in enumerate(made):
-                with _instead(self.network, lambda x, rows=rows: rows.view_as(x)):
-                    yield self.run(at)
-                attended[at] = attended[at][:0]  # lets it go
+            for batch, given in enumerate(made):
+                yield after(batch, given)
+                attended[batch] = attended[batch][:0]  # lets it go
 
 
 def linear_maps(layer: nn.Module, feed_forward: str) -> dict[str, nn.Linear]:

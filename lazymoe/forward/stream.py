@@ -23,11 +23,9 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.forward.parts import Enough, Merge, Parts, linear_maps
+from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, linear_maps
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
-# the layer's own module, and what the tokens of all batches give it [N, H]: what comes of them [N, H]
-FeedForward = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Weights(Protocol):

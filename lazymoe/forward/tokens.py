@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,7 +97,21 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
     return [torch.tensor(i, dtype=torch.int64) for i in ids]
 
 
-def pack(tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
+class Packed(NamedTuple):
+    """A group of prompts as the sequences that a sweep reads.
+
+    Attributes:
+        sequences: token ids of each ``[T]``, int64.
+        given: how many tokens the prompts have.
+        whole: whether all of these are in the sequences.
+    """
+
+    sequences: list[Tensor]
+    given: int
+    whole: bool
+
+
+def pack(tokenizer: Any, texts: Sequence[str]) -> Packed:
     """Join texts, by line breaks and in several orders, into sequences of up to `LENGTH` tokens.
 
     A few keywords say more about a domain in each other's company than alone, at the beginning of a text where a model
@@ -106,16 +120,7 @@ def pack(tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
     Args:
         tokenizer: as `load_tokenizer` gives it.
         texts: of one group of prompts.
-
-    Returns:
-        The token ids of each sequence ``[T]``, int64.
     """
-    sequences, _, _ = _packed(tokenizer, texts)
-    return [torch.tensor(s) for s in sequences]
-
-
-def _packed(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], int, bool]:
-    """Pack texts: the sequences, how many tokens the texts have, and whether all of these are in the sequences."""
     line = tokenizer("\n", add_special_tokens=False)["input_ids"]
     start = [tokenizer.bos_token_id] if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id is not None else []
     room = LENGTH - len(start)
@@ -127,7 +132,8 @@ def _packed(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], int,
     while given > LIMIT and len(sequences) > most:  # fewer of them, at even distances
         n = min(n - 1, n * most // len(sequences))
         sequences = _join([pieces[i * len(pieces) // n] for i in range(n)], start, line)
-    return sequences[:most], given, n == len(pieces) and len(sequences) <= most
+    whole = n == len(pieces) and len(sequences) <= most
+    return Packed([torch.tensor(s) for s in sequences[:most]], given, whole)
 
 
 def _join(pieces: Sequence[Sequence[int]], start: list[int], line: list[int]) -> list[list[int]]:
@@ -161,7 +167,7 @@ def doubtful_prompts(prepared: Prepared, plan: Plan) -> Iterator[Problem]:
     """
     recipe, base = prepared.prompts, plan.sources[0]
     fitted, read = recipe.gate_mode == "fit", recipe.gate_mode in STREAMED and recipe.gate_mode != "fit"
-    merged = plan.shared == "regmean" and all(expert.positive for expert in recipe.experts)
+    merged = bool(plan.corrected) or (plan.shared == "regmean" and all(expert.positive for expert in recipe.experts))
     if not (fitted or read or merged or recipe.gate_mode == "cheap_embed"):
         return
     tokenizer, context = load_tokenizer(base), plan.dense.fill(base.config).get("max_position_embeddings")
@@ -174,7 +180,7 @@ def doubtful_prompts(prepared: Prepared, plan: Plan) -> Iterator[Problem]:
                 what = "the base model's tokenizer makes no token of these prompts"
                 raise error("recipe.no-tokens", where, what, "Write other texts there.")
             if fitted or (merged and side == SIDES[0]):
-                sequences, given, whole = _packed(tokenizer, texts)
+                sequences, given, whole = pack(tokenizer, texts)
                 if not whole:
                     used = min(sum(map(len, sequences)), given)  # with the line breaks between them, so about
                     which = "taken evenly from all of them" if given > LIMIT else "the first ones"

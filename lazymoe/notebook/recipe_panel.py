@@ -35,8 +35,13 @@ GATES = {  # what a person reads of each gate mode
     "random": "Random routers, for a mixture that you will train. Needs no prompts.",
     "uniform_random": "As random, with uniform numbers.",
 }
+WEIGHTS = {  # what a person reads of where the experts' weights come from
+    "own": "Each expert's feed-forward weights are its model's, as they are.",
+    "corrected": "A third of each expert's weights is computed from its prompts, so that it answers more as its model "
+    "does. Better on texts of the experts' kinds, slightly worse on all others; takes longer.",
+}
 EXPERT = re.compile(r"experts\[(\d+)\]\.(\w+)")  # a field of an expert, as messages name it
-_FIELDS = ("base_model", "experts", "gate_mode", "experts_per_token", "dtype")  # that the form shows
+_FIELDS = ("base_model", "experts", "gate_mode", "expert_weights", "experts_per_token", "dtype")  # that the form shows
 _EXPERT_FIELDS = ("source_model", *SIDES, "residual_scale", "noise_scale")
 DTYPES = ("", "bfloat16", "float16", "float32")
 BLANK = "base_model: ''\nexperts:\n- source_model: ''\n- source_model: ''\n"
@@ -117,6 +122,7 @@ class Form:
         self.menu = ui.field(w.Dropdown, "Start from", "menu", options=[OWN, *names])
         self.base = ui.field(w.Text, "Base model", placeholder="org/name or a folder", continuous_update=True)
         self.gate = ui.field(w.Dropdown, "Routers", "gate-mode", options=list(GATES))
+        self.weights = ui.field(w.Dropdown, "Experts' weights", "expert-weights", options=list(WEIGHTS))
         self.top_k = ui.field(w.BoundedIntText, "Experts per token", "top-k", min=1, max=64, value=2)
         self.dtype = ui.field(
             w.Dropdown, "Number format", "dtype", options=[(d or "the base model's", d) for d in DTYPES]
@@ -128,9 +134,10 @@ class Form:
         )  # fmt: skip
         self.pickle.add_class("lazymoe-allow-pickle")
         self.messages = {
-            key: ui.Messages() for key in ("base_model", "gate_mode", "experts", "experts_per_token", "name")
+            key: ui.Messages()
+            for key in ("base_model", "gate_mode", "expert_weights", "experts", "experts_per_token", "name")
         }
-        self.explained, self.told, self.bars = w.HTML(), ui.Messages(), ui.Bars()
+        self.explained, self.weighed, self.told, self.bars = w.HTML(), w.HTML(), ui.Messages(), ui.Bars()
         self.welcome, self.beside = w.HTML(f"<p>{WELCOME}</p>{ui.pictures(HERE, ROUTED)}"), ui.Messages()
         self.welcome.add_class("lazymoe-welcome")
         self.training = Work(self.menu, "training", self.told, "Choose it again: the training begins anew.", self.bars)
@@ -149,13 +156,14 @@ class Form:
         self.panel = ui.panel(
             "recipe", self.training, self.bars, self.told, self.welcome, self.base, self.messages["base_model"],
             self.listed, self.add, self.messages["experts"], self.gate, self.explained, self.messages["gate_mode"],
-            self.top_k, self.messages["experts_per_token"], self.dtype, self.name, self.messages["name"], self.pickle,
+            self.weights, self.weighed, self.messages["expert_weights"], self.top_k,
+            self.messages["experts_per_token"], self.dtype, self.name, self.messages["name"], self.pickle,
             as_yaml,
         )  # fmt: skip
         self._show(SESSION.yaml or BLANK)
         self.menu.observe(self._chosen, "value")
         self.pickle.observe(lambda change: SESSION.change(allow_pickle=change["new"]), "value")
-        for widget in (self.base, self.gate, self.top_k, self.dtype, self.name):
+        for widget in (self.base, self.gate, self.weights, self.top_k, self.dtype, self.name):
             widget.observe(lambda _: self._changed(), "value")
         self.text.observe(lambda change: self._show(change["new"]), "value")
         self.upload.observe(self._uploaded, "value")
@@ -207,7 +215,8 @@ class Form:
         if isinstance(data, dict) and isinstance(data.get("experts"), list):
             self.filling = True
             self.base.value = str(data.get("base_model") or "")
-            self.gate.value = data["gate_mode"] if data.get("gate_mode") in GATES else "fit"
+            self.gate.value = data["gate_mode"] if data.get("gate_mode") in tuple(GATES) else "fit"
+            self.weights.value = data["expert_weights"] if data.get("expert_weights") in tuple(WEIGHTS) else "own"
             top_k = data.get("experts_per_token", 2)
             self.top_k.value = top_k if type(top_k) is int and 1 <= top_k <= 64 else 2
             self.dtype.value = data["dtype"] if data.get("dtype") in DTYPES else ""
@@ -223,6 +232,8 @@ class Form:
             return
         data: dict[str, Any] = {"base_model": self.base.value.strip(), "experts": [row.data() for row in self.rows],
                                 "gate_mode": self.gate.value, "experts_per_token": self.top_k.value}  # fmt: skip
+        if self.weights.value != "own":
+            data["expert_weights"] = self.weights.value
         if self.dtype.value:
             data["dtype"] = self.dtype.value
         self._keep(write(data | self.other))
@@ -235,6 +246,7 @@ class Form:
         encoded = base64.b64encode(text.encode()).decode()
         self.link.value = f'<a download="recipe.yaml" href="data:text/yaml;base64,{encoded}">Download recipe.yaml</a>'
         self.explained.value = ui.told("note", GATES[self.gate.value])
+        self.weighed.value = ui.told("note", WEIGHTS[self.weights.value])
         for i, row in enumerate(self.rows, 1):
             row.title.value = f"<b>Expert {i}</b>"
         self.welcome.layout.display = None if text == BLANK else "none"

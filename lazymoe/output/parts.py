@@ -134,6 +134,14 @@ class Pen:
                 self._check(block.data, tensor, lies.path)
 
 
+class Taken(NamedTuple):
+    """The tensor that a part is taken from: a source's own, or one that is computed and stands for that."""
+
+    kind: type[Piece] | type[Computed]
+    source: int
+    name: str
+
+
 class Slot(NamedTuple):
     """A part, and what its values depend on.
 
@@ -154,12 +162,12 @@ class Slot(NamedTuple):
         return self.output.parts[self.number]
 
     @property
-    def taken(self) -> tuple[int, str] | None:
-        """The number of a source, and the name of the tensor of it that this is taken from; of a constant, None."""
+    def taken(self) -> Taken | None:
+        """The tensor that it is taken from; of a constant, None."""
         part = self.part
         if isinstance(part, Constant):
             return None
-        return part.source, part.tensor.name if isinstance(part, Piece) else part.name
+        return Taken(type(part), part.source, part.tensor.name if isinstance(part, Piece) else part.name)
 
     @property
     def elements(self) -> slice:

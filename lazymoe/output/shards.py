@@ -23,8 +23,8 @@ from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.checkpoint.tensors import BITS, TensorInfo
 from lazymoe.files import SEAL, checksum_of, combined, is_sealed, read_seal, readable, seal, settle, write_whole
-from lazymoe.output.parts import Looker, Pen, Slot
-from lazymoe.planning.plan import Output, Plan
+from lazymoe.output.parts import Looker, Pen, Slot, Taken
+from lazymoe.planning.plan import Computed, Output, Piece, Plan
 from lazymoe.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Shards:
         self.computed: Mapping[str, TensorInfo] = {}
         self._looker, self._done = Looker(), 0
         self._files = [_File(plan, name, outputs, work, seed) for name, outputs in plan.shards]
-        self._takers: dict[tuple[int, str], list[tuple[_File, int]]] = {}  # the parts that take of a tensor
+        self._takers: dict[Taken, list[tuple[_File, int]]] = {}  # the parts that take of a tensor
         for file in self._files:
             if taker and taker.has(file.name):
                 file.end(taken=True)
@@ -90,16 +90,16 @@ class Shards:
         return not any(file.lacking for file in self._files)
 
     def has(self, source: int, name: str) -> bool:
-        """Tell whether all that takes of a tensor is there.
+        """Tell whether all that takes of a computed tensor is there.
 
         Args:
-            source: number of the source that it is of, or stands for.
-            name: of the tensor in that.
+            source: number of the source that it stands for.
+            name: of the tensor.
         """
-        return not any(i in file.lacking for file, i in self._takers.get((source, name), []))
+        return not any(i in file.lacking for file, i in self._takers.get(Taken(Computed, source, name), []))
 
     def give(self, source: int, name: str, blocks: Iterable[torch.Tensor]) -> None:
-        """Write what takes of a tensor, which passes by in memory.
+        """Write what takes of a computed tensor, unless it is there.
 
         Args:
             source, name: as in `has`.
@@ -108,10 +108,26 @@ class Shards:
         Raises:
             SourceError, RecipeError, OSError: as `Slot.write`.
         """
+        self._write(Taken(Computed, source, name), blocks)
+
+    def pass_by(self, source: int, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Write what takes of a source's tensor that was read for something else too, unless it is there.
+
+        Args:
+            source: number of the source.
+            name: of the tensor.
+            blocks: as in `give`.
+
+        Raises:
+            SourceError, RecipeError, OSError: as `Slot.write`.
+        """
+        self._write(Taken(Piece, source, name), blocks)
+
+    def _write(self, taken: Taken, blocks: Iterable[torch.Tensor]) -> None:
         receivers = []
-        for file, i in self._takers.get((source, name), []):
+        for file, i in self._takers.get(taken, []):
             if i in file.lacking:
-                put = file.slots[i].receiver(self._pen(file, i), self._plan.sources[source].reference)
+                put = file.slots[i].receiver(self._pen(file, i), self._plan.sources[taken.source].reference)
                 receivers.append((file.slots[i].elements, put))
         at = 0
         for block in blocks if receivers else ():
@@ -135,7 +151,7 @@ class Shards:
         for file in self._files:
             for i in list(file.lacking):
                 if (slot := file.slots[i]).output.name.startswith(prefix):
-                    slot.write(self._pen(file, i), self.computed.get(slot.taken[1]) if slot.taken else None)
+                    slot.write(self._pen(file, i), self.computed.get(slot.taken.name) if slot.taken else None)
             if not file.lacking:
                 self._complete(file)
 

@@ -108,6 +108,26 @@ def unmergeable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
             yield from _tensors(where, source, backbone)
 
 
+def uncorrectable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iterator[Problem]:
+    """Yield why experts can't be corrected by their own models' states.
+
+    Args:
+        recipe, sources, dense: as in `misfits`; the models must fit together.
+    """
+    remedy = "Use 'expert_weights: own'."
+    if not dense.adds:
+        what = f"a {dense.model_type} norms what its feed-forward networks give, so what is missing there can't be told"
+        yield Problem("recipe.corrected", "expert_weights", what, remedy)
+        return
+    for (where, _), expert, source in zip(recipe.models[1:], recipe.experts, sources[1:], strict=False):
+        if expert.positive and not vocabularies.same_tokens(sources[0], source):
+            what = f"{source.reference} numbers tokens otherwise than the base model, so it can't read these for itself"
+            yield Problem("recipe.corrected", where, what, remedy)
+        elif expert.positive:
+            backbone, _ = dense.all_shapes(source.config)
+            yield from _tensors(where, source, backbone)
+
+
 def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iterator[Problem]:
     """Yield how an expert's surroundings will differ from those it was trained in, since they are the base model's.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.files import existing
-from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES
+from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES, SHORT
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.ways import Way
@@ -101,12 +101,17 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
     attention = sum(math.prod(shape) for shape in shapes)
     ffn = sum(math.prod(shape) for shape in plan.dense.ffn_shapes(base).values())
     groups = [side for e in recipe.every_expert[: plan.gates] for side in (e.positive, e.negative) if side]
-    read = [sum(len(text.encode(errors="replace")) for text in side) / LETTERS for side in groups]
-    packed = sum(min(LIMIT, max(n, min(PASSES * n, ENOUGH))) for n in read)
+    read = [_tokens(side) for side in groups]
+    packed = sum(map(_packed, read))
+    packed += sum(_packed(n) for n in read if int(n) in SHORT and recipe.gate_mode == "fit")
 
     for_layer = 0.0
-    if recipe.gate_mode == "fit" or plan.shared == "regmean":
+    if recipe.gate_mode == "fit" or plan.shared == "regmean" or plan.corrected:
         for_layer += packed * 2 * (attention + plan.top_k * ffn)
+    for expert in plan.corrected:  # its own model, what its network reads and gives in the mixture, and the closed form
+        own, inner = _packed(_tokens(recipe.experts[expert].positive)), ffn / (3 * width)
+        small = min(own, inner)
+        for_layer += own * 2 * (attention + 2 * ffn) + 2 * own * inner * small + small**3 + 4 * width * inner * small
     if plan.shared == "regmean":
         squares = sum(shape[0] * shape[1] ** 2 for shape in shapes if len(shape) == 2)
         for_layer += plan.experts * 4 * squares + packed * 4 * width**2
@@ -116,6 +121,16 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
         for_layer += sum(read) * 2 * (attention + ffn)
     head = 4 * plan.experts * int(base["vocab_size"]) * width**2 if plan.shared == "regmean" else 0
     return plan.layers * for_layer + head
+
+
+def _tokens(texts: Sequence[str]) -> float:
+    """Count the tokens of texts, about."""
+    return sum(len(text.encode(errors="replace")) for text in texts) / LETTERS
+
+
+def _packed(tokens: float) -> float:
+    """Count the tokens of the sequences that so many are joined into, about."""
+    return min(LIMIT, max(tokens, min(PASSES * tokens, ENOUGH)))
 
 
 def _network(sources: Sequence[Source]) -> float | None:

@@ -17,6 +17,7 @@ LENGTH = 256  # tokens of a packed sequence, at most
 ENOUGH = 1024  # tokens for each group of prompts, by repeating them in other orders
 PASSES = 8  # but no more often than this
 LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces from all over it are taken
+SHORT = range(32, 1024)  # tokens of a group of prompts of which a copy is read too, with other tokens for some
 BATCH = 2048  # tokens that go through a layer at a time, with padding; more only where one text is longer
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
 ROWS = 2048  # of an embedding matrix that are merged at a time
@@ -40,9 +41,9 @@ def merge_memory(recipe: Recipe, plan: Plan) -> int:
     steps = [0]  # one after the other
     if recipe.gate_mode in PROMPTED and recipe.gate_mode != "fit":
         steps.append(_reading(recipe.gate_mode in STREAMED, texts, plan))
-    if recipe.gate_mode == "fit" or plan.shared != "base":
+    if recipe.gate_mode == "fit" or plan.shared != "base" or plan.corrected:
         steps.append(_sweeping(recipe, plan))
-    models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" else 0
+    models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" or plan.corrected else 0
     return RUNTIME + models + TEXT * sum(map(_tokens, texts)) + int(SPARE * max(steps))
 
 
@@ -53,8 +54,17 @@ def _tokens(text: str) -> int:
 
 def _packed(texts: Sequence[str]) -> int:
     """Count the tokens, at most, of a group of prompts that are joined into sequences."""
-    given = sum(map(_tokens, texts))
+    return _joined(sum(map(_tokens, texts)))
+
+
+def _joined(given: int) -> int:
+    """Count the tokens, at most, of sequences made of so many."""
     return min(LIMIT, PASSES * given, ENOUGH + given)
+
+
+def _varied(texts: Sequence[str]) -> int:
+    """Count the tokens, at most, of a group of prompts and of its copy. It may have fewer than it has bytes."""
+    return max(_packed(texts), 2 * _joined(min(SHORT.stop, sum(map(_tokens, texts)))))
 
 
 def kept_states(recipe: Recipe, plan: Plan) -> int:
@@ -63,7 +73,7 @@ def kept_states(recipe: Recipe, plan: Plan) -> int:
     Args:
         recipe, plan: as in `merge_memory`.
     """
-    return 2 * 4 * _swept(recipe, plan) * plan.hidden_size
+    return 2 * 4 * (_swept(recipe, plan) + sum(_corrected(recipe, plan))) * plan.hidden_size
 
 
 def reads_states(recipe: Recipe, plan: Plan) -> bool:
@@ -75,24 +85,39 @@ def reads_states(recipe: Recipe, plan: Plan) -> bool:
     return plan.shared == "regmean" and all(expert.positive for expert in recipe.experts)
 
 
+def tells_routing(recipe: Recipe, plan: Plan) -> bool:
+    """Tell whether prompts of every expert go through the mixture while it is made.
+
+    Args:
+        recipe, plan: as in `merge_memory`.
+    """
+    read = recipe.gate_mode == "fit" or plan.shared == "regmean" or bool(plan.corrected)
+    return read and all(expert.positive for expert in recipe.experts)
+
+
 def _swept(recipe: Recipe, plan: Plan) -> int:
     """Count the tokens, at most, that go through the mixture."""
     if recipe.gate_mode == "fit":
         asked = recipe.every_expert[: plan.gates]
-        return sum(_packed(side) for expert in asked for side in (expert.positive, expert.negative))
+        return sum(_varied(side) for expert in asked for side in (expert.positive, expert.negative))
     if reads_states(recipe, plan):
         return sum(_packed(expert.positive) for expert in recipe.experts)
-    return 0
+    return sum(_corrected(recipe, plan))
+
+
+def _corrected(recipe: Recipe, plan: Plan) -> list[int]:
+    """Count the tokens, at most, that go through the own model of each expert that is corrected."""
+    return [_packed(recipe.experts[expert].positive) for expert in plan.corrected]
 
 
 def _sweeping(recipe: Recipe, plan: Plan) -> int:
     """Count what a sweep takes: its states, and a layer of the mixture while it is merged, fitted or run."""
     tokens, width = _swept(recipe, plan), 4 * plan.hidden_size
-    states = width * tokens
+    states = width * (tokens + sum(_corrected(recipe, plan)))
     running = _running(plan, min(tokens, BATCH), LENGTH) + _rounded(plan, min(tokens, BATCH)) if tokens else 0
     # beside the states what attention makes, what the network reads and what comes of it; to fit on, a part of it
-    together = (4 + (plan.shared_expert is not None)) * states + running
-    inside = states + max(4 * tokens * _wide(plan) + running, together - states)
+    together = (3 + (plan.shared_expert is not None)) * width * tokens + running + _correcting(recipe, plan)
+    inside = states + max(4 * tokens * _wide(plan) + running, together)
     if plan.shared == "base":
         return _layer(plan) + inside + _masks(plan, tokens, LENGTH)
 
@@ -112,6 +137,18 @@ def _held(plan: Plan) -> int:
     """Count the bytes of heads that are kept to be read but once: in their own dtypes, where they lie as they are."""
     heads = [source.tensor(HEAD) for source in plan.sources[: 1 + plan.experts] if source.has(HEAD)]
     return min(HELD, sum(head.nbytes if head.span() else 4 * head.elements for head in heads))
+
+
+def _correcting(recipe: Recipe, plan: Plan) -> int:
+    """Count what it takes to correct an expert: its own layer and states, what the projection reads and what is
+    missing, their products, and what comes of them."""
+    if not plan.corrected:
+        return 0
+    tokens, inner = max(_corrected(recipe, plan)), math.prod(plan.dense.roles(plan.sources[0].config)["down"].shape)
+    width = plan.hidden_size
+    inner //= width
+    products = 2 * min(tokens, inner) ** 2 + 3 * width * inner
+    return plan.dense_layer_bytes + 4 * (tokens * (inner + 6 * width) + products)
 
 
 def _reading(streamed: bool, texts: Sequence[str], plan: Plan) -> int:

@@ -6,6 +6,7 @@ questions to the plan. It checks nothing; that is `check`'s work.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -62,13 +63,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class Computed:
-    """Elements of a tensor that is worked out before the writing: a router, or weights merged from several sources.
+    """Elements of a tensor that is worked out before the writing: a router, weights merged from several sources, or an
+    expert's that are corrected.
 
     Attributes:
-        name: of the tensor; of merged weights the name that they have in the sources.
+        name: of the tensor; of merged and corrected weights the name that they have in the sources.
         start, elements: which of its elements.
         scale: what they are multiplied by when they are written.
-        source: number of the source that they stand for in the plan: merged weights for the base model's.
+        source: number of the source that they stand for in the plan: merged weights for the base model's,
+            corrected ones for that expert's.
     """
 
     name: str
@@ -142,6 +145,12 @@ class Plan:
         """Number of the shared expert's source, if there is one."""
         return 1 + self.experts if len(self.sources) > 1 + self.experts else None
 
+    @functools.cached_property
+    def corrected(self) -> tuple[int, ...]:
+        """Numbers of the experts, from 0, whose down projections are computed."""
+        parts = (part for o in self.outputs for part in o.parts if isinstance(part, Computed))
+        return tuple(sorted({part.source - 1 for part in parts if part.source}))
+
     @property
     def gates(self) -> int:
         """Rows that are computed for each layer: one for each expert, then that of the shared expert's gate if any."""
@@ -196,8 +205,8 @@ class Plan:
 
     @property
     def _expert_parameters(self) -> int:
-        pieces = (part for o in self.outputs for part in o.parts if isinstance(part, Piece))
-        return sum(piece.elements for piece in pieces if 0 < piece.source <= self.experts)
+        parts = (part for o in self.outputs for part in o.parts if not isinstance(part, Constant))
+        return sum(part.elements for part in parts if 0 < part.source <= self.experts)
 
     @property
     def shards(self) -> list[tuple[str, list[Output]]]:
@@ -283,8 +292,10 @@ def make_plan(
             yield Output(prefix + name, dtype, place.shape, (whole,))
 
     # one role (gate, up, down ...) of an expert's feed-forward network, by the expert's number
-    def taken(number: int, prefix: str, role: str) -> Piece:
+    def taken(number: int, prefix: str, role: str) -> Part:
         expert, place = experts[number], roles[role]
+        if role == "down" and number < routed and recipe.expert_weights == "corrected" and expert.positive:
+            return Computed(prefix + place.name, place.start, math.prod(place.shape), source=number + 1)
         tensor = sources[number + 1].tensors[prefix + place.name]
         scale = expert.residual_scale if role.startswith("down") and expert.residual_scale is not None else 1.0
         return Piece(number + 1, tensor, place.start, math.prod(place.shape), expert.noise_scale or 0.0, scale)

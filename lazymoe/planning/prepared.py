@@ -12,7 +12,7 @@ from lazymoe.architectures.registry import find_host
 from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import LazyMoEError, Problem, error, failure
-from lazymoe.planning.compatibility import adapters, differences, misfits, some, unmergeable, unusable
+from lazymoe.planning.compatibility import adapters, differences, misfits, some, uncorrectable, unmergeable, unusable
 from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
 from lazymoe.planning.vocabularies import forget, same_tokens
 from lazymoe.progress import Progress, silent
@@ -113,7 +113,7 @@ def prepare(
     warnings = list(doubtful(prompts))
     sources = _open_all(recipe, allow_pickle, errors)
     warnings += _remarks(recipe, sources)
-    plan = _plan(recipe, sources, shard_size, errors, warnings) if sources else None
+    plan = _plan(prompts, sources, shard_size, errors, warnings) if sources else None
     forget()
     told = tuple(notes(recipe))
     return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), told, allow_pickle, source)
@@ -175,6 +175,9 @@ def _plan(
         warnings.append(Problem("source.tokens", where, what, remedy))
         shared = "base"
     if shared != "base" and (problems := list(unmergeable(recipe, sources, dense))):
+        errors += problems
+        return None
+    if recipe.expert_weights == "corrected" and (problems := list(uncorrectable(recipe, sources, dense))):
         errors += problems
         return None
     warnings += adapters(recipe, sources, dense, shared)

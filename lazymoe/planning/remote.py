@@ -52,14 +52,15 @@ def remote(recipe: Recipe, plan: Plan) -> Remote:
             held += source.tensors[name].nbytes if name in kept else 0
     total, outside = layers.total(), layers.pop("", 0)
     room = 2 * max(layers.values(), default=outside)
-    if recipe.gate_mode in STREAMED or plan.shared != "base":
+    if recipe.gate_mode in STREAMED or plan.shared != "base" or plan.corrected:
         return Remote(total, room + held, 0, kept, held)
     return Remote(total, 0, min(room, WINDOW))
 
 
 def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:
     """Name what is read when a sweep begins and again when it ends: tied embeddings, which are merged as the head."""
-    swept = plan.shared == "regmean" and (recipe.gate_mode == "fit" or reads_states(recipe, plan))
+    read = recipe.gate_mode == "fit" or reads_states(recipe, plan) or plan.corrected
+    swept = plan.shared == "regmean" and read
     return frozenset({EMBEDDINGS} if swept and HEAD not in plan.sources[0].tensors else ())
 
 
@@ -69,6 +70,8 @@ def _read(recipe: Recipe, plan: Plan) -> set[tuple[int, str]]:
     backbone, ffn = plan.dense.all_shapes(plan.sources[0].config)
     if plan.shared != "base":
         read |= {(number, name) for number in range(1 + plan.experts) for name in backbone}
+    for expert in plan.corrected:  # a pass through its own model
+        read |= {(expert + 1, name) for name in (*backbone, *ffn)}
     if recipe.gate_mode in STREAMED and recipe.gate_mode != "fit":  # a pass through the base model itself
         read |= {(0, name) for name in (*backbone, *ffn)}
     return read

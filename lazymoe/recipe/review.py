@@ -40,6 +40,27 @@ def unsupported(recipe: Recipe) -> Iterator[Problem]:
             where, what = recipe.place(i, "positive_prompts"), f"gate_mode '{recipe.gate_mode}' needs prompts"
             remedy = "Write a few texts that this expert should answer, or use 'gate_mode: random'."
             yield Problem("recipe.no-prompts", where, what, remedy)
+    if recipe.expert_weights == "corrected":
+        yield from _uncorrectable(recipe)
+
+
+def _uncorrectable(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what has no sense with corrected experts, or leaves none to correct."""
+    read = [i for i, expert in enumerate(recipe.experts) if _real(expert.positive_prompts)]
+    if not read and recipe.gate_mode not in PROMPTED:  # else it was said
+        what = "experts are corrected by their own prompts, and none has any"
+        remedy = "Write a few texts that each expert should answer, or use 'expert_weights: own'."
+        yield Problem("recipe.no-prompts", "expert_weights", what, remedy)
+    for i in read:
+        expert = recipe.experts[i]
+        for field, value, plain in (
+            ("residual_scale", expert.residual_scale, 1),
+            ("noise_scale", expert.noise_scale, 0),
+        ):
+            if value is not None and value != plain:
+                what = f"a corrected expert answers as its own model does, and with {field} {value:g} it would not"
+                remedy = f"Take {field} out, or use 'expert_weights: own'."
+                yield Problem("recipe.corrected", recipe.place(i, field), what, remedy)
 
 
 def doubtful(recipe: Recipe) -> Iterator[Problem]:
@@ -88,6 +109,11 @@ def notes(recipe: Recipe) -> Iterator[str]:
         yield (
             "LazyMoE fits the routers to your prompts, where mergekit's default is 'hidden'; "
             "write 'gate_mode: hidden' to have that."
+        )
+    if recipe.expert_weights == "corrected":
+        yield (
+            "The experts' down projections, a third of their weights (of Phi's, half), are computed; "
+            "texts that are like no expert's prompts get slightly worse by that."
         )
 
 

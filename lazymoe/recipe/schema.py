@@ -40,6 +40,7 @@ from lazymoe.recipe.yaml_text import SURROGATE, parse, write
 GateMode = Literal["fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
 DType = Literal["float32", "float16", "bfloat16"]
 SharedWeights = Literal["base", "average", "regmean"]
+ExpertWeights = Literal["own", "corrected"]
 STREAMED = ("fit", "hidden", "hidden_avg", "hidden_last")  # gate modes that run models, a layer at a time
 PROMPTED = (*STREAMED, "cheap_embed")  # those that read the prompts
 SIDES = ("positive_prompts", "negative_prompts")
@@ -176,6 +177,8 @@ class Recipe(_Strict):
         shared_weights: where attention, norms, embeddings and head come from: the base model, the average of the
             experts, or `regmean`, see `lazymoe.computing.shared_weights`. By default `regmean` for fitted routers, else
             `base`.
+        expert_weights: the experts' feed-forward weights as they are (`own`), or with each down projection `corrected`
+            for the mixture, see `lazymoe.computing.correction`: a third of the experts' weights is then computed.
         dtype: of the output; the base model's own if absent.
         experts_per_token: how many experts each token passes through (top-k).
         shared_experts: experts that every token passes through, on hosts that have them.
@@ -193,6 +196,7 @@ class Recipe(_Strict):
     experts: list[Expert] = Field(min_length=1)
     gate_mode: GateMode = "fit"
     shared_weights: SharedWeights | None = None
+    expert_weights: ExpertWeights = "own"
     dtype: DTypeName | None = None
     experts_per_token: Integer = Field(default=2, ge=1)
     shared_experts: list[Expert] | None = None
@@ -213,7 +217,12 @@ class Recipe(_Strict):
             super().__init__(**fields)
             self._origin = Origin(passed_over=tuple(passed_over))
         except ValidationError as e:
-            literals = {"gate_mode": GateMode, "shared_weights": SharedWeights, "dtype": DType}
+            literals = {
+                "gate_mode": GateMode,
+                "shared_weights": SharedWeights,
+                "expert_weights": ExpertWeights,
+                "dtype": DType,
+            }
             words = {field: get_args(literal) for field, literal in literals.items()}
             raise failure(explain(e, fields, _fields_at, words)) from None
 

@@ -357,3 +357,15 @@ def test_only_a_finished_mixture_has_a_card(tmp_path: Path, mixture: Path) -> No
     (broken / "lazymoe.json").write_text("{")
     with pytest.raises(LazyMoEError, match="can't be read"):
         render(broken)
+
+
+def test_the_card_says_what_was_computed_of_the_experts(demo_models: Path, tmp_path: Path, mixture: Path) -> None:
+    kinds = domains()[:2]
+    experts = [{"source_model": str(demo_models / k.name), "positive_prompts": list(k.prompts)} for k in kinds]
+    fields = {"base_model": str(demo_models / "base"), "gate_mode": "random", "expert_weights": "corrected"}
+    merge(Recipe.model_validate({**fields, "experts": experts}), tmp_path / "all", device="cpu")
+    assert "Of each expert, a third of these layers' weights, the down projections, were" in render(tmp_path / "all")
+    experts[1]["positive_prompts"] = []
+    merge(Recipe.model_validate({**fields, "experts": experts}), tmp_path / "one", device="cpu")
+    assert "Of each expert that has prompts, a third of these" in render(tmp_path / "one")
+    assert "down projections" not in render(mixture)

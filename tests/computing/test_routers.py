@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -130,16 +131,18 @@ def test_permuted_experts_give_permuted_routers(demo_models: Path) -> None:
     assert torch.allclose(gates_of(permuted), gates_of(given).flip(1), atol=1e-5)
 
 
-def test_permuted_experts_give_an_exactly_permuted_mixture(demo_models: Path, tmp_path: Path) -> None:
-    given = prompted(demo_models, "fit")
+@pytest.mark.parametrize("weights", ["own", "corrected"])
+def test_permuted_experts_give_an_exactly_permuted_mixture(weights: str, demo_models: Path, tmp_path: Path) -> None:
+    given = prompted(demo_models, "fit").with_fields(expert_weights=weights)
     merge(given, tmp_path / "one", device="cpu")
     merge(given.model_copy(update={"experts": given.experts[::-1]}), tmp_path / "two", device="cpu")
     one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
     for name, tensor in one.items():
         if name.endswith("gate.weight"):
             assert torch.equal(two[name], tensor.flip(0))
-        elif "experts" not in name:
-            assert torch.equal(two[name], tensor)
+        else:
+            other = re.sub(r"experts\.(\d+)", lambda found: f"experts.{len(given.experts) - 1 - int(found[1])}", name)
+            assert torch.equal(two[other], tensor)
 
 
 def test_degenerate_routers_are_named(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_layer_is_let_go_at_once(make: Make) -> None:
     try:
         stream.step(
             watch=lambda layer: seen.extend(weakref.ref(module) for module in layer.modules()),
-            feed_forward=("mlp", lambda module, x: x),
+            feed_forward=("mlp", lambda module, x, _: x),
         )
         assert seen and not [ref() for ref in seen if ref() is not None]
     finally:
@@ -60,7 +60,7 @@ def test_a_feed_forward_module_can_be_replaced(make: Make) -> None:
     folder = make("model", dtype="float32")
     ids = torch.tensor([[1, 2, 3]])
     stream = Stream(open_folder(folder), [ids], "cpu")
-    stream.step(feed_forward=("mlp", lambda module, x: torch.zeros_like(x)))
+    stream.step(feed_forward=("mlp", lambda module, x, _: torch.zeros_like(x)))
     rewrite(folder, lambda tensors: [t.zero_() for name, t in tensors.items() if "down_proj" in name])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -71,10 +71,10 @@ def test_a_feed_forward_module_can_be_replaced(make: Make) -> None:
 def test_a_replaced_module_reads_all_batches_together(make: Make) -> None:
     texts, seen = [torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7, 8]])], []
     stream = Stream(open_folder(make("model")), texts, "cpu")
-    stream.step(feed_forward=("mlp", lambda module, x: seen.append(x) or 2 * x))
+    stream.step(feed_forward=("mlp", lambda module, x, _: seen.append(x) or 2 * x))
     apart = [Stream(open_folder(make("model")), [text], "cpu") for text in texts]
     for alone, states in zip(apart, stream.states, strict=True):
-        alone.step(feed_forward=("mlp", lambda module, x: seen.append(x) or 2 * x))
+        alone.step(feed_forward=("mlp", lambda module, x, _: seen.append(x) or 2 * x))
         assert torch.allclose(alone.states[0], states, atol=1e-6)
     assert torch.allclose(seen[0], torch.cat(seen[1:]), atol=1e-6)
 

@@ -60,15 +60,15 @@ def test_a_last_window_of_one_token_is_left_out(demo_models: Path) -> None:
 def test_packed_prompts_hold_every_prompt_and_begin_as_the_model_expects(demo_models: Path) -> None:
     tokenizer = load_tokenizer(open_folder(demo_models / "base"))
     words = ["alpha", "beta", "gamma " * 300]
-    sequences = pack(tokenizer, words)
+    sequences = pack(tokenizer, words).sequences
     assert all(s[0] == 0 and len(s) <= LENGTH for s in sequences)
     assert sum(map(len, sequences)) >= 1024
-    assert [s.tolist() for s in pack(tokenizer, words)] == [s.tolist() for s in sequences]
-    assert pack(tokenizer, []) == []
+    assert [s.tolist() for s in pack(tokenizer, words).sequences] == [s.tolist() for s in sequences]
+    assert pack(tokenizer, []).sequences == []
 
 
 def test_packs_are_not_longer_than_they_need_be(demo_models: Path) -> None:
-    sequences = pack(load_tokenizer(open_folder(demo_models / "base")), ["import os\n" * 5000])
+    sequences = pack(load_tokenizer(open_folder(demo_models / "base")), ["import os\n" * 5000]).sequences
     assert len(sequences) == LIMIT // LENGTH
 
 

@@ -89,6 +89,18 @@ def test_form_keeps_what_it_does_not_show(session: Session) -> None:
     assert kept["experts"][0]["positive_prompts"] == ["one", {"file": "x.txt", "limit": 3}]
 
 
+def test_the_form_says_what_correcting_costs_and_writes_it(session: Session) -> None:
+    form = Form()
+    form.text.value = "base_model: a/b\nexperts: [{source_model: a/c, positive_prompts: [one]}]"
+    assert "as they are" in form.weighed.value and "expert_weights" not in form.text.value
+    form.weights.value = "corrected"
+    assert yaml.safe_load(form.text.value)["expert_weights"] == session.recipe.expert_weights == "corrected"
+    assert "A third of each expert's weights is computed" in html.unescape(form.weighed.value)
+    assert "slightly worse on all others" in form.weighed.value
+    form.text.value = form.text.value.replace("corrected", "own")
+    assert form.weights.value == "own"
+
+
 def test_a_recipe_can_be_uploaded_and_downloaded(session: Session) -> None:
     text = "base_model: a/b\nexperts: [{source_model: a/c, positive_prompts: [äöü]}]\n"
     form = Form()
@@ -116,6 +128,8 @@ def test_form_moves_experts(session: Session) -> None:
         ("base_model: a/b\nexperts: [{source_model: a/b, noise_scale: -1}]", (0, "noise_scale"), "greater"),
         ("base_model: a/b\nexperts: [{source_model: ''}]", (0, "source_model"), "this is empty"),
         ("base_model: a/b\nexperts: [{source_model: a/b}]\ndtyp: 1", None, "no field 'dtyp'"),
+        ("base_model: a/b\nexperts: [{source_model: a/b}]\ngate_mode: [fit]", "gate_mode", "one of"),
+        ("base_model: a/b\nexperts: [{source_model: a/b}]\nexpert_weights: {a: b}", "expert_weights", "own, corrected"),
         ("base_model: [", None, "valid YAML"),
     ],
 )

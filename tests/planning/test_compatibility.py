@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from small_models import Make, configure, recipe, rewrite, warnings
 
-from lazymoe import check
+from lazymoe import Recipe, check
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.planning.compatibility import unusable
 
@@ -53,3 +54,23 @@ def test_what_the_mixture_has_no_place_for(pair: tuple[Path, Path]) -> None:
     [problem] = check(recipe(pair[0], *pair)).errors
     assert problem.code == "source.no-place" and "self_attn.new.weight" in problem.what
     assert warnings(check(recipe(pair[1], *pair))) == []  # an expert's attention isn't taken
+
+
+def test_experts_that_number_tokens_otherwise_cannot_be_corrected(pair: tuple[Path, Path]) -> None:
+    for folder, tokens in zip(pair, ({"a": 0, "b": 1}, {"a": 1, "b": 0}), strict=True):
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": tokens}}))
+    experts = [{"source_model": str(model), "positive_prompts": ["a"]} for model in pair]
+    fields = {"base_model": str(pair[0]), "gate_mode": "random", "experts": experts, "expert_weights": "corrected"}
+    [problem] = check(Recipe.model_validate(fields)).errors
+    assert problem.code == "recipe.corrected" and problem.where.startswith("experts[1].source_model")
+    assert "numbers tokens otherwise" in problem.what
+
+
+def test_an_expert_that_lacks_what_its_own_pass_needs_cannot_be_corrected(pair: tuple[Path, Path]) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    rewrite(pair[1], lambda tensors: tensors.pop(name))
+    experts = [{"source_model": str(model), "positive_prompts": ["a"]} for model in pair]
+    fields = {"base_model": str(pair[0]), "gate_mode": "random", "experts": experts}
+    assert not check(Recipe.model_validate(fields)).errors
+    [problem] = check(Recipe.model_validate({**fields, "expert_weights": "corrected"})).errors
+    assert problem.code == "source.incomplete" and name in problem.what

@@ -28,7 +28,9 @@ def test_what_is_computed_is_counted(pair: tuple[Path, Path]) -> None:
         operations(gate_mode=mode, shared_weights=shared)
         for mode, shared in (("random", "base"), ("hidden", "base"), ("fit", "base"), ("fit", "regmean"))
     ]
+    counted.append(operations(expert_weights="corrected"))
     assert counted[0] == 0 and counted == sorted(set(counted))
+    assert operations(gate_mode="random", expert_weights="corrected") > 0
 
 
 def test_a_network_is_tried_out(pair: tuple[Path, Path], clean_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from lazymoe.architectures.dense import LLAMA
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.data import ready_made
-from lazymoe.planning.plan import make_plan
+from lazymoe.planning.plan import Computed, Piece, make_plan
 from lazymoe.planning.prepared import prepare
 
 MISTRAL_7B = {
@@ -101,3 +101,21 @@ def test_tied_heads_stay_tied(make: Make) -> None:
     assert plan is not None
     assert "lm_head.weight" not in {o.name for o in plan.outputs}
     assert plan.config["tie_word_embeddings"] is True
+
+
+def test_of_a_corrected_expert_the_down_projections_alone_are_computed(make: Make) -> None:
+    """A third of its weights; an expert without prompts has none, and no count changes."""
+    models = [make(f"m{i}", seed=i) for i in range(3)]
+    listed = [{"source_model": str(models[1]), "positive_prompts": ["a text"]}, {"source_model": str(models[2])}]
+    fields = {"base_model": str(models[0]), "gate_mode": "random", "experts": listed}
+    own, corrected = (
+        prepare(Recipe.model_validate({**fields, "expert_weights": weights})).plan for weights in ("own", "corrected")
+    )
+    assert own and corrected and own.corrected == () and corrected.corrected == (0,)
+    parts = [part for output in corrected.outputs for part in output.parts]
+    computed = [part for part in parts if isinstance(part, Computed) and part.source]
+    assert [part.name for part in computed] == [f"model.layers.{i}.mlp.down_proj.weight" for i in range(own.layers)]
+    copied = [part for part in parts if isinstance(part, Piece) and part.source == 1]
+    assert sum(p.elements for p in copied) == 2 * sum(p.elements for p in computed)
+    assert corrected.computed_bytes - own.computed_bytes == 2 * sum(p.elements for p in computed)
+    assert (corrected.parameters, corrected.active(1)) == (own.parameters, own.active(1))

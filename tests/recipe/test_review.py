@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lazymoe import Recipe
-from lazymoe.recipe.review import FEW, review
+from lazymoe.recipe.review import FEW, notes, review
 
 ENOUGH = " ".join(f"word{i}" for i in range(FEW))
 
@@ -83,3 +83,28 @@ def test_few_words() -> None:
 def test_more_experts_per_token_than_experts() -> None:
     _, (warning,) = review(of({}, {}, experts_per_token=3))
     assert (warning.code, warning.where) == ("recipe.top-k", "experts_per_token")
+
+
+@pytest.mark.parametrize(("field", "value", "plain"), [("residual_scale", 0.5, 1.0), ("noise_scale", 0.1, 0.0)])
+def test_what_has_no_sense_on_a_corrected_expert(field: str, value: float, plain: float) -> None:
+    assert codes(of({field: plain}, {}, expert_weights="corrected"))[0] == []
+    assert codes(of({}, {field: value}, expert_weights="own"))[0] == []
+    [problem], _ = review(of({}, {field: value}, expert_weights="corrected"))
+    assert problem.code == "recipe.corrected" and problem.where.startswith(f"experts[1].{field}")
+    assert f"with {field} {value} it would not" in problem.what
+    stays = {field: value, "positive_prompts": None}  # without prompts it isn't corrected
+    assert codes(of({}, stays, expert_weights="corrected", gate_mode="random"))[0] == []
+
+
+def test_corrected_experts_need_prompts() -> None:
+    none = {"positive_prompts": None}
+    errors, _ = codes(of(none, none, expert_weights="corrected", gate_mode="random"))
+    assert errors == ["recipe.no-prompts expert_weights"]
+    assert codes(of(none, {}, expert_weights="corrected"))[0] == ["recipe.no-prompts experts[0].positive_prompts"]
+
+
+def test_what_correcting_costs_is_noted() -> None:
+    fields = {"gate_mode": "fit"}
+    assert not list(notes(of({}, {}, **fields)))
+    [note] = notes(of({}, {}, **fields, expert_weights="corrected"))
+    assert "a third of their weights" in note and "slightly worse" in note

@@ -86,6 +86,7 @@ def test_mergekit_files_load_and_go_back_to_yaml(text: str) -> None:
 def test_defaults() -> None:
     recipe = Recipe.from_yaml(BEYONDER)
     assert (recipe.gate_mode, recipe.shared_weights, recipe.experts_per_token, recipe.dtype) == ("fit", None, 2, None)
+    assert recipe.expert_weights == "own"
 
 
 def test_text_with_unusual_letters_survives() -> None:

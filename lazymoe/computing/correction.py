@@ -1,0 +1,142 @@
+"""Corrected experts: down projections moved, so that in the mixture each expert answers more as its own model does.
+
+What experts share is nobody's own, so each of them reads something else than it was trained on. On its own prompts it
+is known what is missing after a layer: its own model's residual stream less the mixture's with this expert alone. The
+down projection makes up for it by ridge regression in closed form, layer after layer, each on the states that the
+corrected layers below it give:
+
+    W <- W + ((X^T S X + a I)^-1 X^T S R)^T
+
+where X is what the down projection reads of the prompts' tokens ``[n, M]``, R what is missing ``[n, H]``, and S weights
+each token by the inverse mean square of its own model's state: the first token's is a hundred times larger than the
+others'. As in RegMean (https://arxiv.org/abs/2212.09849), but toward states instead of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lazymoe.architectures.records import LAYER
+from lazymoe.checkpoint.source import EMBEDDINGS
+from lazymoe.errors import error
+from lazymoe.forward.device import exactly
+from lazymoe.forward.mixture import module_name
+from lazymoe.forward.parts import After
+from lazymoe.forward.stream import Stream
+from lazymoe.planning.memory import BATCH
+from lazymoe.planning.plan import Plan
+
+PENALTY = 700  # over the number of the prompts' tokens: the more there are, the further they are followed
+TINY = 1e-30  # of a penalty: it can still be inverted where nothing is read
+
+
+class Correction:
+    """An expert's prompts on their way through its own model, and what they tell of its layers in the mixture.
+
+    Attributes:
+        stream: the prompts on that way.
+    """
+
+    def __init__(
+        self, plan: Plan, expert: int, batches: Mapping[int, tuple[Tensor, Tensor]], tokens: int, device: str
+    ) -> None:
+        """Embed the prompts.
+
+        Args:
+            plan: what is wanted.
+            expert: its number.
+            batches: its positive prompts, by the number of the batch in the mixture's pass: token ids, and which of
+                their places are real, both ``[B, T]``.
+            tokens: how many its prompts have.
+            device: where to compute.
+
+        Raises:
+            RecipeError: if there is a token that its embeddings lack.
+        """
+        source = plan.sources[expert + 1]
+        if max(int(ids.max()) for ids, _ in batches.values()) >= source.tensor(EMBEDDINGS).shape[0]:
+            what = f"{source.reference} lacks a token of its prompts, so it can't read these for itself"
+            raise error("recipe.corrected", "expert_weights", what, "Use 'expert_weights: own'.")
+        self.plan, self.penalty = plan, PENALTY / tokens
+        self.real = {batch: real.to(device) for batch, (_, real) in batches.items()}
+        self.stream = Stream(source, [ids for ids, _ in batches.values()], device)
+
+    def correct(self, module: nn.Module, read: Sequence[Tensor], after: After) -> tuple[str, Tensor]:
+        """Run the next layer of the expert's own model, and correct its down projection in the mixture's.
+
+        Args:
+            module: the feed-forward module, with the expert's own weights of this layer; the corrected ones are put in.
+            read: what it reads in the mixture, of each batch ``[B * T, H]``.
+            after: what comes after it there, see `parts.After`.
+
+        Returns:
+            The matrix ``[H, M]``, in the output's dtype, after its name in the expert's model.
+
+        Raises:
+            SourceError: if a state or a weight is NaN or infinite.
+        """
+        plan, layer, forward = self.plan, self.stream.next, type(module).forward
+
+        def own(_: nn.Module, x: Tensor, __: After) -> Tensor:
+            return torch.cat([forward(module, some) for some in x.split(BATCH)])
+
+        self.stream.step(feed_forward=(module_name(plan), own))
+
+        name, _ = plan.dense.ffn["down"]
+        projection = module.get_submodule(name.removeprefix(f"{module_name(plan)}.").removesuffix(".weight"))
+        assert isinstance(projection, nn.Linear)  # as in every dense architecture here
+        inputs: list[Tensor] = []
+        hook = projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        counts = [int(real.sum()) for real in self.real.values()]
+        width, inner = projection.weight.shape
+        x, missing = read[0].new_empty(sum(counts), inner), read[0].new_empty(sum(counts), width)  # [n, M], [n, H]
+        weights = read[0].new_empty(sum(counts))
+        parts = zip(*(rows.split(counts) for rows in (x, missing, weights)), strict=True)
+        given = zip(self.real.items(), self.stream.states, parts, strict=True)
+        for (batch, real), wanted, (inside, lack, weight) in given:
+            answered = after(batch, forward(module, read[batch]))  # [B, T, H]
+            inside.copy_(inputs.pop()[real.flatten()])
+            lack.copy_((wanted - answered)[real])
+            weight.copy_(1 / wanted[real].square().mean(-1))
+        hook.remove()
+
+        # what is added for each unit that the network gives: Granite scales it
+        batch = next(iter(self.real))
+        factor = (after(batch, torch.ones_like(read[batch])) - after(batch, torch.zeros_like(read[batch]))).median()
+        with exactly():
+            moved = projection.weight + ridge(x, missing.div_(factor), weights, self.penalty)
+        name = LAYER.format(layer=layer) + name
+        corrected = moved.to(getattr(torch, plan.config["dtype"]))
+        if not torch.isfinite(corrected).all():
+            what = f"'{name}' came out NaN or infinite when it was corrected"
+            remedy = "Use 'expert_weights: own', or look for a broken expert."
+            raise error("source.broken", "expert_weights", what, remedy)
+        projection.weight.copy_(corrected)
+        return name, corrected
+
+
+def ridge(x: Tensor, wanted: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    """Find the matrix that comes nearest to giving what is wanted, by ridge regression in closed form.
+
+    Args:
+        x: inputs ``[n, M]``; overwritten.
+        wanted: outputs ``[n, H]``; overwritten.
+        weights: of their squared errors ``[n]``.
+        penalty: on the squared elements of the matrix, relative to the mean square of the weighted inputs' columns.
+
+    Returns:
+        The matrix ``[H, M]``.
+    """
+    root = weights.sqrt()[:, None]
+    x, wanted = x.mul_(root), wanted.mul_(root)
+    a = max(penalty * float(x.square().sum()) / x.shape[1], TINY)
+    if len(x) < x.shape[1]:  # X^T (X X^T + a I)^-1 is the same, and smaller
+        gram = x @ x.T  # [n, n]
+        gram.diagonal().add_(a)
+        return torch.cholesky_solve(wanted, torch.linalg.cholesky(gram)).T @ x
+    gram = x.T @ x  # [M, M]
+    gram.diagonal().add_(a)
+    return torch.cholesky_solve(x.T @ wanted, torch.linalg.cholesky(gram)).T
