@@ -90,13 +90,14 @@ class Shards:
         return not any(file.lacking for file in self._files)
 
     def has(self, source: int, name: str) -> bool:
-        """Tell whether all that takes of a computed tensor is there.
+        """Tell whether all that takes of a tensor, or of one that is computed and stands for it, is there.
 
         Args:
-            source: number of the source that it stands for.
+            source: number of the source.
             name: of the tensor.
         """
-        return not any(i in file.lacking for file, i in self._takers.get(Taken(Computed, source, name), []))
+        takers = (self._takers.get(Taken(kind, source, name), []) for kind in (Piece, Computed))
+        return not any(i in file.lacking for some in takers for file, i in some)
 
     def give(self, source: int, name: str, blocks: Iterable[torch.Tensor]) -> None:
         """Write what takes of a computed tensor, unless it is there.

@@ -73,7 +73,7 @@ def test_the_order_does_not_matter(plan: Plan, tmp_path: Path) -> None:
     with closing(opened(plan, tmp_path)) as shards:
         for source, name in taken(plan):
             assert not shards.has(source, name)
-            shards.give(source, name, blocks(plan.sources[source].load(name)))
+            shards.pass_by(source, name, blocks(plan.sources[source].load(name)))
             assert shards.has(source, name)
         shards.finish()
         assert shards.whole
@@ -87,7 +87,7 @@ def test_what_was_noted_is_believed_after_another_look(kept: bool, plan: Plan, t
     half = len(names) // 2
     with closing(opened(plan, tmp_path)) as shards:
         for i, (source, name) in enumerate(names):
-            shards.give(source, name, [plan.sources[source].load(name)])
+            shards.pass_by(source, name, [plan.sources[source].load(name)])
             if kept and i == half:
                 shards.keep()
     with closing(opened(plan, tmp_path)) as shards:
@@ -111,4 +111,4 @@ def test_no_nan_is_taken(source: int, plan: Plan, tmp_path: Path) -> None:
         closing(opened(plan, tmp_path)) as shards,
         pytest.raises(SourceError, match=f"'{name}' has weights that are NaN"),
     ):
-        shards.give(source, name, [tensor])
+        shards.pass_by(source, name, [tensor])
