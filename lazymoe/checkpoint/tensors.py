@@ -118,6 +118,24 @@ class TensorInfo:
         return replace(self, shape=(elements,), start=self.start + start)
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """Reads a tensor that is in memory, flat; nobody may change what it gives."""
+
+    tensor: torch.Tensor
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Give elements start to stop, flat: ``[stop - start]``."""
+        return self.tensor[start:stop]
+
+    def span(self, start: int, stop: int) -> None:
+        """Give nothing: it lies in no file."""
+
+    def stamp(self) -> tuple[object, ...]:
+        """Give nothing: it doesn't change."""
+        return ()
+
+
 def same_bytes(a: TensorInfo, b: TensorInfo, remote: Remote | None) -> bool:
     """Tell whether two tensors hold the same, by samples from all of their length.
 

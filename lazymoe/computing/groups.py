@@ -35,8 +35,8 @@ class Group:
 
 
 def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -> list[Group]:
-    """Tokenize the prompts that a sweep reads: all where routers are fitted, after a short group copies of it; the
-    positive ones where shared weights are merged or experts corrected; none where nothing of that is so.
+    """Tokenize the prompts that a sweep reads: all where routers are fitted, and copies of short ones after
+    them; the positive ones where shared weights are merged or experts corrected; none where nothing of that is so.
 
     Args:
         recipe, plan: what is wanted; the base model must be on the disk.

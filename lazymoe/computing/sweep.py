@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.checkpoint.tensors import InMemory
 from lazymoe.computing import STATES, broken
 from lazymoe.computing.correction import Correction
 from lazymoe.computing.groups import Group, read_groups
@@ -32,7 +34,7 @@ from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.shards import Shards
-from lazymoe.planning.memory import reads_states
+from lazymoe.planning.memory import kept_embeddings, reads_states
 from lazymoe.planning.plan import Computed, Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -63,6 +65,8 @@ def sweep(
         SourceError: if the base model's tokenizer can't be loaded, or a state or a merged weight is NaN or infinite.
     """
     order = canonical(recipe, plan)
+    if recipe.gate_mode == "fit" or plan.corrected or reads_states(recipe, plan):
+        plan = _with_embeddings(plan)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
@@ -91,6 +95,18 @@ def sweep(
             moments = (walk and walk.moments_at_end()) or _unknown(plan)
             shards.give(0, name, merge_head(average, name, moments, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
+
+
+def _with_embeddings(plan: Plan) -> Plan:
+    """Read the embeddings that are kept in memory, see `kept_embeddings`."""
+    if not kept_embeddings(plan):
+        return plan
+    sources = list(plan.sources)
+    for number, source in enumerate(sources[: 1 + plan.experts] if plan.shared != "base" else sources[:1]):
+        tensor = source.tensors[EMBEDDINGS]
+        in_memory = replace(tensor, reader=InMemory(tensor.load().reshape(-1)), start=0)
+        sources[number] = replace(source, tensors={**source.tensors, EMBEDDINGS: in_memory})
+    return replace(plan, sources=tuple(sources))
 
 
 class _Passing:

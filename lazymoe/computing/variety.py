@@ -1,7 +1,7 @@
 """Copies of short prompts with other tokens in place of some, so that a router learns a kind of text, not a few words.
 
-A token gives way to one of those that are nearest to it in the base model's embeddings, which often mean the like. Of
-sentences that is as good as more of them; a few keywords are led astray by it, and more than a page doesn't need it.
+A token gives way to one of those that are nearest to it in the base model's embeddings, which often mean the like.
+Routers from sentences gain by that (`benchmarks/router.py`); those from a few keywords don't, nor do whole pages.
 """
 
 from __future__ import annotations

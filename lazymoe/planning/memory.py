@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lazymoe.checkpoint.source import HEAD
+from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import PROMPTED, STREAMED, Recipe
 
@@ -22,6 +22,7 @@ BATCH = 2048  # tokens that go through a layer at a time, with padding; more onl
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
 ROWS = 2048  # of an embedding matrix that are merged at a time
 HELD = 1_500_000_000  # bytes of heads that are kept in memory to be read but once, at most
+FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning to its end; of more, rows are read again
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
@@ -118,8 +119,9 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
     # beside the states what attention makes, what the network reads and what comes of it; to fit on, a part of it
     together = (3 + (plan.shared_expert is not None)) * width * tokens + running + _correcting(recipe, plan)
     inside = states + max(4 * tokens * _wide(plan) + running, together)
+    kept = kept_embeddings(plan) if tokens else 0
     if plan.shared == "base":
-        return _layer(plan) + inside + _masks(plan, tokens, LENGTH)
+        return kept + _layer(plan) + inside + _masks(plan, tokens, LENGTH)
 
     # what is merged of a layer; in maps that read the same: the base's, what two experts changed, what comes of them
     sizes = [4 * math.prod(size) for size in plan.dense.layer_shapes(0, plan.sources[0].config).values()]
@@ -130,13 +132,29 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
         head = (plan.experts + 5) * width * plan.hidden_size + (plan.experts + 7) * ROWS * width + _held(plan)
     merging += states + 4 * tokens * _wide(plan)
     layer = sum(sizes) + (_layer(plan) if tokens else 0) + max(merging, inside)
-    return max(layer, 2 * states + head) + _masks(plan, tokens, LENGTH)
+    return kept + max(layer, 2 * states + head) + _masks(plan, tokens, LENGTH)
 
 
 def _held(plan: Plan) -> int:
-    """Count the bytes of heads that are kept to be read but once: in their own dtypes, where they lie as they are."""
-    heads = [source.tensor(HEAD) for source in plan.sources[: 1 + plan.experts] if source.has(HEAD)]
-    return min(HELD, sum(head.nbytes if head.span() else 4 * head.elements for head in heads))
+    """Count the bytes of heads that are kept to be read but once."""
+    return min(HELD, _in_memory(plan.sources[: 1 + plan.experts], HEAD))
+
+
+def kept_embeddings(plan: Plan) -> int:
+    """Count the bytes of the embeddings that a sweep keeps in memory, as it reads rows of them first and all of them
+    later: the base model's, and the experts' if they are merged. None if that takes more than it is worth.
+
+    Args:
+        plan: what is wanted.
+    """
+    size = _in_memory(plan.sources[: 1 + plan.experts] if plan.shared != "base" else plan.sources[:1], EMBEDDINGS)
+    return size if size <= FEW else 0
+
+
+def _in_memory(sources: Sequence[Source], name: str) -> int:
+    """Count what a tensor of several models takes: in their own dtypes, where it lies as it is."""
+    found = [source.tensor(name) for source in sources if source.has(name)]
+    return sum(tensor.nbytes if tensor.span() else 4 * tensor.elements for tensor in found)
 
 
 def _correcting(recipe: Recipe, plan: Plan) -> int:

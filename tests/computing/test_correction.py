@@ -167,7 +167,7 @@ def test_stopped_after_any_layer_it_goes_on_there(gate_mode: str, shared: str, g
         if stage == "sweep" and done == layer:
             raise Stopped
 
-    for layer, lost in ((1, None), (2, None), (3, None), (2, "corrected-00002-00000.safetensors")):
+    for layer, lost in ((1, None), (2, None), (3, None), (2, "model-00001-of-00001.safetensors.parts")):
         moe, told = tmp_path / f"stopped-{layer}-{lost}", []
         with pytest.raises(Stopped):
             merge(wanted, moe, device="cpu", progress=stop)

@@ -117,5 +117,4 @@ def test_of_a_corrected_expert_the_down_projections_alone_are_computed(make: Mak
     assert [part.name for part in computed] == [f"model.layers.{i}.mlp.down_proj.weight" for i in range(own.layers)]
     copied = [part for part in parts if isinstance(part, Piece) and part.source == 1]
     assert sum(p.elements for p in copied) == 2 * sum(p.elements for p in computed)
-    assert corrected.computed_bytes - own.computed_bytes == 2 * sum(p.elements for p in computed)
     assert (corrected.parameters, corrected.active(1)) == (own.parameters, own.active(1))
