@@ -110,7 +110,7 @@ def merge_maps(
         # D_e of all maps, one below the other, and the moments G_e of what they read
         changed = torch.empty(shape, device=device)  # [out, in]
         for name, rows in zip(names, changed.split(sizes), strict=True):
-            rows.copy_(finite(_delta(own[name], _rows(expert, name)), name))
+            rows.copy_(finite(_delta(own[name], _theirs(expert, name)), name))
         estimate = _moments(squares(changed), read)
         # by what is different from the first expert's: W = W_1 + (sum_e (W_e - W_1) G_e) (sum_e G_e)^-1
         if e == 0:
@@ -163,13 +163,18 @@ def merge_head(average: Average, name: str, last: Iterable[Tensor | None], devic
     Raises:
         SourceError: if a weight is NaN or infinite.
     """
-    models, width = (average.base, *average.experts), average.base.tensors[name].shape[1]
-    starts = range(0, average.base.tensors[name].shape[0], ROWS)
+    base, width = average.base, average.base.tensors[name].shape[1]
+    starts = range(0, base.tensors[name].shape[0], ROWS)
     held: dict[int, list[Tensor]] = {}  # rows as they lie, by the first of them: as many as may be, read but once
     left = HELD
+
+    def read(start: int) -> list[Tensor]:
+        theirs = (_theirs(expert, name, start, start + ROWS) for expert in average.experts)
+        return [_rows(base, name, start, start + ROWS), *theirs]
+
     grams = [torch.zeros(width, width, device=device) for _ in average.experts]
     for start in starts:
-        block = [_rows(model, name, start, start + ROWS) for model in models]
+        block = read(start)
         own = block[0].float()
         for gram, theirs in zip(grams, block[1:], strict=True):
             gram += squares(finite(_delta(own, theirs), name).to(device))
@@ -184,7 +189,7 @@ def merge_head(average: Average, name: str, last: Iterable[Tensor | None], devic
     for e, moments in enumerate(factors):  # each takes the place of the moments
         factors[e] = torch.cholesky_solve(moments, cholesky).T
     for start in starts:
-        block = held.pop(start, []) or [_rows(model, name, start, start + ROWS) for model in models]
+        block = held.pop(start, []) or read(start)
         own = block[0].float()
         one = _delta(own, block[1]).to(device)
         merged = one.clone()
@@ -220,7 +225,7 @@ def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, st
     own = _rows(base, name, start, stop).float()
     mean = own.clone()
     for expert in experts:
-        mean += _delta(own, _rows(expert, name, start, start + len(own))) / len(experts)
+        mean += _delta(own, _theirs(expert, name, start, start + len(own))) / len(experts)
     return mean
 
 
@@ -238,10 +243,13 @@ def _delta(own: Tensor, theirs: Tensor) -> Tensor:
     return changed if len(changed) == len(own) else torch.cat([changed, torch.zeros_like(own[len(changed) :])])
 
 
+def _theirs(expert: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """Read an expert's rows: none if it has no such tensor."""
+    return _rows(expert, name, start, stop) if expert.has(name) else torch.empty(0)
+
+
 def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-    """Read rows of a tensor, as many as there are: none if it has no such tensor. A vector's elements are its rows."""
-    if not source.has(name):
-        return torch.empty(0)
+    """Read rows of a tensor, as many as there are. A vector's elements are its rows."""
     tensor = source.tensor(name)
     stop = min(stop or tensor.shape[0], tensor.shape[0])
     width = tensor.elements // tensor.shape[0]

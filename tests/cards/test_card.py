@@ -269,23 +269,37 @@ def published(hub: Hub, published_models: None, tmp_path: Path, monkeypatch: pyt
     return made.folder, hub.read("writer/clowns", "README.md").decode()
 
 
+def type_out(lines: str, folder: Path) -> None:
+    """Type lines of a card's shell, in a new folder."""
+    (tools := folder.parent / "bin").mkdir()
+    (tools / "lazymoe").write_text(f'#!/bin/sh\nexec {sys.executable} -m lazymoe "$@"\n')
+    (tools / "lazymoe").chmod(0o755)
+    path = os.pathsep.join((str(tools), str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(lazymoe.__file__).parents[1])}
+    folder.mkdir()
+    done = subprocess.run(["sh", "-ec", lines], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_from_a_card_on_the_hub_the_same_mixture_is_made_again_as_typed(
     published: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder, card = published
-    [typed] = [block for block in re.findall(r"```sh\n(.*?)```", card, re.DOTALL) if "lazymoe" in block]
+    [typed] = [block for block in re.findall(r"```sh\n(.*?)```", card, re.DOTALL) if "lazymoe merge" in block]
     assert typed == "hf download writer/clowns recipe.yaml --local-dir .\nlazymoe merge recipe.yaml my-moe\n"
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "lazymoe").write_text(f'#!/bin/sh\nexec {sys.executable} -m lazymoe "$@"\n')
-    (tmp_path / "bin" / "lazymoe").chmod(0o755)
-    path = os.pathsep.join((str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]))
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(lazymoe.__file__).parents[1])}
-    (tmp_path / "empty").mkdir()
-    run = ["sh", "-ec", typed]
-    done = subprocess.run(run, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    type_out(typed, tmp_path / "empty")
     [weights] = folder.glob("*.safetensors")
     assert (tmp_path / "empty" / "my-moe" / weights.name).read_bytes() == weights.read_bytes()
+
+
+def test_a_gguf_file_is_made_of_a_mixture_on_the_hub_as_typed(mixture: Path, hub: Hub, tmp_path: Path) -> None:
+    publish(mixture, "writer/demo", token="hf_writer")
+    card = hub.read("writer/demo", "README.md").decode()
+    [typed] = [block for block in re.findall(r"```sh\n(.*?)```", card, re.DOTALL) if "lazymoe gguf" in block]
+    *made, run = typed.splitlines()
+    type_out("\n".join(made), tmp_path / "empty")
+    file = tmp_path / "empty" / run.split()[-1]
+    assert run.startswith("llama-cli -m ") and file.read_bytes()[:4] == b"GGUF"
 
 
 def test_a_published_mixture_is_loaded_in_4_bit_as_its_card_says(published: tuple[Path, str]) -> None:
@@ -299,7 +313,7 @@ def test_a_published_mixture_is_loaded_in_4_bit_as_its_card_says(published: tupl
 @pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 def test_other_programs_are_named_only_where_the_page_of_hosts_names_them(host: Host, mixture: Path) -> None:
     page = (Path(lazymoe.__file__).parents[1] / "docs" / "hosts.md").read_text(encoding="utf-8")
-    right = page.partition("**llama.cpp** gives the mixtures")[2].partition("the log-probabilities")[0]
+    right = page.partition("**llama.cpp** gives what")[2].partition("the log-probabilities")[0]
     assert ("llama.cpp" in host.elsewhere) is (f"`{host.name}`" in right)
     served = page.partition("**vLLM** has")[2].partition(" by name")[0]
     assert ("vLLM" in host.elsewhere) is (f"`{host.name}`" in served)
@@ -307,7 +321,7 @@ def test_other_programs_are_named_only_where_the_page_of_hosts_names_them(host: 
 
 def test_other_programs_stand_in_the_card_of_their_hosts(mixture: Path, make: Make, tmp_path: Path) -> None:
     card = render(mixture, "you/my-moe")
-    assert "vllm serve you/my-moe\n" in card and "convert_hf_to_gguf.py my-moe" in card and "ollama create" in card
+    assert "vllm serve you/my-moe\n" in card and "lazymoe gguf my-moe Q4_K_M\n" in card and "ollama create" in card
     base = make("base")
     merge(recipe(base, base, base, architecture="deepseek"), tmp_path / "moe")
     card = render(tmp_path / "moe", "you/my-moe")

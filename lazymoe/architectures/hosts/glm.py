@@ -51,6 +51,7 @@ GLM4_MOE = Host(
     constants=lambda _: {"mlp.gate.e_score_correction_bias": ("experts", 0.0)},
     shared=SHARED_EXPERTS,
     scores="sigmoid",
+    elsewhere=frozenset({"llama.cpp"}),
     config=_config,
     unfit=_unfit,
 )

@@ -42,4 +42,5 @@ LFM2_MOE = Host(
     scores="sigmoid",
     config=_config,
     since="5",
+    elsewhere=frozenset({"llama.cpp"}),
 )
