@@ -1,6 +1,7 @@
 """How fast and how small is a merge? Against `cp` of the same bytes, and against mergekit-moe.
 
-    python benchmarks/merge.py [--mergekit VENV/bin/mergekit-moe] [--shape tinyllama-1.1b] [--runs 5]
+    python benchmarks/merge.py [--mergekit VENV/bin/mergekit-moe] [--before CHECKOUT] [--shape tinyllama-1.1b]
+                               [--runs 5]
     python benchmarks/merge.py --hosts [--shape tinyllama-1.1b] [--runs 3]
 
 Makes synthetic bf16 checkpoints of a known shape, merges them with random routers, each run a whole process, in turns
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--before", metavar="PATH", help="another checkout of LazyMoE, for the default recipe")
     parser.add_argument("--hosts", action="store_true", help="compare every host with cp instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:
@@ -270,6 +272,9 @@ def main() -> None:
             print(f"{EXPERTS} experts of {options.shape}, {name}, 400 tokens for each expert")
             told = folder / "told.txt"
             found = {"LazyMoE": measure([sys.executable, "-c", SWEEPING, recipe, str(out), str(told)], out)}
+            if options.before and not fields:
+                other = ["env", f"PYTHONPATH={options.before}", *lazymoe, recipe, str(out)]
+                found["the other checkout"] = measure(other, out)
             table(found, told.read_text())
 
 
