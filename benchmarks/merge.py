@@ -88,6 +88,13 @@ told = f"Fitting took {spent['fit']:.1f} s, {spent['fit'] / rest:.1%} of the swe
 open(sys.argv[3], "w").write(told)
 """
 
+OTHER = """
+import sys
+sys.path[0] = sys.argv[1]  # instead of the folder that this is typed in
+from lazymoe.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
 
 def make_checkpoint(folder: Path, config: dict[str, int], seed: int, dense: Dense = LLAMA) -> None:
     """A checkpoint of random bf16 weights, written in blocks."""
@@ -273,7 +280,7 @@ def main() -> None:
             told = folder / "told.txt"
             found = {"LazyMoE": measure([sys.executable, "-c", SWEEPING, recipe, str(out), str(told)], out)}
             if options.before and not fields:
-                other = ["env", f"PYTHONPATH={options.before}", *lazymoe, recipe, str(out)]
+                other = [sys.executable, "-c", OTHER, options.before, "merge", recipe, str(out)]
                 found["the other checkout"] = measure(other, out)
             table(found, told.read_text())
 

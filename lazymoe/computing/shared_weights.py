@@ -26,7 +26,7 @@ from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
 from lazymoe.forward.device import coarsely
-from lazymoe.planning.memory import HELD, ROWS
+from lazymoe.planning.memory import ROWS
 from lazymoe.planning.plan import Plan
 
 RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
@@ -165,37 +165,26 @@ def merge_head(average: Average, name: str, last: Iterable[Tensor | None], devic
     """
     base, width = average.base, average.base.tensors[name].shape[1]
     starts = range(0, base.tensors[name].shape[0], ROWS)
-    held: dict[int, list[Tensor]] = {}  # rows as they lie, by the first of them: as many as may be, read but once
-    left = HELD
-
-    def read(start: int) -> list[Tensor]:
-        theirs = (_theirs(expert, name, start, start + ROWS) for expert in average.experts)
-        return [_rows(base, name, start, start + ROWS), *theirs]
-
-    grams = [torch.zeros(width, width, device=device) for _ in average.experts]
+    factors = [torch.zeros(width, width, device=device) for _ in average.experts]  # [H, H] each: first D^T D
     for start in starts:
-        block = read(start)
-        own = block[0].float()
-        for gram, theirs in zip(grams, block[1:], strict=True):
-            gram += squares(finite(_delta(own, theirs), name).to(device))
-        left -= sum(rows.nbytes for rows in block)
-        if left >= 0:
-            held[start] = block
-    factors = []  # [H, H] each: first the moments G_e
-    for states in last:
-        factors.append(_moments(grams.pop(0), states))
+        own = _rows(base, name, start, start + ROWS).float()
+        for factor, expert in zip(factors, average.experts, strict=True):
+            delta = _delta(own, _theirs(expert, name, start, start + ROWS))
+            factor += squares(finite(delta, name).to(device))
+    for e, states in enumerate(last):  # then the moments G_e; each takes the place of what was before
+        factors[e] = _moments(factors[e], states)
     cholesky = torch.linalg.cholesky(sum(factors[1:], start=factors[0]))
-    del factors[0]  # the first expert's isn't needed
-    for e, moments in enumerate(factors):  # each takes the place of the moments
-        factors[e] = torch.cholesky_solve(moments, cholesky).T
+    for e in range(1, len(factors)):  # the first expert's isn't needed
+        factors[e] = torch.cholesky_solve(factors[e], cholesky).T
+    first, *others = average.experts
     for start in starts:
-        block = held.pop(start, []) or read(start)
-        own = block[0].float()
-        one = _delta(own, block[1]).to(device)
+        own = _rows(base, name, start, start + ROWS).float()
+        one = _delta(own, _theirs(first, name, start, start + ROWS)).to(device)
         merged = one.clone()
-        for theirs, factor in zip(block[2:], factors, strict=True):
+        for expert, factor in zip(others, factors[1:], strict=True):
+            delta = _delta(own, _theirs(expert, name, start, start + ROWS))
             with coarsely():  # unlike the moments, P_e is nothing that is still to be inverted
-                merged += (_delta(own, theirs).to(device) - one) @ factor
+                merged += (delta.to(device) - one) @ factor
         yield finite((own + merged.cpu()).to(average.dtype), name)
 
 

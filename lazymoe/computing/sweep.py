@@ -29,12 +29,12 @@ from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
 from lazymoe.computing.shared_weights import Average, as_bytes, finite, means, merge_head, merge_maps, own, squares
 from lazymoe.files import SEAL, is_sound, write_sealed
-from lazymoe.forward.device import coarsely
+from lazymoe.forward.device import coarsely, give_back
 from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.shards import Shards
-from lazymoe.planning.memory import kept_embeddings, reads_states
+from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_states
 from lazymoe.planning.plan import Computed, Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -65,8 +65,9 @@ def sweep(
         SourceError: if the base model's tokenizer can't be loaded, or a state or a merged weight is NaN or infinite.
     """
     order = canonical(recipe, plan)
-    if recipe.gate_mode == "fit" or plan.corrected or reads_states(recipe, plan):
-        plan = _with_embeddings(plan)
+    reads = recipe.gate_mode == "fit" or plan.corrected or reads_states(recipe, plan)
+    if reads and kept_embeddings(plan):
+        plan = _in_memory(plan, EMBEDDINGS)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
@@ -87,25 +88,26 @@ def sweep(
         shards.keep()
         if walk:
             walk.keep()
+        give_back()
         progress("sweep", layer + 1, plan.layers)
     for name in outside:
         if name != head:
             shards.give(0, name, means(average, name))
         elif not shards.has(0, name):
             moments = (walk and walk.moments_at_end()) or _unknown(plan)
-            shards.give(0, name, merge_head(average, name, moments, device))
+            merged = Average(_in_memory(plan, HEAD), order) if kept_heads(plan) else average
+            shards.give(0, name, merge_head(merged, name, moments, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
 
 
-def _with_embeddings(plan: Plan) -> Plan:
-    """Read the embeddings that are kept in memory, see `kept_embeddings`."""
-    if not kept_embeddings(plan):
-        return plan
+def _in_memory(plan: Plan, name: str) -> Plan:
+    """Read a tensor of all models that are merged: whoever asks for it has it from memory."""
     sources = list(plan.sources)
     for number, source in enumerate(sources[: 1 + plan.experts] if plan.shared != "base" else sources[:1]):
-        tensor = source.tensors[EMBEDDINGS]
-        in_memory = replace(tensor, reader=InMemory(tensor.load().reshape(-1)), start=0)
-        sources[number] = replace(source, tensors={**source.tensors, EMBEDDINGS: in_memory})
+        if source.has(name):
+            tensor = source.tensor(name)
+            held = replace(tensor, reader=InMemory(tensor.load().reshape(-1)), start=0)
+            sources[number] = replace(source, tensors={**source.tensors, tensor.name: held})
     return replace(plan, sources=tuple(sources))
 
 

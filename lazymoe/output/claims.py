@@ -163,7 +163,7 @@ def locked(work: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        what = "another process is merging into this folder"
+        what = "another process is at work in this folder"
         raise error("output.busy", work.parent, what, "Wait for it, or stop it first.") from None
     except (OSError, NotImplementedError):  # a file system without locks, such as some network drives
         yield

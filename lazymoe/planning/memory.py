@@ -21,7 +21,7 @@ SHORT = range(32, 1024)  # tokens of a group of prompts of which a copy is read 
 BATCH = 2048  # tokens that go through a layer at a time, with padding; more only where one text is longer
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
 ROWS = 2048  # of an embedding matrix that are merged at a time
-HELD = 1_500_000_000  # bytes of heads that are kept in memory to be read but once, at most
+HELD = 1_500_000_000  # bytes of heads that are kept in memory while they are merged, at most
 FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning to its end; of more, rows are read again
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
@@ -129,15 +129,21 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
         merging, head = 5 * max(*sizes, ROWS * width), 6 * ROWS * width
     else:
         merging = 5 * sum(sizes) + 2 * max(sizes) + 6 * 4 * _wide(plan) ** 2
-        head = (plan.experts + 5) * width * plan.hidden_size + (plan.experts + 7) * ROWS * width + _held(plan)
+        head = (plan.experts + 9) * width * plan.hidden_size + 12 * ROWS * width + kept_heads(plan)
     merging += states + 4 * tokens * _wide(plan)
     layer = sum(sizes) + (_layer(plan) if tokens else 0) + max(merging, inside)
     return kept + max(layer, 2 * states + head) + _masks(plan, tokens, LENGTH)
 
 
-def _held(plan: Plan) -> int:
-    """Count the bytes of heads that are kept to be read but once."""
-    return min(HELD, _in_memory(plan.sources[: 1 + plan.experts], HEAD))
+def kept_heads(plan: Plan) -> int:
+    """Count the bytes of the heads that are kept in memory while they are merged, as each is gone through twice. None
+    if that takes too much: then they are read twice.
+
+    Args:
+        plan: what is wanted.
+    """
+    size = _in_memory(plan.sources[: 1 + plan.experts], HEAD)
+    return size if size <= HELD else 0
 
 
 def kept_embeddings(plan: Plan) -> int:

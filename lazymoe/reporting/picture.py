@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def draw(names: Sequence[str], first: Sequence[Sequence[Sequence[float]]], dark:
     bar.ax.tick_params(colors=theme["ink"], length=0)
     bar.outline.set_visible(False)
     data = io.BytesIO()
-    figure.savefig(data, format="png", facecolor=theme["page"], metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that the font lacks gets boxes
+        figure.savefig(data, format="png", facecolor=theme["page"], metadata={"Software": None})
     return data.getvalue()
 
 

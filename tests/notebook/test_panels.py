@@ -261,7 +261,7 @@ def test_a_folder_takes_one_merge_at_a_time(session: Session, demo_models: Path)
     with locked(claim(session.out, plan.fingerprint(recipe=session.recipe.model_dump(), seed=0), plan)):
         button_of(panel, "merge-button").click()
     told = "".join(child.value for child in panel.children if isinstance(child, Messages))
-    assert "another process is merging into this folder" in told
+    assert "another process is at work in this folder" in told
     button_of(panel, "merge-button").click()
     assert session.merged
 

@@ -108,7 +108,7 @@ def test_an_interrupted_merge_goes_on_after_the_cache_is_gone(make: Make, hub: H
 
 def test_two_processes_do_not_share_a_folder(given: Recipe, tmp_path: Path) -> None:
     def another(stage: str, done: int, total: int) -> None:
-        with pytest.raises(LazyMoEError, match="another process is merging into this folder"):
+        with pytest.raises(LazyMoEError, match="another process is at work in this folder"):
             merge(given, tmp_path / "moe")
 
     assert merge(given, tmp_path / "moe", progress=another).folder == tmp_path / "moe"

@@ -74,6 +74,7 @@ def test_every_expert_has_its_row(experts: int) -> None:
     assert taller.shape[0] > drawn([str(i) for i in range(experts)], shares).shape[0]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["$x^{2$", "\\frac{", "_a_", "a" * 200, "模型", "", "%s {0}"])
 def test_no_name_breaks_it(name: str) -> None:
     assert drawn([name, "b"], [[0.5, 0.5]] * 2).shape == drawn(["a", "b"], [[0.5, 0.5]] * 2).shape
