@@ -16,8 +16,8 @@ SOURCES: dict[Where, str] = {
 }
 PLACES = {False: "Into a folder here", True: "Straight to the Hub"}
 SPARING = (
-    "Each file of weights goes up while the next one is made, and leaves this disk. Measuring, the chat and the "
-    "picture of the routing need the mixture in a folder."
+    "Each file of weights goes up while the next one is made, and leaves this disk. Measuring and the chat need "
+    "the mixture in a folder."
 )
 
 
