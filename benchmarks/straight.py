@@ -103,11 +103,8 @@ def watched(folder: Path, hub: Forgetful) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not stopped.wait(TICK):
-            sizes = []
-            for path in folder.rglob("*"):
-                with contextlib.suppress(OSError):
-                    sizes.append(path.stat().st_blocks * 512)
-            most[0] = max(most[0], sum(sizes))
+            with contextlib.suppress(OSError):  # a file or folder that has just gone
+                most[0] = max(most[0], sum(path.stat().st_blocks * 512 for path in folder.rglob("*")))
             hub.forget()
 
     thread = threading.Thread(target=watch)

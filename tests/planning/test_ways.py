@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,11 +57,10 @@ def most_of(*folders: Path) -> Iterator[list[int]]:
     def watch() -> None:
         while not ended.wait(0.001):
             nbytes = 0
-            for path in (path for folder in folders for path in folder.rglob("*")):
-                try:
-                    nbytes += 0 if path.is_symlink() or path.is_dir() else path.stat().st_size
-                except FileNotFoundError:
-                    continue
+            for place, _, names in (found for folder in folders for found in os.walk(folder)):
+                for path in (Path(place, name) for name in names):
+                    with suppress(FileNotFoundError):
+                        nbytes += 0 if path.is_symlink() else path.stat().st_size
             most[0] = max(most[0], nbytes)
 
     thread = threading.Thread(target=watch)
