@@ -96,13 +96,13 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def make_checkpoint(folder: Path, config: dict[str, int], seed: int, dense: Dense = LLAMA) -> None:
-    """A checkpoint of random bf16 weights, written in blocks."""
+def full_config(config: dict[str, int], dense: Dense = LLAMA) -> dict[str, Any]:
+    """The config.json of a dense model of these sizes."""
     head = config["hidden_size"] // config["num_attention_heads"]
     plain = {"head_dim": head, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [1, 3, 5],
              "hidden_size_per_layer_input": 0}  # fmt: skip
     plain = {key: value for key, value in plain.items() if key in dense.defaults or dense.kinds}
-    full = {
+    return {
         "model_type": dense.model_type,
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 32000,
@@ -111,6 +111,11 @@ def make_checkpoint(folder: Path, config: dict[str, int], seed: int, dense: Dens
         **plain,
         **config,
     }
+
+
+def make_checkpoint(folder: Path, config: dict[str, int], seed: int, dense: Dense = LLAMA) -> None:
+    """A checkpoint of random bf16 weights, written in blocks."""
+    full = full_config(config, dense)
     body, ffn = dense.all_shapes(dense.complete(full))
     shapes = body | ffn
 

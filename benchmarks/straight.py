@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from merge import SHAPES, make_recipe, make_tokenizer, measure
+from merge import SHAPES, full_config, make_recipe, make_tokenizer, measure
 
 from lazymoe.architectures.dense import LLAMA
 from lazymoe.checkpoint.safetensors import open_file, write_header
@@ -43,9 +43,7 @@ FILLED = 1 << 16  # bytes at the beginning of each tensor that are no hole
 
 def make_sparse(folder: Path, config: dict[str, int], seed: int) -> None:
     """A checkpoint whose tensors are zero but for their beginnings."""
-    head = config["hidden_size"] // config["num_attention_heads"]
-    full = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "dtype": "bfloat16",
-            "tie_word_embeddings": False, "head_dim": head, **config}  # fmt: skip
+    full = full_config(config)
     backbone, ffn = LLAMA.all_shapes(LLAMA.complete(full))
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(full))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lazymoe.planning.prepared import Prepared
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
-COMMANDS = ("check", "merge", "report", "card", "publish", "gguf", "demo")
 Options = argparse.Namespace
 
 
@@ -87,7 +86,7 @@ def _run(arguments: Sequence[str], options: Options) -> int:
         vars(options).update(vars(found))
     else:
         what = f"there is no command '{arguments[0]}'"
-        raise error("input.usage", "lazymoe", what, nearest(arguments[0], COMMANDS))
+        raise error("input.usage", "lazymoe", what, nearest(arguments[0], list(commands)))
     if unknown:  # its value isn't repeated: it may be a token
         option = unknown[0].partition("=")[0]
         what = f"there is no option '{option}'" if option.startswith("-") else "there is a word too many"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.errors import LazyMoEError, Problem, error
-from lazymoe.files import absolute, existing, shown
+from lazymoe.errors import Problem, error
+from lazymoe.files import absolute, shown, unwritten
 from lazymoe.output.claims import locked
-from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, is_unchanged, open_finished
+from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights
+from lazymoe.planning.disk import by_disk
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
 from lazymoe.quantizing.export import Export
@@ -25,7 +23,6 @@ from lazymoe.quantizing.importance import Importance, read_importance
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says
 
 
 @dataclass(frozen=True)
@@ -109,11 +106,7 @@ def to_gguf(
             _fill(export, tensors, progress)
             export.finish()
     except OSError as e:
-        again = "run it again: it goes on from there."
-        if e.errno in FULL:
-            raise error("output.full", goal, f"writing failed: {e.strerror}", f"Make room and {again}") from None
-        what = f"writing stopped: {e.strerror or e}"
-        raise error("output.failed", e.filename or goal, what, f"Mend that and {again}") from None
+        raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
     files = {kind: [file.path for file in files] for kind, files in export.files.items()}
     return Exported(files, tuple(doubts(done.host, done.config, done.folder)))
 
@@ -126,12 +119,7 @@ def _tensors(done: Finished) -> dict[str, TensorInfo]:
     """
     tensors: dict[str, TensorInfo] = {}
     for path in done.weights:
-        try:
-            tensors |= open_file(path)
-        except (OSError, ValueError, LazyMoEError) as e:
-            raise error("output.damaged", path, f"it can't be read ({e})", AGAIN) from None
-        if not is_unchanged(path, done.record.files.get(path.name)):
-            raise error("output.damaged", path, "its bytes aren't those that the merge wrote", AGAIN)
+        tensors |= open_weights(done, path, AGAIN)
     if tensors.keys() != done.weight_map.keys():
         raise error("output.damaged", done.folder, f"its tensors aren't those that its {INDEX} names", AGAIN)
     return tensors
@@ -175,10 +163,9 @@ def _check_room(export: Export, goal: Path) -> None:
         OutputError: if it hasn't.
     """
     files = [file for several in export.files.values() for file in several if not file.whole]
-    wanted, free = sum(file.nbytes - file.held for file in files), shutil.disk_usage(existing(goal)).free
-    if wanted > free:
-        what = f"{gigabytes(wanted)} of disk are needed and {gigabytes(free)} are free"
-        raise error("output.no-room", goal, what, "Free some space, or choose another disk.")
+    [need] = by_disk([(goal, sum(file.nbytes - file.held for file in files))])
+    if need.lacking:
+        raise error("output.no-room", goal, str(need), "Free some space, or choose another disk.")
 
 
 def _processors() -> int:

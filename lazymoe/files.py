@@ -6,6 +6,7 @@ more than that, size and checksum of what is to be believed later are kept besid
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -17,9 +18,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from lazymoe.errors import error
+from lazymoe.errors import LazyMoEError, error
 
 BLOCK = 1 << 20  # bytes read at a time
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a full disk
 SEAL = ".seal"  # ends the name of the file that holds another's seal
 
 
@@ -144,6 +146,20 @@ def writable(text: str) -> str:
         text: the text.
     """
     return text.encode(errors="replace").decode()
+
+
+def unwritten(e: OSError, folder: Path, stopped: str, again: str) -> LazyMoEError:
+    """Explain what came between a program and its files.
+
+    Args:
+        e: what the system said.
+        folder: that was written to.
+        stopped: what isn't finished, as a subject and its verb.
+        again: what goes on when it is run again, without what is to be done first.
+    """
+    if e.errno in FULL:
+        return error("output.full", folder, f"writing failed: {e.strerror}", f"Make room and {again}")
+    return error("output.failed", e.filename or folder, f"{stopped}: {e.strerror or e}", f"Mend that and {again}")
 
 
 def settle(temporary: Path, path: Path) -> None:

@@ -6,7 +6,6 @@ half-made from being taken for a model.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import zlib
@@ -21,8 +20,8 @@ from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.computing import ROUTING
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.data import folder as data
-from lazymoe.errors import HubError, LazyMoEError, Problem, error, failure
-from lazymoe.files import SEAL, absolute, read_seal, readable, seal, seal_of, shown, write_whole
+from lazymoe.errors import HubError, LazyMoEError, Problem, failure
+from lazymoe.files import SEAL, absolute, read_seal, readable, seal, seal_of, shown, unwritten, write_whole
 from lazymoe.forward.device import pick_device
 from lazymoe.output.claims import check_sources, claim, clear, discard, is_done, locked, verify
 from lazymoe.output.folder import (
@@ -49,7 +48,6 @@ from lazymoe.version import __version__
 
 OTHERS = "others"  # a folder among what is half-made: small files of a mixture whose weights don't stay
 REMOTE = "remote"  # another: what was just read of models that stay on the Hub
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what the kernel says of a full disk
 
 
 @dataclass(frozen=True)
@@ -224,10 +222,7 @@ def _fill(
         raise
     except OSError as e:
         again = "merge again: it goes on from the last complete file."
-        if e.errno in FULL:
-            raise error("output.full", folder, f"writing failed: {e.strerror}", f"Make room and {again}") from None
-        what = f"the merge stopped: {e.strerror or e}"
-        raise error("output.failed", e.filename or folder, what, f"Mend that and {again}") from None
+        raise unwritten(e, folder, "the merge stopped", again) from None
     return [*doubts, *(routing.problems() if routing else degenerate(plan, work))]
 
 

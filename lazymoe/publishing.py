@@ -9,8 +9,7 @@ from typing import Any
 
 from lazymoe.cards.card import render
 from lazymoe.cards.naming import without_places
-from lazymoe.checkpoint.safetensors import open_file
-from lazymoe.errors import LazyMoEError, error
+from lazymoe.errors import error
 from lazymoe.files import absolute
 from lazymoe.hub.accounts import account, find_token
 from lazymoe.hub.client import LOGIN, TOKENS_PAGE
@@ -25,8 +24,8 @@ from lazymoe.output.folder import (
     WEIGHTS,
     Finished,
     check_code,
-    is_unchanged,
     open_finished,
+    open_weights,
 )
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.secrets import REMEDY, TOKEN
@@ -150,14 +149,7 @@ def _sound_weights(done: Finished) -> dict[str, Path]:
         named.setdefault(file, set()).add(tensor)
     for name, path in weights.items():
         _no_link(done, path)
-        try:
-            found = set(open_file(path))
-        except (OSError, ValueError, LazyMoEError) as e:
-            reason = e.strerror if isinstance(e, OSError) else e
-            raise error("output.damaged", path, f"it can't be read ({reason})", MENDED) from None
-        if not is_unchanged(path, done.record.files.get(name)):
-            raise error("output.damaged", path, "its bytes aren't those that the merge wrote", MENDED)
-        if found != named[name]:
+        if set(open_weights(done, path, MENDED)) != named[name]:
             raise error(
                 "output.damaged",
                 path,

@@ -17,9 +17,11 @@ from hub_server import Hub
 from small_models import Make, recipe, write_recipe
 
 from lazymoe import __version__, merge
-from lazymoe.cli import COMMANDS, main, make_parser
+from lazymoe.cli import main, make_parser
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
+
+COMMANDS = ("check", "merge", "report", "card", "publish", "gguf", "demo")
 
 Captured = pytest.CaptureFixture[str]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from lazymoe.files import read_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # the dtypes a merge can read, and torch's name for each
@@ -103,6 +104,20 @@ class TensorInfo:
             SourceError: as `read`.
         """
         return self.read().reshape(self.shape)
+
+    def floats(self) -> np.ndarray:
+        """Read all of it as float32, flat; without torch, whose import takes longer, where its bytes lie here.
+
+        Raises:
+            SourceError: as `read`.
+        """
+        from lazymoe.floats import decode
+
+        lies = self.span()
+        if lies and lies.path.exists():
+            return decode(read_bytes(*lies), self.dtype)
+        values: np.ndarray = self.read().float().numpy()
+        return values
 
     def span(self) -> Span | None:
         """Find where its bytes lie; None if they don't lie anywhere as they are."""

@@ -13,8 +13,8 @@ from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.tensors import CODES
 from lazymoe.computing import ROUTERS, ROUTING, broken
 from lazymoe.errors import Problem
-from lazymoe.files import is_sound, read_bytes, write_sealed
-from lazymoe.floats import decode, encode
+from lazymoe.files import is_sound, write_sealed
+from lazymoe.floats import encode
 from lazymoe.forward.device import pick_device
 from lazymoe.output.shards import Shards
 from lazymoe.planning.memory import tells_routing
@@ -107,9 +107,7 @@ def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
     found, gates = open_file(folder / ROUTERS), []
     for layer in range(plan.layers):
         tensor = found[LAYER.format(layer=layer) + plan.host.router]
-        lies = tensor.span()
-        assert lies is not None  # written by `compute`
-        gates.append(decode(read_bytes(*lies), tensor.dtype).reshape(tensor.shape))
+        gates.append(tensor.floats().reshape(tensor.shape))
     rows = np.stack(gates)  # [L, E, H]
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
     parallel = rows @ rows.swapaxes(1, 2) > PARALLEL  # [L, E, E]

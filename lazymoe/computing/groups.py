@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lazymoe.computing.variety import Variety
 from lazymoe.forward.tokens import batches, load_tokenizer, pack
-from lazymoe.planning.memory import LIMIT, SHORT, reads_states
+from lazymoe.planning.memory import LIMIT, SHORT, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import Recipe
 
@@ -47,7 +47,7 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
         SourceError: if the base model's tokenizer can't be loaded.
     """
     fitted = recipe.gate_mode == "fit"
-    if not fitted and not plan.corrected and not reads_states(recipe, plan):
+    if not reads_prompts(recipe, plan):
         return []
     tokenizer = load_tokenizer(plan.sources[0])
     gated = [plan.experts] if fitted and plan.gates > plan.experts else []  # the shared expert, by its number

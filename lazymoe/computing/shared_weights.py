@@ -123,15 +123,15 @@ def merge_maps(
     return {name: own[name] + part for name, part in zip(names, merged.split(sizes), strict=True)}
 
 
-def own(average: Average, name: str) -> Iterator[Tensor]:
-    """Read a tensor of the base model outside the layers, some rows at a time.
+def in_blocks(source: Source, name: str) -> Iterator[Tensor]:
+    """Read a tensor some rows at a time.
 
     Args:
-        average: the experts, and it.
+        source: the model.
         name: of the tensor.
     """
-    for start in range(0, average.base.tensors[name].shape[0], ROWS):
-        yield _rows(average.base, name, start, start + ROWS)
+    for start in range(0, source.tensors[name].shape[0], ROWS):
+        yield _rows(source, name, start, start + ROWS)
 
 
 def means(average: Average, name: str) -> Iterator[Tensor]:

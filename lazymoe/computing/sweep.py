@@ -27,14 +27,23 @@ from lazymoe.computing.correction import Correction
 from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.router_fit import fit_router, lesson
-from lazymoe.computing.shared_weights import Average, as_bytes, finite, means, merge_head, merge_maps, own, squares
+from lazymoe.computing.shared_weights import (
+    Average,
+    as_bytes,
+    finite,
+    in_blocks,
+    means,
+    merge_head,
+    merge_maps,
+    squares,
+)
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely, give_back
 from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.shards import Shards
-from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_states
+from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts, reads_states
 from lazymoe.planning.plan import Computed, Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -65,16 +74,17 @@ def sweep(
         SourceError: if the base model's tokenizer can't be loaded, or a state or a merged weight is NaN or infinite.
     """
     order = canonical(recipe, plan)
-    reads = recipe.gate_mode == "fit" or plan.corrected or reads_states(recipe, plan)
-    if reads and kept_embeddings(plan):
+    if reads_prompts(recipe, plan) and kept_embeddings(plan):
         plan = _in_memory(plan, EMBEDDINGS)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
     head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
-    if head != EMBEDDINGS:  # they come first in the output, all others last
-        (shards.give if outside else shards.pass_by)(0, EMBEDDINGS, (means if outside else own)(average, EMBEDDINGS))
+    if plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
+        shards.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
+    elif head != EMBEDDINGS:
+        shards.give(0, EMBEDDINGS, means(average, EMBEDDINGS))
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()
@@ -103,7 +113,7 @@ def sweep(
 def _in_memory(plan: Plan, name: str) -> Plan:
     """Read a tensor of all models that are merged: whoever asks for it has it from memory."""
     sources = list(plan.sources)
-    for number, source in enumerate(sources[: 1 + plan.experts] if plan.shared != "base" else sources[:1]):
+    for number, source in enumerate(plan.shared_sources):
         if source.has(name):
             tensor = source.tensor(name)
             held = replace(tensor, reader=InMemory(tensor.load().reshape(-1)), start=0)

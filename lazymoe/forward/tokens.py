@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.errors import Problem, error
-from lazymoe.planning.memory import BATCH, ENOUGH, LENGTH, LIMIT, PASSES
+from lazymoe.planning.memory import BATCH, ENOUGH, LENGTH, LIMIT, PASSES, reads_states
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.schema import SIDES, STREAMED
@@ -167,7 +167,7 @@ def doubtful_prompts(prepared: Prepared, plan: Plan) -> Iterator[Problem]:
     """
     recipe, base = prepared.prompts, plan.sources[0]
     fitted, read = recipe.gate_mode == "fit", recipe.gate_mode in STREAMED and recipe.gate_mode != "fit"
-    merged = bool(plan.corrected) or (plan.shared == "regmean" and all(expert.positive for expert in recipe.experts))
+    merged = bool(plan.corrected) or reads_states(recipe, plan)
     if not (fitted or read or merged or recipe.gate_mode == "cheap_embed"):
         return
     tokenizer, context = load_tokenizer(base), plan.dense.fill(base.config).get("max_position_embeddings")

@@ -16,8 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lazymoe.architectures.records import Host
 from lazymoe.architectures.registry import host_of
+from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.source import CARD as CARD
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
+from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import is_sealed, readable, writable
@@ -259,6 +261,30 @@ def is_unchanged(weights: Path, kept: str | None) -> bool:
         if kept is None or (kept.startswith(f"{found.st_size} ") and found.st_mtime_ns <= record.st_mtime_ns):
             return True
     return is_sealed(weights, kept)
+
+
+def open_weights(done: Finished, path: Path, remedy: str) -> dict[str, TensorInfo]:
+    """Open a file of a mixture's weights, after a look at whether it is as the merge wrote it.
+
+    Args:
+        done: the mixture.
+        path: of the file.
+        remedy: what to do if it isn't.
+
+    Returns:
+        Its tensors by name.
+
+    Raises:
+        OutputError: if it can't be read, or isn't.
+    """
+    try:
+        found = open_file(path)
+    except (OSError, ValueError, LazyMoEError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise error("output.damaged", path, f"it can't be read ({reason})", remedy) from None
+    if not is_unchanged(path, done.record.files.get(path.name)):
+        raise error("output.damaged", path, "its bytes aren't those that the merge wrote", remedy)
+    return found
 
 
 def _measured(folder: Path, experts: int) -> dict[str, Any]:

@@ -233,7 +233,7 @@ class Slot(NamedTuple):
         part, output, raw = self.part, self.output, self._as_it_lies
         assert not isinstance(part, Constant)
         noise = part.noise if isinstance(part, Piece) else 0.0
-        random = generator(self.seed, f"{output.name}:{self.number}")
+        random = generator(self.seed, f"{output.name}:{self.number}") if noise else None
 
         def put(given: torch.Tensor) -> None:
             for block in given.split(BLOCK):
@@ -245,7 +245,7 @@ class Slot(NamedTuple):
                         raise _not_finite(where, part.tensor)
                 if noise or part.scale != 1:
                     block = block.float()
-                if noise:
+                if random:
                     block = block + noise * torch.from_numpy(random.standard_normal(len(block), np.float32))
                 if part.scale != 1:
                     block = block * part.scale

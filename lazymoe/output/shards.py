@@ -226,9 +226,9 @@ class _File:
         with suppress(OSError), open(self.path, "rb", buffering=0) as f:
             if f.read(len(self._header)) != self._header:
                 return
-            for i, size in enumerate(self.sizes):
+            for i in [i for i in self.lacking if str(i) in noted]:
                 f.seek(self._places[i])
-                if noted.get(str(i)) == (found := checksum_of(f, size)):
+                if noted[str(i)] == (found := checksum_of(f, self.sizes[i])):
                     self._checksums[i] = found
                     del self.lacking[i]
 

@@ -175,10 +175,9 @@ def _disk(way: Way, other: Way | None) -> Iterator[Problem]:
     """Yield where a way finds no room, and another one that does."""
     for need in way.needs:
         if need.lacking:
-            what = f"{gigabytes(need.nbytes)} of disk are needed and {gigabytes(need.free)} are free"
             remedy = "Free some space, or choose another disk."
             fits = f" Or {other.instead}." if other else ""
-            yield Problem("output.no-room", str(need.place), what, remedy + fits)
+            yield Problem("output.no-room", str(need.place), str(need), remedy + fits)
 
 
 def _memory(way: Way, recipe: Recipe, plan: Plan) -> Iterator[Problem]:

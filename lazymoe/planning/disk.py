@@ -12,6 +12,7 @@ from lazymoe.files import existing
 from lazymoe.planning.memory import kept_states
 from lazymoe.planning.plan import WORK, Plan
 from lazymoe.recipe.schema import Recipe
+from lazymoe.units import gigabytes
 
 
 class Need(NamedTuple):
@@ -28,6 +29,9 @@ class Need(NamedTuple):
     @property
     def lacking(self) -> int:
         return max(0, self.nbytes - self.free)
+
+    def __str__(self) -> str:
+        return f"{gigabytes(self.nbytes)} of disk are needed and {gigabytes(self.free)} are free"
 
 
 def held(recipe: Recipe, plan: Plan, to_hub: bool) -> int:

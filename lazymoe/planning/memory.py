@@ -86,14 +86,22 @@ def reads_states(recipe: Recipe, plan: Plan) -> bool:
     return plan.shared == "regmean" and all(expert.positive for expert in recipe.experts)
 
 
+def reads_prompts(recipe: Recipe, plan: Plan) -> bool:
+    """Tell whether prompts go through the mixture while it is made: to fit routers, to merge by, or to correct experts.
+
+    Args:
+        recipe, plan: as in `merge_memory`.
+    """
+    return recipe.gate_mode == "fit" or bool(plan.corrected) or reads_states(recipe, plan)
+
+
 def tells_routing(recipe: Recipe, plan: Plan) -> bool:
     """Tell whether prompts of every expert go through the mixture while it is made.
 
     Args:
         recipe, plan: as in `merge_memory`.
     """
-    read = recipe.gate_mode == "fit" or plan.shared == "regmean" or bool(plan.corrected)
-    return read and all(expert.positive for expert in recipe.experts)
+    return reads_prompts(recipe, plan) and all(expert.positive for expert in recipe.experts)
 
 
 def _swept(recipe: Recipe, plan: Plan) -> int:
@@ -142,7 +150,7 @@ def kept_heads(plan: Plan) -> int:
     Args:
         plan: what is wanted.
     """
-    size = _in_memory(plan.sources[: 1 + plan.experts], HEAD)
+    size = _in_memory(plan.shared_sources, HEAD)
     return size if size <= HELD else 0
 
 
@@ -153,7 +161,7 @@ def kept_embeddings(plan: Plan) -> int:
     Args:
         plan: what is wanted.
     """
-    size = _in_memory(plan.sources[: 1 + plan.experts] if plan.shared != "base" else plan.sources[:1], EMBEDDINGS)
+    size = _in_memory(plan.shared_sources, EMBEDDINGS)
     return size if size <= FEW else 0
 
 

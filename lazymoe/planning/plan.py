@@ -10,9 +10,9 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lazymoe.architectures.records import LAYER, Dense, Host, MoE, Place, shape
 from lazymoe.checkpoint.source import HEAD, Source
@@ -25,6 +25,9 @@ ATTENTION = ("self_attn", "conv")  # modules of a layer that every token passes
 BLOCK_4, BLOCK_8 = 32, 256  # weights that have a scale in common, in 4 bit (half of what is usual) and in 8
 BITS_8 = 8 + 32 / BLOCK_8  # of a weight, with its part of a float32
 BITS_4 = 4 + BITS_8 / BLOCK_4  # and of a scale in 8 bit
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,11 @@ class Plan:
         return self.sources[1 : 1 + self.experts]
 
     @property
+    def shared_sources(self) -> tuple[Source, ...]:
+        """What shared weights are made of: the base model, and the experts if they are merged."""
+        return self.sources[: 1 + self.experts if self.shared != "base" else 1]
+
+    @property
     def shared_expert(self) -> int | None:
         """Number of the shared expert's source, if there is one."""
         return 1 + self.experts if len(self.sources) > 1 + self.experts else None
@@ -211,14 +219,7 @@ class Plan:
     @property
     def shards(self) -> list[tuple[str, list[Output]]]:
         """The files, each with its tensors; a tensor larger than the shard size has a file to itself."""
-        groups: list[list[Output]] = [[]]
-        size = 0
-        for output in self.outputs:
-            if groups[-1] and size + output.nbytes > self.shard_size:
-                groups.append([])
-                size = 0
-            groups[-1].append(output)
-            size += output.nbytes
+        groups = cut(self.outputs, [output.nbytes for output in self.outputs], self.shard_size)
         return [(f"model-{i:05}-of-{len(groups):05}.safetensors", group) for i, group in enumerate(groups, 1)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,6 +255,25 @@ class Plan:
         sources = [source.fingerprint for source in self.sources]
         text = json.dumps([pieces, sources, self.config, self.shard_size, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cut(items: Iterable[Item], sizes: Iterable[int], most: int) -> list[list[Item]]:
+    """Cut what lies one after the other into groups; an item larger than a group may be has one to itself.
+
+    Args:
+        items: what is cut.
+        sizes: of the items.
+        most: the largest size of a group.
+    """
+    groups: list[list[Item]] = [[]]
+    size = 0
+    for item, own in zip(items, sizes, strict=True):
+        if groups[-1] and size + own > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += own
+    return groups
 
 
 def make_plan(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
-from lazymoe.planning.memory import kept_embeddings, reads_states
+from lazymoe.planning.memory import kept_embeddings, reads_prompts
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.recipe.schema import STREAMED, Recipe
 
@@ -59,8 +59,7 @@ def remote(recipe: Recipe, plan: Plan) -> Remote:
 
 def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:
     """Name what is read when a sweep begins and again when it ends: tied embeddings, which are merged as the head."""
-    read = recipe.gate_mode == "fit" or reads_states(recipe, plan) or plan.corrected
-    swept = plan.shared == "regmean" and read and not kept_embeddings(plan)
+    swept = plan.shared == "regmean" and reads_prompts(recipe, plan) and not kept_embeddings(plan)
     return frozenset({EMBEDDINGS} if swept and HEAD not in plan.sources[0].tensors else ())
 
 

@@ -185,7 +185,7 @@ def add_description(writer: GGUFWriter, architecture: Architecture, host: Host, 
         architecture, host: of the mixture.
         config: its config.json.
     """
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head = _head(config)
     values = {key: config[own] for key, own in {**COMMON, **architecture.keys}.items() if config.get(own) is not None}
     values |= {"attention.key_length": head, "attention.value_length": head, "rope.dimension_count": head}
     used = config.get("num_experts_per_tok") or config["moe_k"]
@@ -203,13 +203,18 @@ def rope_factors(config: Config) -> np.ndarray | None:
     rope = _rope(config)
     if rope.get("rope_type") != "llama3":
         return None
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head = _head(config)
     waves = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, head, 2, dtype=np.float32) / head)  # tokens of a turn
     turns = rope["original_max_position_embeddings"] / waves  # in the context that it was trained on
     low, high, factor = (float(rope[key]) for key in ("low_freq_factor", "high_freq_factor", "factor"))
     kept = np.clip((turns - low) / (high - low), 0, 1)  # 1: fast turns stay as they are; 0: slow ones are stretched
     stretched: np.ndarray = (1 / ((1 - kept) / factor + kept)).astype(np.float32)
     return stretched
+
+
+def _head(config: Config) -> int:
+    """Give the width of an attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def _rope(config: Config) -> dict[str, Any]:

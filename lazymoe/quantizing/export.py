@@ -15,11 +15,11 @@ from lazymoe.architectures.records import Config, Host
 from lazymoe.checkpoint.source import CARD, GENERATION
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import read_bytes
-from lazymoe.floats import decode, encode, finite
+from lazymoe.floats import encode, finite
+from lazymoe.planning.plan import cut
 from lazymoe.quantizing.description import add_description, architecture_of, rope_factors
 from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN, Model, choose, starved
-from lazymoe.quantizing.gguf_file import GgufFile, cut, row_bytes
+from lazymoe.quantizing.gguf_file import GgufFile, row_bytes, tensor_bytes
 from lazymoe.quantizing.importance import Importance, of_expert
 from lazymoe.quantizing.layout import Part, Shape, experts_of, lay_out
 from lazymoe.quantizing.native import Quantize, quantizer
@@ -105,7 +105,8 @@ class Export:
             counts.update(tensor.encode() + values.tobytes())
         says = self._says(name)
         for kind, chosen in self._types.items():
-            groups = cut(self._shapes, chosen, largest)
+            sizes = [tensor_bytes(chosen[tensor], shape) for tensor, shape in self._shapes.items()]
+            groups = cut(self._shapes, sizes, largest)
             self.files[kind] = []
             for i, group in enumerate(groups):
                 end = SHARD.format(i + 1, len(groups)) if len(groups) > 1 else ""
@@ -212,7 +213,7 @@ class Export:
         importance = of_expert(self._importance, part.target, part.row // rows, experts, part.width)
         for start in range(0, part.rows, step):
             n = min(step, part.rows - start)
-            values = _values(tensor, part.start + start * part.width, n * part.width).reshape(n, part.width)
+            values = tensor.part(part.start + start * part.width, n * part.width).floats().reshape(n, part.width)
             if part.head:
                 values = _paired(values, part.head)
             for file in files:
@@ -239,15 +240,6 @@ class Export:
 
         list(self._threads.map(chunk, range(0, rows, step)))
         return out
-
-
-def _values(tensor: TensorInfo, start: int, elements: int) -> np.ndarray:
-    """Read so many elements of a tensor as float32, flat; without torch, whose import takes longer, if it can be."""
-    lies = tensor.part(start, elements).span()
-    if lies and lies.path.exists():
-        return decode(read_bytes(*lies), tensor.dtype)
-    values: np.ndarray = tensor.read(start, start + elements).float().numpy()
-    return values
 
 
 def _paired(values: np.ndarray, head: int) -> np.ndarray:

@@ -50,25 +50,6 @@ def tensor_bytes(kind: str, shape: Shape) -> int:
     return math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
 
-def cut(shapes: Mapping[str, Shape], types: Mapping[str, str], largest: int) -> list[list[str]]:
-    """Cut the tensors of a model into files.
-
-    Args:
-        shapes, types: of the tensors, by name.
-        largest: the most bytes of tensors in a file; one that is larger has a file to itself.
-    """
-    files: list[list[str]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        nbytes = tensor_bytes(types[name], shape)
-        if files[-1] and size + nbytes > largest:
-            files.append([])
-            size = 0
-        files[-1].append(name)
-        size += nbytes
-    return files
-
-
 class GgufFile:
     """A GGUF file in the making. It has its name when it is whole and on the disk.
 
