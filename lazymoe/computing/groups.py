@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from lazymoe.computing.variety import Variety
 from lazymoe.forward.tokens import batches, load_tokenizer, pack
-from lazymoe.planning.memory import LIMIT, SHORT, reads_prompts
+from lazymoe.planning.memory import LIMIT, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import Recipe
 
@@ -35,8 +36,9 @@ class Group:
 
 
 def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -> list[Group]:
-    """Tokenize the prompts that a sweep reads: all where routers are fitted, and copies of short ones after
-    them; the positive ones where shared weights are merged or experts corrected; none where nothing of that is so.
+    """Tokenize the prompts that a sweep reads: all where routers are fitted, every second time that short ones are
+    read as copies of them; the positive ones where shared weights are merged or experts corrected; none where nothing
+    of that is so.
 
     Args:
         recipe, plan: what is wanted; the base model must be on the disk.
@@ -58,12 +60,13 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
         for sign, texts in ((1, asked.positive), (-1, asked.negative if fitted else []))
         if texts
     ]
-    short = [s for *_, packed in sides for s in packed.sequences if fitted and packed.given in SHORT]
-    variety = Variety(plan.sources[0], torch.cat(short), device) if short else None
+    again = [s for *_, packed in sides for order in packed.orders[1::2] for s in order] if fitted else []
+    variety = Variety(plan.sources[0], torch.cat(again), device) if again else None
     found = []
     for place, sign, packed in sides:
         tokens = min(packed.given, LIMIT)
-        found.append(Group(place, sign, batches(packed.sequences), tokens))
-        if variety and packed.given in SHORT:
-            found.append(Group(place, sign, batches(variety.copies(packed.sequences)), tokens, varied=True))
+        own, others = (packed.orders[::2], packed.orders[1::2]) if variety else (packed.orders, [])
+        found.append(Group(place, sign, batches(list(chain(*own))), tokens))
+        if variety and others:
+            found.append(Group(place, sign, batches(variety.copies(list(chain(*others)))), tokens, varied=True))
     return found

@@ -161,7 +161,7 @@ class _Walk:
         self.models = [_Passing(source, number, shards) for number, source in enumerate(plan.sources)]
         self.stream = Stream(average if plan.shared != "base" else self.models[0], [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
-        self.tally = Tally(plan)  # of positive prompts
+        self.tally = Tally(plan, plan.experts)  # of positive prompts
         self.corrections: dict[int, Correction] = {}  # by the expert's number
         for place, expert in enumerate(order):
             if expert in plan.corrected:

@@ -1,7 +1,7 @@
 """Copies of short prompts with other tokens in place of some, so that a router learns a kind of text, not a few words.
 
 A token gives way to one of those that are nearest to it in the base model's embeddings, which often mean the like.
-Routers from sentences gain by that (`benchmarks/router.py`); those from a few keywords don't, nor do whole pages.
+Prompts that are read several times are read as copies every second time, so that this costs no token more.
 """
 
 from __future__ import annotations

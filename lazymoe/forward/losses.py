@@ -84,7 +84,7 @@ def mixture_losses(
     Raises:
         SourceError: as `dense_losses`.
     """
-    tally = Tally(plan)
+    tally = Tally(plan, len(batches))
 
     def seen(layer: int, domain: int, chosen: Tensor, weights: Tensor) -> None:
         real = batches[domain][1].flatten()

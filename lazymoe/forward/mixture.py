@@ -140,15 +140,20 @@ class Routing(NamedTuple):
 
 
 class Tally:
-    """Counts which experts the tokens of each expert's domain go to, layer after layer.
+    """Counts which experts the tokens of each domain go to, layer after layer.
 
     Attributes:
         counts: of all choices, and of first ones, float64 ``[L, D, 2, E]``.
         bits: the entropies of tokens' weights, summed up, float64 ``[L, D]``.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        domains = plan.experts
+    def __init__(self, plan: Plan, domains: int) -> None:
+        """Count none yet.
+
+        Args:
+            plan: what the mixture is made by.
+            domains: how many there are; an expert's by its number, and others after these.
+        """
         self.counts = torch.zeros(plan.layers, domains, 2, plan.experts, dtype=torch.float64)
         self.bits = torch.zeros(plan.layers, domains, dtype=torch.float64)
 
@@ -157,7 +162,7 @@ class Tally:
 
         Args:
             layer: by number.
-            domain: whose texts they are of, by the number of its expert.
+            domain: that they are of, by number.
             chosen, weights: experts of each token, from the largest weight down, and their weights ``[n, k]``.
         """
         for kind, choices in enumerate((chosen.flatten(), chosen[:, 0])):

@@ -101,14 +101,19 @@ class Packed(NamedTuple):
     """A group of prompts as the sequences that a sweep reads.
 
     Attributes:
-        sequences: token ids of each ``[T]``, int64.
+        orders: the sequences that each order of the prompts makes; token ids of each ``[T]``, int64.
         given: how many tokens the prompts have.
         whole: whether all of these are in the sequences.
     """
 
-    sequences: list[Tensor]
+    orders: list[list[Tensor]]
     given: int
     whole: bool
+
+    @property
+    def sequences(self) -> list[Tensor]:
+        """All sequences."""
+        return [s for order in self.orders for s in order]
 
 
 def pack(tokenizer: Any, texts: Sequence[str]) -> Packed:
@@ -128,31 +133,32 @@ def pack(tokenizer: Any, texts: Sequence[str]) -> Packed:
               for ids in [tokenizer(t, add_special_tokens=False)["input_ids"]]
               for i in range(0, len(ids), room)]  # fmt: skip
     given, most, n = sum(map(len, pieces)), LIMIT // LENGTH, len(pieces)
-    sequences = _join(pieces, start, line)
-    while given > LIMIT and len(sequences) > most:  # fewer of them, at even distances
-        n = min(n - 1, n * most // len(sequences))
-        sequences = _join([pieces[i * len(pieces) // n] for i in range(n)], start, line)
-    whole = n == len(pieces) and len(sequences) <= most
-    return Packed([torch.tensor(s) for s in sequences[:most]], given, whole)
+    first, *others = _join(pieces, start, line) or [[]]
+    while given > LIMIT and len(first) > most:  # fewer of them, at even distances
+        n = min(n - 1, n * most // len(first))
+        first, *others = _join([pieces[i * len(pieces) // n] for i in range(n)], start, line)
+    whole = n == len(pieces) and len(first) <= most
+    return Packed([[torch.tensor(s) for s in order] for order in (first[:most], *others)], given, whole)
 
 
-def _join(pieces: Sequence[Sequence[int]], start: list[int], line: list[int]) -> list[list[int]]:
+def _join(pieces: Sequence[Sequence[int]], start: list[int], line: list[int]) -> list[list[list[int]]]:
     """Join pieces into sequences of up to `LENGTH` tokens, in several orders if they are few."""
     room = LENGTH - len(start)
     order, shuffle = list(range(len(pieces))), random.Random(0)
-    sequences: list[list[int]] = []
+    orders: list[list[list[int]]] = []
     for _ in range(PASSES if pieces else 0):
+        sequences: list[list[int]] = []
         current: list[int] = []
         for i in order:
             if current and len(current) + len(line) + len(pieces[i]) > room:
                 sequences.append(start + current)
                 current = []
             current += [*(line if current else []), *pieces[i]]
-        sequences.append(start + current)
-        if sum(map(len, sequences)) >= ENOUGH:
+        orders.append([*sequences, start + current])
+        if sum(len(s) for made in orders for s in made) >= ENOUGH:
             break
         shuffle.shuffle(order)
-    return sequences
+    return orders
 
 
 def doubtful_prompts(prepared: Prepared, plan: Plan) -> Iterator[Problem]:
@@ -180,9 +186,10 @@ def doubtful_prompts(prepared: Prepared, plan: Plan) -> Iterator[Problem]:
                 what = "the base model's tokenizer makes no token of these prompts"
                 raise error("recipe.no-tokens", where, what, "Write other texts there.")
             if fitted or (merged and side == SIDES[0]):
-                sequences, given, whole = pack(tokenizer, texts)
-                if not whole:
-                    used = min(sum(map(len, sequences)), given)  # with the line breaks between them, so about
+                packed = pack(tokenizer, texts)
+                if not packed.whole:
+                    given = packed.given
+                    used = min(sum(map(len, packed.sequences)), given)  # with the line breaks between them, so about
                     which = "taken evenly from all of them" if given > LIMIT else "the first ones"
                     what = f"about {round(used, -2)} of their {given} tokens are used, {which}"
                     remedy = "Right if they are alike; to choose them yourself, give fewer or shorter texts."

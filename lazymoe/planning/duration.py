@@ -18,7 +18,7 @@ from typing import Any
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.files import existing
-from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES, SHORT
+from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.ways import Way
@@ -103,7 +103,6 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
     groups = [side for e in recipe.every_expert[: plan.gates] for side in (e.positive, e.negative) if side]
     read = [_tokens(side) for side in groups]
     packed = sum(map(_packed, read))
-    packed += sum(_packed(n) for n in read if int(n) in SHORT and recipe.gate_mode == "fit")
 
     for_layer = 0.0
     if recipe.gate_mode == "fit" or plan.shared == "regmean" or plan.corrected:

@@ -17,7 +17,6 @@ LENGTH = 256  # tokens of a packed sequence, at most
 ENOUGH = 1024  # tokens for each group of prompts, by repeating them in other orders
 PASSES = 8  # but no more often than this
 LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces from all over it are taken
-SHORT = range(32, 1024)  # tokens of a group of prompts of which a copy is read too, with other tokens for some
 BATCH = 2048  # tokens that go through a layer at a time, with padding; more only where one text is longer
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
 ROWS = 2048  # of an embedding matrix that are merged at a time
@@ -55,17 +54,8 @@ def _tokens(text: str) -> int:
 
 def _packed(texts: Sequence[str]) -> int:
     """Count the tokens, at most, of a group of prompts that are joined into sequences."""
-    return _joined(sum(map(_tokens, texts)))
-
-
-def _joined(given: int) -> int:
-    """Count the tokens, at most, of sequences made of so many."""
+    given = sum(map(_tokens, texts))
     return min(LIMIT, PASSES * given, ENOUGH + given)
-
-
-def _varied(texts: Sequence[str]) -> int:
-    """Count the tokens, at most, of a group of prompts and of its copy. It may have fewer than it has bytes."""
-    return max(_packed(texts), 2 * _joined(min(SHORT.stop, sum(map(_tokens, texts)))))
 
 
 def kept_states(recipe: Recipe, plan: Plan) -> int:
@@ -108,7 +98,7 @@ def _swept(recipe: Recipe, plan: Plan) -> int:
     """Count the tokens, at most, that go through the mixture."""
     if recipe.gate_mode == "fit":
         asked = recipe.every_expert[: plan.gates]
-        return sum(_varied(side) for expert in asked for side in (expert.positive, expert.negative))
+        return sum(_packed(side) for expert in asked for side in (expert.positive, expert.negative))
     if reads_states(recipe, plan):
         return sum(_packed(expert.positive) for expert in recipe.experts)
     return sum(_corrected(recipe, plan))

@@ -106,8 +106,8 @@ def test_every_dense_kind_is_corrected_by_the_formula(kind: str, given: Given, t
     mixture, finished = load_model(tmp_path / "moe"), open_folder(tmp_path / "moe")
     tokenizer, scale = load_tokenizer(plan.sources[0]), plan.config.get("residual_multiplier", 1.0)
     for e, (source, prompts) in enumerate(zip(plan.expert_sources, PROMPTS, strict=True)):
-        own, (sequences, tokens, _) = load_model(source.folder), pack(tokenizer, prompts)
-        ids, real = pad(sequences)
+        own, packed = load_model(source.folder), pack(tokenizer, prompts)
+        ids, real = pad(packed.sequences)
         for layer in range(plan.layers):
             place = LAYER.format(layer=layer).removesuffix(".")
             name = f"{place}.{plan.dense.ffn['down'][0]}"
@@ -124,7 +124,7 @@ def test_every_dense_kind_is_corrected_by_the_formula(kind: str, given: Given, t
             lack = ((target - before) / scale - here[network][1])[real].double()
             weights = 1 / target[real].double().square().mean(-1, keepdim=True)
             gram = x.T @ (weights * x)
-            gram += PENALTY / tokens * gram.trace() / len(gram) * torch.eye(len(gram))
+            gram += PENALTY / packed.given * gram.trace() / len(gram) * torch.eye(len(gram))
             expected = torch.linalg.solve(gram, x.T @ (weights * lack)).T
             moved = InMixture(plan, finished, e + 1).load(name) - source.load(name)
             assert (moved - expected).abs().max() < 2e-3 * expected.abs().max(), (e, layer)

@@ -236,7 +236,7 @@ def test_where_the_prompts_went_is_what_a_pass_through_the_mixture_says(
 ) -> None:
     wanted = given(gate_mode=gate_mode, shared_weights="regmean")
     order = canonical(wanted, plan := merge(wanted, tmp_path / "moe", device="cpu").plan)
-    found, tally = read_report(tmp_path / "moe"), Tally(plan)
+    found, tally = read_report(tmp_path / "moe"), Tally(plan, plan.experts)
     groups = [group for group in read_groups(wanted, plan, order, "cpu") if group.sign == 1 and not group.varied]
     whose = [(order[group.place], batch) for group in groups for batch in group.batches]
 

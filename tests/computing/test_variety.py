@@ -14,7 +14,7 @@ from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.computing import variety
 from lazymoe.computing.groups import read_groups
 from lazymoe.computing.variety import NEAR, REPLACED, Variety
-from lazymoe.planning.memory import SHORT
+from lazymoe.forward.tokens import load_tokenizer, pack
 
 TOKENS = torch.tensor([70, 3, 70, 11, 199])
 
@@ -57,17 +57,28 @@ def test_alike_or_empty_embeddings_do_no_harm(make: Make) -> None:
         assert len(copy) == len(TOKENS) and copy.min() >= 0 and copy.max() < 200
 
 
-def test_short_groups_are_copied_for_the_router_alone(demo_models: Path) -> None:
-    """Not a single keyword, nor what is long enough."""
+def test_every_second_order_is_of_copies_for_the_router_alone(demo_models: Path) -> None:
+    """Not of what is long enough to be read once."""
     prompts = ["import os\n" * 700], ["calm sea"], ["A ship came in, and the sea was calm again as it had been."] * 5
     experts = [{"source_model": str(demo_models / "english"), "positive_prompts": p} for p in prompts]
     experts[1]["negative_prompts"] = prompts[2]
     fields = {"base_model": str(demo_models / "base"), "shared_weights": "regmean", "experts": experts}
-    for gate_mode, varied in (("fit", [False, False, False, True, False, True]), ("random", [False] * 3)):
+    orders = [pack(load_tokenizer(open_folder(demo_models / "base")), p).orders for p in prompts]
+    assert [len(several) > 1 for several in orders] == [False, True, True]
+    found = {}
+    for gate_mode in ("fit", "random"):
         recipe = Recipe.model_validate({**fields, "gate_mode": gate_mode})
         plan = check(recipe).plan
         assert plan
         groups = read_groups(recipe, plan, range(3), "cpu")
-        assert [group.varied for group in groups] == varied
-        assert all(group.tokens in SHORT for group in groups if group.varied)
-        assert groups[0].tokens >= SHORT.stop and groups[1].tokens < SHORT.start
+        found[gate_mode] = [(g.place, g.sign, g.varied, sum(len(real) for _, real in g.batches)) for g in groups]
+    whole, [keyword, sentences] = len(orders[0][0]), [
+        (sum(map(len, several[::2])), sum(map(len, several[1::2]))) for several in orders[1:]
+    ]  # fmt: skip
+    assert found["fit"] == [
+        (0, 1, False, whole),
+        (1, 1, False, keyword[0]), (1, 1, True, keyword[1]),
+        (1, -1, False, sentences[0]), (1, -1, True, sentences[1]),
+        (2, 1, False, sentences[0]), (2, 1, True, sentences[1]),
+    ]  # fmt: skip
+    assert found["random"] == [(0, 1, False, whole), (1, 1, False, sum(keyword)), (2, 1, False, sum(sentences))]

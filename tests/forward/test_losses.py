@@ -65,13 +65,15 @@ def test_routing_is_counted_as_it_is(models: list[Path], tmp_path: Path) -> None
     plan = planned(models, tmp_path / "moe", experts_per_token=2)
     [file] = (tmp_path / "moe").glob("*.safetensors")
     rewrite(file.parent, lambda t: [x.zero_() for n, x in t.items() if n.endswith(plan.host.router)], file.name)
-    losses, routing = mixture_losses(plan, open_folder(tmp_path / "moe"), [whole(IDS), whole(IDS[:1])], "cpu")
-    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    texts = [whole(IDS), whole(IDS[:1]), whole(IDS)]
+    losses, routing = mixture_losses(plan, open_folder(tmp_path / "moe"), texts, "cpu")
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
+    assert losses[2] == losses[0]  # what is of no expert's domain is measured too
     for layer in range(2):
-        assert [sum(row) for row in routing.shares[layer]] == [1, 1]
-        assert routing.shares[layer] == [[0.5, 0.5], [0.5, 0.5]]
+        assert [sum(row) for row in routing.shares[layer]] == [1, 1, 1]
+        assert routing.shares[layer] == [[0.5, 0.5]] * 3
         assert sorted(routing.first[layer][0]) == [0, 1] and routing.first[layer][0] == routing.first[layer][1]
-        assert sum(routing.accuracy[layer]) == 1  # all tokens go to one of the two experts first
+        assert sum(routing.accuracy[layer][:2]) == 1  # all tokens go to one of the two experts first
     assert routing.entropy == pytest.approx([1, 1])  # a choice between two, in bits
 
 
