@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ class Export:
 
     Attributes:
         files: by type.
+        importance: how much columns count, as far as that is known; of a tensor before it is given.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Export:
         config: Config,
         shapes: Mapping[str, Shape],
         types: Sequence[str],
-        importance: Importance | None,
+        weighted: bool,
     ) -> None:
         """Work out what goes where. Nothing is written.
 
@@ -59,14 +59,15 @@ class Export:
             config: its config.json.
             shapes: of its tensors, by name.
             types: of files, as `FILE_TYPES` has them.
-            importance: how much columns count, if that is known.
+            weighted: whether there will be `importance`.
 
         Raises:
             OutputError: if llama.cpp has no such model.
             LazyMoEError: if a type is no good without importance, or nothing here quantizes.
         """
         self.files: dict[str, list[GgufFile]] = {}
-        self._folder, self._host, self._config, self._importance = folder, host, config, importance or {}
+        self.importance: Importance = {}
+        self._folder, self._host, self._config = folder, host, config
         self._architecture = architecture_of(host, config, folder)
         self._shapes, self._parts = lay_out(host, config, shapes)
         self._factors = rope_factors(config)
@@ -75,11 +76,11 @@ class Export:
         attends = "blk.0.attn_k.weight" in self._shapes
         model = Model(
             config["num_hidden_layers"], experts_of(host, config), config["num_attention_heads"],
-            config["num_key_value_heads"] * attends, self._architecture.name, bool(importance),
+            config["num_key_value_heads"] * attends, self._architecture.name, weighted,
         )  # fmt: skip
         self._types = {name: choose(name, self._shapes, model) for name in types}
         for name, chosen in self._types.items():
-            if not importance and starved(name, chosen):
+            if not weighted and starved(name, chosen):
                 remedy = "Give one with --imatrix FILE, or choose a larger type."
                 raise error("input.type", "TYPE", f"{name} is no good without an importance matrix", remedy)
         plain = all(kind in PLAIN for chosen in self._types.values() for kind in chosen.values())
@@ -95,14 +96,11 @@ class Export:
             out: a folder for those that are whole.
             partial: one on the same disk for those that are half-made.
             largest: the most bytes of tensors in one.
-            made_of: tells the mixture's weights from others.
+            made_of: tells the mixture's weights, and how much their columns count, from others.
 
         Raises:
             OutputError: if llama.cpp has no such tokenizer, or a file of the mixture can't be read.
         """
-        counts = hashlib.sha256(made_of.encode())
-        for tensor, values in sorted(self._importance.items()):
-            counts.update(tensor.encode() + values.tobytes())
         says = self._says(name)
         for kind, chosen in self._types.items():
             sizes = [tensor_bytes(chosen[tensor], shape) for tensor, shape in self._shapes.items()]
@@ -113,7 +111,7 @@ class Export:
                 own = _of_shard(says, FILE_TYPES[kind].number, i, len(groups), len(self._shapes))
                 shapes = {tensor: self._shapes[tensor] for tensor in group}
                 path = out / f"{name}-{kind}{end}.gguf"
-                self.files[kind].append(GgufFile(path, partial, own, shapes, chosen, counts.hexdigest()))
+                self.files[kind].append(GgufFile(path, partial, own, shapes, chosen, made_of))
 
     def open(self, threads: int) -> None:
         """Begin the files that aren't whole, or go on where they were left.
@@ -210,7 +208,7 @@ class Export:
         step = max(part.head, step - step % part.head) if part.head else step  # a head's rows stay together
         shape = self._shapes[part.target]
         experts, rows = (shape[0], part.rows) if len(shape) == 3 else (1, part.rows)
-        importance = of_expert(self._importance, part.target, part.row // rows, experts, part.width)
+        importance = of_expert(self.importance, part.target, part.row // rows, experts, part.width)
         for start in range(0, part.rows, step):
             n = min(step, part.rows - start)
             values = tensor.part(part.start + start * part.width, n * part.width).floats().reshape(n, part.width)

@@ -50,6 +50,28 @@ def tensor_bytes(kind: str, shape: Shape) -> int:
     return math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
 
+def is_whole(path: Path, record: Path, fingerprint: str) -> bool:
+    """Tell whether a file is there, as it was when that was noted.
+
+    Args:
+        path: the file's.
+        record: where it was noted.
+        fingerprint: tells it from others that were there before it.
+    """
+    kept = readable(record)
+    there = path.is_file() and path.stat().st_size == kept.get("bytes")
+    return there and kept.get("whole") == fingerprint
+
+
+def note_whole(path: Path, record: Path, fingerprint: str) -> None:
+    """Note that a file is whole.
+
+    Args:
+        path, record, fingerprint: as `is_whole` takes them.
+    """
+    write_whole(record, json.dumps({"whole": fingerprint, "bytes": path.stat().st_size}))
+
+
 class GgufFile:
     """A GGUF file in the making. It has its name when it is whole and on the disk.
 
@@ -89,9 +111,7 @@ class GgufFile:
     @property
     def whole(self) -> bool:
         """Whether it is there already."""
-        kept = readable(self._record)
-        there = self.path.is_file() and self.path.stat().st_size == kept.get("bytes")
-        return there and kept.get("whole") == self._fingerprint
+        return is_whole(self.path, self._record, self._fingerprint)
 
     @property
     def opened(self) -> bool:
@@ -154,8 +174,7 @@ class GgufFile:
             return
         self.close()
         settle(self._temporary, self.path)
-        kept = {"whole": self._fingerprint, "bytes": self.path.stat().st_size}
-        write_whole(self._record, json.dumps(kept))
+        note_whole(self.path, self._record, self._fingerprint)
 
     def _padded_bytes(self, name: str) -> int:
         return _padded(tensor_bytes(self.types[name], self.shapes[name]))
