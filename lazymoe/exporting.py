@@ -15,14 +15,18 @@ from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.files import absolute, shown, unwritten
 from lazymoe.output.claims import locked
 from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights, reopen
+from lazymoe.output.gguf import Export
+from lazymoe.output.parts import Slot
+from lazymoe.output.writer import Writer
 from lazymoe.planning.disk import by_disk
+from lazymoe.planning.plan import Output, Piece
 from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
-from lazymoe.quantizing.export import Export
 from lazymoe.quantizing.file_types import UNWEIGHTED, file_type
 from lazymoe.quantizing.gguf_file import is_whole, note_whole
-from lazymoe.quantizing.importance import digest, read_importance
+from lazymoe.quantizing.importance import Importance, digest, read_importance
+from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
@@ -102,12 +106,12 @@ def to_gguf(
     goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}-GGUF")
     if goal.exists() and not goal.is_dir():
         raise error("output.taken", goal, "this is a file", "Name another output folder.")
-    weights = None if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
+    weights = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
     matrix = _matrix(done, goal) if imatrix is True and not set(names) <= set(UNWEIGHTED) else None
     tensors = _tensors(done)
-    export = _export(done, tensors, list(dict.fromkeys(names)), bool(weights or matrix))
-    counts = digest(weights) if weights else matrix.made_of if matrix else ""
-    export.lay(done.folder.name, goal, goal / WORK, largest, done.record.fingerprint + counts)
+    export = _export(done, tensors, list(dict.fromkeys(names)), bool(weights or matrix), weights)
+    counts = matrix.made_of if matrix else digest(weights)
+    export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
     _check_room(export, goal)
     prepared = _reopen(done) if matrix and not matrix.whole else None
     try:
@@ -115,10 +119,11 @@ def to_gguf(
         with locked(goal / WORK), closing(export):
             if matrix and prepared:
                 matrix.make(prepared, done.folder, device, progress)
-            export.importance = read_importance(matrix.path) if matrix else weights or {}
+            if matrix:
+                weights |= read_importance(matrix.path)
             export.open(threads or _processors())
-            _fill(export, tensors, progress)
-            export.finish()
+            with closing(Writer([export], progress, "quantize")) as writer:
+                _write(writer, done.config["num_hidden_layers"])
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
     files = {kind: [file.path for file in files] for kind, files in export.files.items()}
@@ -138,8 +143,8 @@ class _Matrix:
         return is_whole(self.path, self.record, self.made_of)
 
     def make(self, prepared: Prepared, folder: Path, device: str | None, progress: Progress) -> None:
+        from lazymoe.computing.calibration import calibrate
         from lazymoe.forward.device import pick_device
-        from lazymoe.quantizing.calibration import calibrate
 
         calibrate(prepared, folder, self.path, pick_device(device), progress)
         note_whole(self.path, self.record, self.made_of)
@@ -184,7 +189,9 @@ def _tensors(done: Finished) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _export(done: Finished, tensors: Mapping[str, TensorInfo], types: list[str], weighted: bool) -> Export:
+def _export(
+    done: Finished, tensors: Mapping[str, TensorInfo], kinds: Sequence[str], weighted: bool, importance: Importance
+) -> Export:
     """Work out what goes where.
 
     Raises:
@@ -192,9 +199,11 @@ def _export(done: Finished, tensors: Mapping[str, TensorInfo], types: list[str],
         LazyMoEError: if a type is no good without importance, or a package is missing.
     """
     _check_packages()
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    outputs = [Output(name, t.dtype, t.shape, (Piece(0, t, 0, t.elements),)) for name, t in tensors.items()]
+    shapes = {output.name: output.shape for output in outputs}
     try:
-        return Export(done.folder, done.host, done.config, shapes, types, weighted)
+        scheme = make_scheme(done.host, done.config, shapes, kinds, weighted, done.folder)
+        return Export(scheme, [Slot(output, 0, 0, done.folder) for output in outputs], importance)
     except (LookupError, TypeError, ValueError, StopIteration) as e:
         what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
         raise error("output.damaged", done.folder, what, AGAIN) from None
@@ -219,8 +228,7 @@ def _check_room(export: Export, goal: Path) -> None:
     Raises:
         OutputError: if it hasn't.
     """
-    files = [file for several in export.files.values() for file in several if not file.whole]
-    [need] = by_disk([(goal, sum(file.nbytes - file.held for file in files))])
+    [need] = by_disk([(goal, export.room)])
     if need.lacking:
         raise error("output.no-room", goal, str(need), "Free some space, or choose another disk.")
 
@@ -230,12 +238,9 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fill(export: Export, tensors: dict[str, TensorInfo], progress: Progress) -> None:
-    """Give every tensor of the mixture."""
-    total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
-    progress("quantize", done, total)
-    for name, tensor in tensors.items():
-        if export.wants(name):
-            export.give(name, tensor)
-        done += tensor.nbytes
-        progress("quantize", done, total)
+def _write(writer: Writer, layers: int) -> None:
+    """Write what isn't there yet, so that a rerun goes on from the last layer."""
+    for layer in range(layers):
+        writer.finish(layer)
+        writer.keep()
+    writer.finish()

@@ -78,6 +78,7 @@ class GgufFile:
     Attributes:
         path: where it will be.
         shapes, types: of its tensors, by name.
+        whole: whether it is there.
         done: what was given to it so far and is on the disk, as the one who gives it calls it.
     """
 
@@ -85,7 +86,7 @@ class GgufFile:
         self, path: Path, partial: Path, says: GGUFWriter, shapes: Mapping[str, Shape], types: Mapping[str, str],
         made_of: str,
     ) -> None:  # fmt: skip
-        """Prepare it; nothing is written yet.
+        """Find what is there of it; nothing is written yet.
 
         Args:
             path: where it will be.
@@ -95,28 +96,18 @@ class GgufFile:
             made_of: tells its weights from others.
         """
         self.path, self.shapes, self.types = path, shapes, types
-        self.done: set[str] = set()
         self._temporary, self._record = partial / path.name, partial / f"{path.name}{DONE}"
         self._header = _header(says, shapes, types)
         self._fingerprint = hashlib.sha256(made_of.encode() + self._header).hexdigest()
         begins = itertools.accumulate((self._padded_bytes(name) for name in shapes), initial=len(self._header))
         self._begins = dict(zip(shapes, begins, strict=False))
         self._file: BinaryIO | None = None
+        self.find()
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(map(self._padded_bytes, self.shapes))
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is there already."""
-        return is_whole(self.path, self._record, self._fingerprint)
-
-    @property
-    def opened(self) -> bool:
-        """Whether it is being written."""
-        return self._file is not None
 
     @property
     def held(self) -> int:
@@ -126,14 +117,20 @@ class GgufFile:
         found = self._temporary.stat()
         return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size  # what wasn't put takes none
 
-    def open(self) -> None:
-        """Begin it, or go on where it was left."""
+    def find(self) -> None:
+        """Look what is there of it."""
         kept = readable(self._record)
+        self.whole = is_whole(self.path, self._record, self._fingerprint)
         goes_on = kept.get("fingerprint") == self._fingerprint and self._temporary.is_file()
-        self._file = open(self._temporary, "r+b" if goes_on else "w+b")  # noqa: SIM115
-        if goes_on:
-            self.done = set(kept["done"])
-        else:
+        self.done = set[str](kept["done"] if goes_on else ())
+
+    def open(self) -> None:
+        """Begin it, or go on where it was left, unless it is whole. No other process must be at work on it."""
+        self.find()
+        if self.whole:
+            return
+        self._file = open(self._temporary, "r+b" if self.done else "w+b")  # noqa: SIM115
+        if not self.done:
             self._file.write(self._header)
             self._file.truncate(len(self._header) + self.nbytes)
 
@@ -175,6 +172,7 @@ class GgufFile:
         self.close()
         settle(self._temporary, self.path)
         note_whole(self.path, self._record, self._fingerprint)
+        self.whole = True
 
     def _padded_bytes(self, name: str) -> int:
         return _padded(tensor_bytes(self.types[name], self.shapes[name]))
