@@ -212,8 +212,13 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
     sub.add_argument("types", metavar="TYPE[,TYPE...]", help="as llama-quantize names them, such as Q4_K_M")
     sub.add_argument("out", nargs="?", metavar="OUT", help="a folder for the files (default: FOLDER-GGUF)")
-    sub.add_argument("--imatrix", type=Path, metavar="FILE", help="an importance matrix, as llama-imatrix makes it")
+    about = "an importance matrix, as llama-imatrix makes it (default: one made of the recipe's prompts)"
+    matrix = sub.add_mutually_exclusive_group()
+    matrix.add_argument("--imatrix", type=Path, default=True, metavar="FILE", help=about)
+    matrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="quantize without one")
     sub.add_argument("--threads", type=int, metavar="N", help="how many quantize (default: all there are)")
+    about = "where the importance matrix is computed (default: cuda if there is one)"
+    sub.add_argument("--device", metavar="NAME", help=about)
     common(sub)
 
     about = "train tiny experts, merge them and measure the result, offline, in about a minute"
@@ -345,7 +350,7 @@ def _gguf(options: Options) -> Told:
     with bars(options.quiet) as progress:
         done = to_gguf(
             options.folder, options.types, options.out, imatrix=options.imatrix, threads=options.threads,
-            progress=progress,
+            device=options.device, progress=progress,
         )  # fmt: skip
     _warn(options, () if options.json else done.warnings)
     few = "\n".join(str(shown(path)) for paths in done.files.values() for path in paths)

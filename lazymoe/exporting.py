@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -10,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.errors import Problem, error
+from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.files import absolute, shown, unwritten
 from lazymoe.output.claims import locked
-from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights
+from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights, reopen
+from lazymoe.output.gguf import Export
+from lazymoe.output.parts import Slot
+from lazymoe.output.writer import Writer
 from lazymoe.planning.disk import by_disk
+from lazymoe.planning.plan import Output, Piece
+from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
-from lazymoe.quantizing.export import Export
-from lazymoe.quantizing.file_types import file_type
-from lazymoe.quantizing.importance import Importance, read_importance
+from lazymoe.quantizing.file_types import UNWEIGHTED, file_type
+from lazymoe.quantizing.gguf_file import is_whole, note_whole
+from lazymoe.quantizing.importance import Importance, digest, read_importance
+from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
@@ -59,9 +66,10 @@ def to_gguf(
     types: str | Sequence[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    imatrix: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | bool = True,
     threads: int | None = None,
     largest: int = LARGEST,
+    device: str | None = None,
     progress: Progress = silent,
 ) -> Exported:
     """Write a finished mixture as GGUF, one file for each type. Again after an interruption: it goes on.
@@ -70,10 +78,14 @@ def to_gguf(
         folder: the mixture's.
         types: as `llama-quantize` names them, such as ``Q4_K_M``; several with commas between, or in a list.
         out: the folder for the files; by default one beside the mixture's, with ``-GGUF`` after its name.
-        imatrix: a file with an importance matrix, as llama.cpp's `llama-imatrix` makes it.
+        imatrix: whether to make an importance matrix of the recipe's prompts where a type gains by one, for which the
+            recipe's models must be reachable; it is written beside the files. Or a file with one, as llama.cpp's
+            `llama-imatrix` makes it.
         threads: how many quantize; by default all that this process may use.
         largest: the most bytes of tensors in a file; what is larger is cut, as llama.cpp cuts it.
-        progress: told of the bytes of the mixture that were read, stage ``quantize``.
+        device: where the importance matrix is computed; a CUDA device if there is one by default.
+        progress: told of the layers that prompts went through, stage ``imatrix``, and of the bytes of the mixture that
+            were read, stage ``quantize``.
 
     Returns:
         Where the files are.
@@ -83,7 +95,7 @@ def to_gguf(
             written.
         RecipeError: if the recipe in the folder can't be read.
         LazyMoEError: if there is no such type, it is no good without an importance matrix, the importance matrix can't
-            be read, or what quantizes isn't installed.
+            be read or made, or what quantizes isn't installed.
     """
     names = [name.strip().upper() for name in (types.split(",") if isinstance(types, str) else types)]
     for name in names:
@@ -94,21 +106,73 @@ def to_gguf(
     goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}-GGUF")
     if goal.exists() and not goal.is_dir():
         raise error("output.taken", goal, "this is a file", "Name another output folder.")
-    importance = read_importance(absolute(imatrix)) if imatrix else None
+    weights = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
+    matrix = _matrix(done, goal) if imatrix is True and not set(names) <= set(UNWEIGHTED) else None
     tensors = _tensors(done)
-    export = _export(done, tensors, list(dict.fromkeys(names)), importance)
-    export.lay(done.folder.name, goal, goal / WORK, largest, done.record.fingerprint)
+    export = _export(done, tensors, list(dict.fromkeys(names)), bool(weights or matrix), weights)
+    counts = matrix.made_of if matrix else digest(weights)
+    export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
     _check_room(export, goal)
+    prepared = _reopen(done) if matrix and not matrix.whole else None
     try:
         (goal / WORK).mkdir(parents=True, exist_ok=True)
         with locked(goal / WORK), closing(export):
+            if matrix and prepared:
+                matrix.make(prepared, done.folder, device, progress)
+            if matrix:
+                weights |= read_importance(matrix.path)
             export.open(threads or _processors())
-            _fill(export, tensors, progress)
-            export.finish()
+            with closing(Writer([export], progress, "quantize")) as writer:
+                _write(writer, done.config["num_hidden_layers"])
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
     files = {kind: [file.path for file in files] for kind, files in export.files.items()}
     return Exported(files, tuple(doubts(done.host, done.config, done.folder)))
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """The importance matrix that is made of a mixture's prompts: where it is, where that is noted, and of what."""
+
+    path: Path
+    record: Path
+    made_of: str
+
+    @property
+    def whole(self) -> bool:
+        return is_whole(self.path, self.record, self.made_of)
+
+    def make(self, prepared: Prepared, folder: Path, device: str | None, progress: Progress) -> None:
+        from lazymoe.computing.calibration import calibrate
+        from lazymoe.forward.device import pick_device
+
+        calibrate(prepared, folder, self.path, pick_device(device), progress)
+        note_whole(self.path, self.record, self.made_of)
+
+
+def _matrix(done: Finished, goal: Path) -> _Matrix | None:
+    """Say where the importance matrix of a mixture is or goes; None if its recipe has no prompts."""
+    if not any(expert.positive_prompts for expert in done.recipe.experts):
+        return None
+    name = f"{done.folder.name}.imatrix.gguf"
+    made_of = hashlib.sha256(f"{done.record.fingerprint}{done.recipe.to_yaml()}".encode()).hexdigest()
+    return _Matrix(goal / name, goal / WORK / f"{name}.json", made_of)
+
+
+def _reopen(done: Finished) -> Prepared:
+    """Prepare a mixture's recipe again, for what its models' headers say.
+
+    Raises:
+        LazyMoEError: if one of its models or texts can't be read.
+    """
+    try:
+        prepared = reopen(done.folder)
+        assert prepared.sound_plan
+        return prepared
+    except LazyMoEError as e:
+        what = f"an importance matrix takes the recipe's models and prompts, and {e.problems[0].what}"
+        remedy = "Give one with --imatrix FILE, or do without: --no-imatrix."
+        raise error("input.imatrix", e.problems[0].where, what, remedy) from None
 
 
 def _tensors(done: Finished) -> dict[str, TensorInfo]:
@@ -126,7 +190,7 @@ def _tensors(done: Finished) -> dict[str, TensorInfo]:
 
 
 def _export(
-    done: Finished, tensors: Mapping[str, TensorInfo], types: list[str], importance: Importance | None
+    done: Finished, tensors: Mapping[str, TensorInfo], kinds: Sequence[str], weighted: bool, importance: Importance
 ) -> Export:
     """Work out what goes where.
 
@@ -135,9 +199,11 @@ def _export(
         LazyMoEError: if a type is no good without importance, or a package is missing.
     """
     _check_packages()
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    outputs = [Output(name, t.dtype, t.shape, (Piece(0, t, 0, t.elements),)) for name, t in tensors.items()]
+    shapes = {output.name: output.shape for output in outputs}
     try:
-        return Export(done.folder, done.host, done.config, shapes, types, importance)
+        scheme = make_scheme(done.host, done.config, shapes, kinds, weighted, done.folder)
+        return Export(scheme, [Slot(output, 0, 0, done.folder) for output in outputs], importance)
     except (LookupError, TypeError, ValueError, StopIteration) as e:
         what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
         raise error("output.damaged", done.folder, what, AGAIN) from None
@@ -162,8 +228,7 @@ def _check_room(export: Export, goal: Path) -> None:
     Raises:
         OutputError: if it hasn't.
     """
-    files = [file for several in export.files.values() for file in several if not file.whole]
-    [need] = by_disk([(goal, sum(file.nbytes - file.held for file in files))])
+    [need] = by_disk([(goal, export.room)])
     if need.lacking:
         raise error("output.no-room", goal, str(need), "Free some space, or choose another disk.")
 
@@ -173,12 +238,9 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fill(export: Export, tensors: dict[str, TensorInfo], progress: Progress) -> None:
-    """Give every tensor of the mixture."""
-    total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
-    progress("quantize", done, total)
-    for name, tensor in tensors.items():
-        if export.wants(name):
-            export.give(name, tensor)
-        done += tensor.nbytes
-        progress("quantize", done, total)
+def _write(writer: Writer, layers: int) -> None:
+    """Write what isn't there yet, so that a rerun goes on from the last layer."""
+    for layer in range(layers):
+        writer.finish(layer)
+        writer.keep()
+    writer.finish()

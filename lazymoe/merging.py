@@ -34,8 +34,9 @@ from lazymoe.output.folder import (
     Record,
     SourceRecord,
 )
-from lazymoe.output.shards import Shards, Taker
+from lazymoe.output.shards import Taker, shards_of
 from lazymoe.output.tokenizer_config import carried
+from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import SHARD_SIZE, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
@@ -205,9 +206,10 @@ def _fill(
             from lazymoe.forward.tokens import doubtful_prompts
 
             doubts += doubtful_prompts(prepared, plan)
-        with closing(Shards(plan, folder, work, seed, progress, taker)) as shards:
-            compute(prepared, plan, shards, work, seed, device, progress)
-            shards.finish()
+        shards = shards_of(plan, folder, work, seed, taker)
+        with closing(Writer(shards, progress)) as writer:
+            compute(prepared, plan, writer, work, seed, device, progress)
+            writer.finish()
         if taker is None:
             verify(plan, folder)
         check_sources(folder, plan)

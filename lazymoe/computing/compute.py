@@ -16,7 +16,7 @@ from lazymoe.errors import Problem
 from lazymoe.files import is_sound, write_sealed
 from lazymoe.floats import encode
 from lazymoe.forward.device import pick_device
-from lazymoe.output.shards import Shards
+from lazymoe.output.writer import Writer
 from lazymoe.planning.memory import tells_routing
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
@@ -29,16 +29,16 @@ PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to bo
 
 
 def compute(
-    prepared: Prepared, plan: Plan, shards: Shards, folder: Path, seed: int, device: str | None, progress: Progress
+    prepared: Prepared, plan: Plan, writer: Writer, folder: Path, seed: int, device: str | None, progress: Progress
 ) -> None:
-    """Work out all that the plan calls computed: shared weights and corrected experts into the shards, and routers,
+    """Work out all that the plan calls computed: shared weights and corrected experts to where tensors go, and routers,
     into a file too.
 
     What an earlier call has done is kept.
 
     Args:
         prepared, plan: what is wanted; the sources must be on the disk, or be read from the Hub.
-        shards: where tensors go.
+        writer: where tensors go.
         folder: for what is half-made; there is `ROUTING` in the end, where the tokens of each expert's prompts went, if
             they went through the mixture.
         seed: of the random modes.
@@ -53,13 +53,13 @@ def compute(
     if not fitted:
         if not is_sound(folder / ROUTERS):
             _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
-        shards.computed = open_file(folder / ROUTERS)
+        writer.computed = open_file(folder / ROUTERS)
     swept = [ROUTERS, *([ROUTING] if tells_routing(recipe, plan) else [])]
     wanted = fitted or plan.shared != "base" or plan.corrected
-    if wanted and not (shards.whole and all(is_sound(folder / name) for name in swept)):
+    if wanted and not (writer.whole and all(is_sound(folder / name) for name in swept)):
         from lazymoe.computing.sweep import sweep
 
-        gates, routing = sweep(recipe, plan, shards, folder, pick_device(device), progress)
+        gates, routing = sweep(recipe, plan, writer, folder, pick_device(device), progress)
         if gates is not None:
             _write_routers(plan, folder, gates.numpy())
         if routing is not None:

@@ -42,7 +42,7 @@ from lazymoe.forward.device import coarsely, give_back
 from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
-from lazymoe.output.shards import Shards
+from lazymoe.output.writer import Writer
 from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts, reads_states
 from lazymoe.planning.plan import Computed, Plan
 from lazymoe.progress import Progress
@@ -55,13 +55,13 @@ Moments = Iterator[Tensor | None]  # of each expert x^T x of what its prompts gi
 
 @torch.no_grad()
 def sweep(
-    recipe: Recipe, plan: Plan, shards: Shards, folder: Path, device: str, progress: Progress
+    recipe: Recipe, plan: Plan, writer: Writer, folder: Path, device: str, progress: Progress
 ) -> tuple[Tensor | None, Routing | None]:
     """Work out the shared weights and, where they are fitted, the routers, and write the layers on the way.
 
     Args:
         recipe, plan: what is wanted; the sources must be on the disk, or be read from the Hub.
-        shards: where tensors go; what is there is kept. Routers that aren't fitted are among what they have computed.
+        writer: where tensors go; what is there is kept. Routers that aren't fitted are among what it has computed.
         folder: for the states.
         device: where to compute.
         progress: told of the layers done, stage ``sweep``.
@@ -78,35 +78,35 @@ def sweep(
         plan = _in_memory(plan, EMBEDDINGS)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
-    walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
+    walk = _Walk(recipe, plan, writer, folder, average, groups, order, device) if groups else None
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
     head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
     if plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
-        shards.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
+        writer.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
     elif head != EMBEDDINGS:
-        shards.give(0, EMBEDDINGS, means(average, EMBEDDINGS))
+        writer.give(0, EMBEDDINGS, means(average, EMBEDDINGS))
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()
         elif plan.shared == "regmean":
             maps = [name for name in _shared(plan, layer) if len(average.tensors[name].shape) == 2]
-            _merge(average, plan, [name for name in maps if not shards.has(0, name)], None, device)
+            _merge(average, plan, [name for name in maps if not writer.has(0, name)], None, device)
         for name in _shared(plan, layer) if plan.shared != "base" else ():
-            shards.give(0, name, map(average.load, [name]))  # unless it is there
+            writer.give(0, name, map(average.load, [name]))  # unless it is there
         average.made.clear()
-        shards.finish(layer)
-        shards.keep()
+        writer.finish(layer)
+        writer.keep()
         if walk:
             walk.keep()
         give_back()
         progress("sweep", layer + 1, plan.layers)
     for name in outside:
         if name != head:
-            shards.give(0, name, means(average, name))
-        elif not shards.has(0, name):
+            writer.give(0, name, means(average, name))
+        elif not writer.has(0, name):
             moments = (walk and walk.moments_at_end()) or _unknown(plan)
             merged = Average(_in_memory(plan, HEAD), order) if kept_heads(plan) else average
-            shards.give(0, name, merge_head(merged, name, moments, device))
+            writer.give(0, name, merge_head(merged, name, moments, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
 
 
@@ -124,14 +124,14 @@ def _in_memory(plan: Plan, name: str) -> Plan:
 class _Passing:
     """A source whose tensors are written as they are read."""
 
-    def __init__(self, source: Source, number: int, shards: Shards) -> None:
-        self._source, self._number, self._shards = source, number, shards
+    def __init__(self, source: Source, number: int, writer: Writer) -> None:
+        self._source, self._number, self._writer = source, number, writer
         self.config, self.folder, self.tensors, self.rows = source.config, source.folder, source.tensors, source.rows
 
     def load(self, name: str) -> Tensor:
         """Read a tensor."""
         tensor = self._source.load(name)
-        self._shards.pass_by(self._number, name, [tensor])
+        self._writer.pass_by(self._number, name, [tensor])
         return tensor
 
 
@@ -142,14 +142,14 @@ class _Walk:
         self,
         recipe: Recipe,
         plan: Plan,
-        shards: Shards,
+        writer: Writer,
         folder: Path,
         average: Average,
         groups: Sequence[Group],
         order: Sequence[int],
         device: str,
     ) -> None:
-        self.recipe, self.plan, self.shards, self.folder = recipe, plan, shards, folder
+        self.recipe, self.plan, self.writer, self.folder = recipe, plan, writer, folder
         self.average, self.device = average, device
         self.order = torch.tensor(order, device=device)
         self.by_states = reads_states(recipe, plan)
@@ -158,7 +158,7 @@ class _Walk:
         whose = [(group.place, 0 if group.varied else group.sign) for group in groups for _ in group.batches]
         self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
         self.lesson = lesson(groups, device) if recipe.gate_mode == "fit" else None
-        self.models = [_Passing(source, number, shards) for number, source in enumerate(plan.sources)]
+        self.models = [_Passing(source, number, writer) for number, source in enumerate(plan.sources)]
         self.stream = Stream(average if plan.shared != "base" else self.models[0], [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
         self.tally = Tally(plan, plan.experts)  # of positive prompts
@@ -217,7 +217,7 @@ class _Walk:
             if expert in left:
                 left.remove(expert)
                 name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
-                self.shards.give(expert + 1, name, [weight.cpu()])
+                self.writer.give(expert + 1, name, [weight.cpu()])
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
         chosen = self.order[chosen]  # by the experts' numbers
@@ -245,9 +245,9 @@ class _Walk:
             if not torch.isfinite(self.gates[-1]).all():
                 raise broken()
             for name, gate in zip(names, (listed, own), strict=False):  # where there is one
-                self.shards.give(0, name, [gate.cpu()])
+                self.writer.give(0, name, [gate.cpu()])
             return rows, own
-        found = [self.shards.computed[name].load().float().to(self.device) for name in names]
+        found = [self.writer.computed[name].load().float().to(self.device) for name in names]
         return found[0][self.order], found[1] if gated else found[0][:0]
 
     def keep(self) -> None:
@@ -286,7 +286,7 @@ class _Walk:
         """Tell whether all that is computed of a layer is written."""
         prefix = LAYER.format(layer=layer)
         parts = (part for o in self.plan.outputs if o.name.startswith(prefix) for part in o.parts)
-        return all(self.shards.has(p.source, p.name) for p in parts if isinstance(p, Computed))
+        return all(self.writer.has(p.source, p.name) for p in parts if isinstance(p, Computed))
 
     def _discard(self, but: Path) -> None:
         """Delete the states that were kept but for those of one file."""

@@ -10,19 +10,20 @@ import errno
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from lazymoe.checkpoint.safetensors import Stored
+from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import read_into
 from lazymoe.floats import encode, finite
-from lazymoe.planning.plan import Computed, Constant, Output, Part, Piece, Plan
+from lazymoe.planning.plan import Computed, Constant, Output, Part, Piece
 from lazymoe.seeding import generator
 
 if TYPE_CHECKING:
@@ -58,8 +59,20 @@ class Looker:
         self._thread.shutdown(cancel_futures=True)
 
 
-class Pen:
-    """Writes bytes at a place in a file, one after the other.
+class Pen(Protocol):
+    """Writes the bytes of one part, one after the other."""
+
+    def write(
+        self, data: bytes | bytearray | memoryview, tensor: TensorInfo | None = None, where: object = None
+    ) -> None:
+        """Write bytes; of a tensor of this model, look whether they are finite."""
+
+    def copy(self, lies: Span, tensor: TensorInfo | None = None) -> None:
+        """Write bytes of another file; of a tensor, look whether they are finite."""
+
+
+class PlainPen:
+    """Writes bytes as they are, at a place in a file.
 
     Attributes:
         checksum: CRC-32 of what was written, when all of it was looked at.
@@ -121,7 +134,7 @@ class Pen:
         for start in range(0, len(data), BUFFER):
             block = data[start : start + BUFFER]
             if tensor and not finite(np.frombuffer(block, np.uint8), tensor.dtype):
-                raise _not_finite(where, tensor)
+                raise not_finite(where, tensor)
             self.checksum = zlib.crc32(block, self.checksum)
 
     def _read(self, lies: Span, tensor: TensorInfo | None) -> None:
@@ -146,16 +159,16 @@ class Slot(NamedTuple):
     """A part, and what its values depend on.
 
     Attributes:
-        plan: that it is from.
         output: the tensor that it lies in.
         number: of the part in that.
         seed: of its noise, if it has any.
+        where: what it is taken from, for messages.
     """
 
-    plan: Plan
     output: Output
     number: int
     seed: int
+    where: object
 
     @property
     def part(self) -> Part:
@@ -197,13 +210,12 @@ class Slot(NamedTuple):
         tensor = whole.part(part.start, part.elements)
         lies = tensor.span()
         here = lies if lies and lies.path.exists() else None  # else it is worked out, or on the Hub
-        where = here.path if here else self.plan.sources[part.source].reference
         if here and isinstance(part, Computed) and part.scale == 1:
             pen.copy(here)
         elif here and isinstance(part, Piece) and part.copied(self.output.dtype):
             pen.copy(here, tensor)
         else:
-            self._write_blocks(pen, tensor, where)
+            self._write_blocks(pen, tensor, here.path if here else self.where)
 
     def _write_blocks(self, pen: Pen, tensor: TensorInfo, where: object) -> None:
         """Write a flat tensor that passes through memory."""
@@ -221,15 +233,16 @@ class Slot(NamedTuple):
     def _as_it_lies(self) -> bool:
         return isinstance(self.part, Piece) and self.part.copied(self.output.dtype)
 
-    def receiver(self, pen: Pen, where: object) -> Callable[[torch.Tensor], None]:
+    def receiver(self, pen: Pen, where: object = None) -> Callable[[torch.Tensor], None]:
         """Make what writes its elements, which are given in their order, flat.
 
         Args:
             pen: that writes them.
-            where: they are from, for messages.
+            where: they are from, for messages, if that can be told better than for the slot.
         """
         import torch
 
+        where = where or self.where
         part, output, raw = self.part, self.output, self._as_it_lies
         assert not isinstance(part, Constant)
         noise = part.noise if isinstance(part, Piece) else 0.0
@@ -242,7 +255,7 @@ class Slot(NamedTuple):
                         pen.write(block.view(torch.uint8).numpy().data, part.tensor, where)
                         continue
                     if not torch.isfinite(block).all():
-                        raise _not_finite(where, part.tensor)
+                        raise not_finite(where, part.tensor)
                 if noise or part.scale != 1:
                     block = block.float()
                 if random:
@@ -252,6 +265,21 @@ class Slot(NamedTuple):
                 pen.write(_cast(output, block).data)
 
         return put
+
+
+def slots_of(outputs: Iterable[Output], sources: Sequence[Source], seed: int) -> list[Slot]:
+    """List the parts of tensors, one after the other.
+
+    Args:
+        outputs: the tensors.
+        sources: what they are made of, by number.
+        seed: of noise.
+    """
+    return [
+        Slot(output, number, seed, None if isinstance(part, Constant) else sources[part.source].reference)
+        for output in outputs
+        for number, part in enumerate(output.parts)
+    ]
 
 
 def _cast(output: Output, block: torch.Tensor) -> np.ndarray:
@@ -269,7 +297,13 @@ def _cast(output: Output, block: torch.Tensor) -> np.ndarray:
     return cast
 
 
-def _not_finite(where: object, tensor: TensorInfo) -> LazyMoEError:
+def not_finite(where: object, tensor: TensorInfo) -> LazyMoEError:
+    """Say that a tensor of a model has weights that are no numbers.
+
+    Args:
+        where: it lies.
+        tensor: the tensor.
+    """
     what = f"'{tensor.name}' has weights that are NaN or infinite"
     remedy = "This model is broken: use another one, or download it again."
     return error("source.broken", where, what, remedy)

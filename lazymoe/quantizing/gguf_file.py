@@ -50,12 +50,35 @@ def tensor_bytes(kind: str, shape: Shape) -> int:
     return math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
 
+def is_whole(path: Path, record: Path, fingerprint: str) -> bool:
+    """Tell whether a file is there, as it was when that was noted.
+
+    Args:
+        path: the file's.
+        record: where it was noted.
+        fingerprint: tells it from others that were there before it.
+    """
+    kept = readable(record)
+    there = path.is_file() and path.stat().st_size == kept.get("bytes")
+    return there and kept.get("whole") == fingerprint
+
+
+def note_whole(path: Path, record: Path, fingerprint: str) -> None:
+    """Note that a file is whole.
+
+    Args:
+        path, record, fingerprint: as `is_whole` takes them.
+    """
+    write_whole(record, json.dumps({"whole": fingerprint, "bytes": path.stat().st_size}))
+
+
 class GgufFile:
     """A GGUF file in the making. It has its name when it is whole and on the disk.
 
     Attributes:
         path: where it will be.
         shapes, types: of its tensors, by name.
+        whole: whether it is there.
         done: what was given to it so far and is on the disk, as the one who gives it calls it.
     """
 
@@ -63,7 +86,7 @@ class GgufFile:
         self, path: Path, partial: Path, says: GGUFWriter, shapes: Mapping[str, Shape], types: Mapping[str, str],
         made_of: str,
     ) -> None:  # fmt: skip
-        """Prepare it; nothing is written yet.
+        """Find what is there of it; nothing is written yet.
 
         Args:
             path: where it will be.
@@ -73,30 +96,18 @@ class GgufFile:
             made_of: tells its weights from others.
         """
         self.path, self.shapes, self.types = path, shapes, types
-        self.done: set[str] = set()
         self._temporary, self._record = partial / path.name, partial / f"{path.name}{DONE}"
         self._header = _header(says, shapes, types)
         self._fingerprint = hashlib.sha256(made_of.encode() + self._header).hexdigest()
         begins = itertools.accumulate((self._padded_bytes(name) for name in shapes), initial=len(self._header))
         self._begins = dict(zip(shapes, begins, strict=False))
         self._file: BinaryIO | None = None
+        self.find()
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(map(self._padded_bytes, self.shapes))
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is there already."""
-        kept = readable(self._record)
-        there = self.path.is_file() and self.path.stat().st_size == kept.get("bytes")
-        return there and kept.get("whole") == self._fingerprint
-
-    @property
-    def opened(self) -> bool:
-        """Whether it is being written."""
-        return self._file is not None
 
     @property
     def held(self) -> int:
@@ -106,14 +117,20 @@ class GgufFile:
         found = self._temporary.stat()
         return found.st_blocks * 512 if hasattr(found, "st_blocks") else found.st_size  # what wasn't put takes none
 
-    def open(self) -> None:
-        """Begin it, or go on where it was left."""
+    def find(self) -> None:
+        """Look what is there of it."""
         kept = readable(self._record)
+        self.whole = is_whole(self.path, self._record, self._fingerprint)
         goes_on = kept.get("fingerprint") == self._fingerprint and self._temporary.is_file()
-        self._file = open(self._temporary, "r+b" if goes_on else "w+b")  # noqa: SIM115
-        if goes_on:
-            self.done = set(kept["done"])
-        else:
+        self.done = set[str](kept["done"] if goes_on else ())
+
+    def open(self) -> None:
+        """Begin it, or go on where it was left, unless it is whole. No other process must be at work on it."""
+        self.find()
+        if self.whole:
+            return
+        self._file = open(self._temporary, "r+b" if self.done else "w+b")  # noqa: SIM115
+        if not self.done:
             self._file.write(self._header)
             self._file.truncate(len(self._header) + self.nbytes)
 
@@ -154,8 +171,8 @@ class GgufFile:
             return
         self.close()
         settle(self._temporary, self.path)
-        kept = {"whole": self._fingerprint, "bytes": self.path.stat().st_size}
-        write_whole(self._record, json.dumps(kept))
+        note_whole(self.path, self._record, self._fingerprint)
+        self.whole = True
 
     def _padded_bytes(self, name: str) -> int:
         return _padded(tensor_bytes(self.types[name], self.shapes[name]))

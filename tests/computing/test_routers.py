@@ -21,7 +21,8 @@ from lazymoe.computing.compute import ROUTERS, _gates, degenerate
 from lazymoe.computing.sweep import sweep
 from lazymoe.errors import Problem
 from lazymoe.forward.tokens import batches
-from lazymoe.output.shards import Shards
+from lazymoe.output.shards import shards_of
+from lazymoe.output.writer import Writer
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import silent
 
@@ -48,9 +49,9 @@ def gates_of(given: Recipe) -> torch.Tensor:
         return torch.from_numpy(_gates(given, plan, 0, "cpu", silent))
     with (
         tempfile.TemporaryDirectory() as name,
-        closing(Shards(plan, folder := Path(name), folder, 0, silent)) as shards,
+        closing(Writer(shards_of(plan, folder := Path(name), folder, 0), silent)) as writer,
     ):
-        gates, _ = sweep(given, plan, shards, folder, "cpu", silent)
+        gates, _ = sweep(given, plan, writer, folder, "cpu", silent)
     assert gates is not None
     return gates
 

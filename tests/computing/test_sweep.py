@@ -24,7 +24,8 @@ from lazymoe.computing.shared_weights import RIDGE
 from lazymoe.computing.sweep import sweep
 from lazymoe.forward.mixture import Tally, run
 from lazymoe.output.folder import WORK, read_report
-from lazymoe.output.shards import Shards
+from lazymoe.output.shards import shards_of
+from lazymoe.output.writer import Writer
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.progress import silent
 
@@ -77,8 +78,8 @@ def swept(given: Recipe, folder: Path) -> tuple[Plan, list[Group], list[torch.Te
     assert found.plan and not found.errors, found
     plan = found.plan
     folder.mkdir()
-    with closing(Shards(plan, folder, folder, 0, silent)) as shards:
-        sweep(given, plan, shards, folder, "cpu", silent)
+    with closing(Writer(shards_of(plan, folder, folder, 0), silent)) as writer:
+        sweep(given, plan, writer, folder, "cpu", silent)
     states = load_file(folder / f"states-{plan.layers:05}.safetensors")
     groups = read_groups(given, plan, canonical(given, plan), "cpu")
     return plan, groups, [states[str(i)] for i in range(sum(len(group.batches) for group in groups))]

@@ -14,7 +14,8 @@ from small_models import Make, contents, recipe
 
 from lazymoe import SourceError, merge
 from lazymoe.checkpoint.safetensors import open_file
-from lazymoe.output.shards import NOTES, Shards
+from lazymoe.output.shards import NOTES, shards_of
+from lazymoe.output.writer import Writer
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.planning.prepared import prepare
 from lazymoe.progress import silent
@@ -50,11 +51,11 @@ def blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         at += length
 
 
-def opened(plan: Plan, folder: Path) -> Shards:
+def opened(plan: Plan, folder: Path) -> Writer:
     """Shards of which nothing is given yet, and what they take of routers."""
     out = folder / "out"
     out.mkdir(exist_ok=True)
-    shards = Shards(plan, out, out, 3, silent)
+    shards = Writer(shards_of(plan, out, out, 3), silent)
     shards.computed = {
         name: info for file in whole(folder) for name, info in open_file(folder / "whole" / file).items()
     }

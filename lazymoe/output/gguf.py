@@ -1,0 +1,290 @@
+"""The GGUF files of a mixture while they are written, one or several for each type: filled part by part in any order,
+each part quantized on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazymoe.checkpoint.source import CARD, GENERATION
+from lazymoe.checkpoint.tensors import BITS, Span, TensorInfo
+from lazymoe.errors import error
+from lazymoe.files import read_into
+from lazymoe.floats import decode, encode, finite
+from lazymoe.output.parts import COPY, Looker, Slot, not_finite
+from lazymoe.planning.plan import WORK, cut
+from lazymoe.quantizing.description import add_description
+from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN
+from lazymoe.quantizing.gguf_file import GgufFile, row_bytes
+from lazymoe.quantizing.importance import Importance, of_expert
+from lazymoe.quantizing.layout import Part
+from lazymoe.quantizing.native import Quantize, quantizer
+from lazymoe.quantizing.scheme import ROPE_FACTORS, Scheme, counted
+from lazymoe.quantizing.vocabulary import add_vocabulary
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+BLOCK = 1 << 22  # weights that are in memory at a time
+CHUNK = 1 << 16  # and those that a thread takes
+SHARD = "-{:05}-of-{:05}"  # how llama.cpp numbers the files of a model that is cut
+
+
+class Export:
+    """A mixture on its way into GGUF files, a `writer.Target`: `lay` it out, `open` it, have it filled; `close` in any
+    case.
+
+    Attributes:
+        files: by type.
+        slots, sizes, lacking: as every target has them.
+    """
+
+    def __init__(self, scheme: Scheme, slots: Sequence[Slot], importance: Importance) -> None:
+        """Work out where each part goes. Nothing is written.
+
+        Args:
+            scheme: what goes where, in which types.
+            slots: all parts of the mixture's tensors, in order.
+            importance: how much columns count, as far as that is known; looked at whenever something is quantized.
+
+        Raises:
+            LazyMoEError: if nothing here quantizes.
+        """
+        self.files: dict[str, list[GgufFile]] = {}
+        self.slots = list(slots)
+        self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
+        self.lacking: dict[int, None] = {}
+        self._scheme, self._importance = scheme, importance
+        self._quantize: Quantize | None = None if scheme.plain else quantizer()
+        self._threads: ThreadPoolExecutor | None = None
+        self._parts = [_rows_of(slot, scheme.parts[slot.output.name]) for slot in slots]
+        self._keys = [f"{slot.output.name}:{slot.number}" for slot in slots]  # what a file's note calls it
+        self._new = set[str]()  # what was written since the last note
+
+    def lay(self, folder: Path, name: str, out: Path, largest: int, made_of: str) -> None:
+        """Say where the files go, work out what each says, and find what is there of them.
+
+        Args:
+            folder: with the mixture's config.json and tokenizer; its name is read too.
+            name: what the model is called in them, and what their names begin with.
+            out: a folder for those that are whole; half-made ones are in a folder of it.
+            largest: the most bytes of tensors in one.
+            made_of: tells the mixture's weights, and how much their columns count, from others.
+
+        Raises:
+            OutputError: if llama.cpp has no such tokenizer, or a file of the mixture can't be read.
+        """
+        says, shapes = _says(self._scheme, folder, name), self._scheme.shapes
+        for kind, chosen in self._scheme.types.items():
+            groups = cut(shapes, self._scheme.sizes(kind).values(), largest)
+            self.files[kind] = []
+            for i, group in enumerate(groups):
+                end = SHARD.format(i + 1, len(groups)) if len(groups) > 1 else ""
+                own = _of_shard(says, FILE_TYPES[kind].number, i, len(groups), len(shapes))
+                within = {tensor: shapes[tensor] for tensor in group}
+                path = out / f"{name}-{kind}{end}.gguf"
+                self.files[kind].append(GgufFile(path, out / WORK, own, within, chosen, made_of))
+        self._look()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all files are there."""
+        return all(file.whole for file in self._all())
+
+    @property
+    def room(self) -> int:
+        """Bytes of disk that the files still take."""
+        return sum(file.nbytes - file.held for file in self._all() if not file.whole)
+
+    def open(self, threads: int) -> None:
+        """Begin the files that aren't whole, or go on where they were left.
+
+        Args:
+            threads: how many quantize.
+        """
+        self._threads = ThreadPoolExecutor(threads)
+        for file in self._all():
+            file.open()
+            if self._scheme.factors is not None and ROPE_FACTORS in file.shapes and not file.whole:
+                file.put(ROPE_FACTORS, 0, self._scheme.factors.view(np.uint8)[None])
+        self._look()
+
+    def pen(self, i: int, looker: Looker, moved: Callable[[int], None]) -> _Pen:
+        """Set a pen down to write a part, in the mixture's dtype; see `writer.Target`. It looks at the bytes itself."""
+        files = self._unfinished(i)
+        del self.lacking[i]
+        self._new.add(self._keys[i])
+
+        def put(part: Part, row: int, values: np.ndarray) -> None:
+            """Write rows of a part into files that lack it: float32 ``[n, width]``, from one of its rows on."""
+            if part.head:
+                values = _paired(values, part.head)
+            shape = self._scheme.shapes[part.target]
+            experts = shape[0] if len(shape) == 3 else 1
+            importance = of_expert(self._importance, part.target, part.row // part.rows, experts, part.width)
+            for file in files:
+                if part.target in file.shapes:
+                    data = self._encode(part, file.types[part.target], values, importance)
+                    file.put(part.target, part.row + row, data)
+
+        return _Pen(self.slots[i].output.dtype, self._parts[i], put, moved)
+
+    def keep(self) -> None:
+        """See to it that what was written is on the disk, and note it: a rerun goes on from here."""
+        for file in self._all():
+            file.keep(self._new)
+        self._new = set()
+
+    def finish(self) -> None:
+        """Give the files their names; all parts are there."""
+        for file in self._all():
+            file.finish()
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+        for file in self._all():
+            file.close()
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+
+    def _all(self) -> list[GgufFile]:
+        return [file for files in self.files.values() for file in files]
+
+    def _look(self) -> None:
+        """List the parts that some file lacks."""
+        self.lacking = {i: None for i in range(len(self.slots)) if self._unfinished(i)}
+
+    def _unfinished(self, i: int) -> list[GgufFile]:
+        """List the files that a part goes into, and that lack it."""
+        targets = {part.target for part in self._parts[i]}
+        return [f for f in self._all() if not f.whole and self._keys[i] not in f.done and targets & f.shapes.keys()]
+
+    def _encode(self, part: Part, kind: str, values: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+        """Give float32 rows as bytes of a type: ``[n, bytes of a row]``."""
+        from gguf import GGMLQuantizationType
+
+        rows, width = values.shape
+        if kind in PLAIN:
+            with np.errstate(over="ignore"):  # looked at below
+                cast = encode(values, kind)
+            if not finite(cast, kind):
+                what = f"{part.target} has values that {kind} can't hold"
+                raise error("input.type", "TYPE", what, "Choose BF16, or a quantized type.")
+            return cast.reshape(rows, -1)
+        assert self._quantize and self._threads, "open it first"
+        quantize, number, step = self._quantize, int(GGMLQuantizationType[kind]), max(1, CHUNK // width)
+        out = np.empty((rows, row_bytes(kind, width)), np.uint8)
+
+        def chunk(start: int) -> None:
+            quantize(number, values[start : start + step], out[start : start + step], importance)
+
+        list(self._threads.map(chunk, range(0, rows, step)))
+        return out
+
+
+class _Pen:
+    """Writes a part as rows: gathers its bytes until there are enough of them to quantize."""
+
+    def __init__(
+        self,
+        dtype: str,
+        parts: Sequence[Part],
+        put: Callable[[Part, int, np.ndarray], None],
+        moved: Callable[[int], None],
+    ) -> None:
+        self._dtype, self._put, self._moved = dtype, put, moved
+        self._held = bytearray()
+        self._blocks = _blocks(parts)
+        self._next = next(self._blocks, None)
+
+    def write(
+        self, data: bytes | bytearray | memoryview, tensor: TensorInfo | None = None, where: object = None
+    ) -> None:
+        """Write bytes; of a tensor of this model, look whether they are finite."""
+        if tensor and not finite(np.frombuffer(data, np.uint8), tensor.dtype):
+            raise not_finite(where, tensor)
+        self._held += data
+        while self._next:
+            part, row, rows = self._next
+            size = rows * part.width * BITS[self._dtype] // 8
+            if len(self._held) < size:
+                break
+            values = decode(self._held[:size], self._dtype).reshape(rows, part.width)
+            del self._held[:size]
+            self._put(part, row, values)
+            self._next = next(self._blocks, None)
+        self._moved(len(data))
+
+    def copy(self, lies: Span, tensor: TensorInfo | None = None) -> None:
+        """Write bytes of another file; of a tensor, look whether they are finite."""
+        with open(lies.path, "rb", buffering=0) as f:
+            f.seek(lies.offset)
+            for start in range(0, lies.nbytes, COPY):
+                block = bytearray(min(COPY, lies.nbytes - start))
+                read_into(f, memoryview(block))
+                self.write(block, tensor, lies.path)
+
+
+def _rows_of(slot: Slot, parts: Sequence[Part]) -> list[Part]:
+    """List where the rows of a part of a tensor go, of those of the whole tensor, in order."""
+    begin = sum(part.elements for part in slot.output.parts[: slot.number])
+    return sorted((p for p in parts if begin <= p.start < begin + slot.part.elements), key=lambda p: p.start)
+
+
+def _blocks(parts: Sequence[Part]) -> Iterator[tuple[Part, int, int]]:
+    """Yield parts a block at a time: each with the first of its rows, and how many. A head's rows stay together."""
+    for part in parts:
+        step = max(1, BLOCK // part.width)
+        step = max(part.head, step - step % part.head) if part.head else step
+        for row in range(0, part.rows, step):
+            yield part, row, min(step, part.rows - row)
+
+
+def _says(scheme: Scheme, folder: Path, title: str) -> GGUFWriter:
+    """Work out what all files say of the mixture.
+
+    Raises:
+        OutputError: as `Export.lay`.
+    """
+    from gguf import GGUFWriter, Metadata, size_label
+
+    says = GGUFWriter(None, scheme.architecture.name)
+    routed, shared = counted(scheme)
+    try:
+        metadata = Metadata.load(None, folder, title)  # of README.md and generation_config.json
+    except Exception as e:  # whatever what a user put there makes the package raise
+        what = f"its {CARD} or {GENERATION} can't be read ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
+        raise error("output.damaged", folder, what, "Mend it, or delete it.") from None
+    metadata.size_label = size_label(routed + shared, shared, routed // scheme.experts, scheme.experts)  # 4x1.1B
+    says.add_type("model")
+    metadata.set_gguf_meta_model(says)
+    add_description(says, scheme.architecture, scheme.host, scheme.config)
+    add_vocabulary(says, folder, scheme.shapes["token_embd.weight"][0])
+    return says
+
+
+def _paired(values: np.ndarray, head: int) -> np.ndarray:
+    """Put the rows of each head in pairs: the first of its first half, the first of its second half, and so on."""
+    rows, width = values.shape
+    halves = values.reshape(rows // head, 2, head // 2, width)
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, width))
+
+
+def _of_shard(says: GGUFWriter, file_type: int, number: int, shards: int, tensors: int) -> GGUFWriter:
+    """Make what one file says: the first of several says all, the others only which they are."""
+    from gguf import GGML_QUANT_VERSION, GGUFWriter
+
+    own = GGUFWriter(None, says.arch)
+    if number == 0:
+        own.kv_data[0] |= says.kv_data[0]
+        own.add_quantization_version(GGML_QUANT_VERSION)
+        own.add_file_type(file_type)
+    if shards > 1:
+        own.add_uint16("split.no", number)
+        own.add_uint16("split.count", shards)
+        own.add_int32("split.tensors.count", tensors)
+    return own
