@@ -22,11 +22,13 @@ from lazymoe.planning.plan import Output, Piece
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
 from lazymoe.quantizing.file_types import file_type
-from lazymoe.quantizing.importance import Importance, read_importance
+from lazymoe.quantizing.importance import digest, read_importance
 from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
+ENDING = "-GGUF"  # of the names of folders and repositories
+STAGE = "quantize"  # of the progress
 
 
 @dataclass(frozen=True)
@@ -89,30 +91,84 @@ def to_gguf(
         LazyMoEError: if there is no such type, it is no good without an importance matrix, the importance matrix can't
             be read, or what quantizes isn't installed.
     """
-    names = [name.strip().upper() for name in (types.split(",") if isinstance(types, str) else types)]
-    for name in names:
-        file_type(name)
-    if threads is not None and threads < 1:
-        raise error("input.usage", "--threads", f"there can't be {threads}", "Give 1 or more.")
+    kinds, threads = kinds_of(types), threads_of(threads)
     done = open_finished(absolute(folder))
-    goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}-GGUF")
-    if goal.exists() and not goal.is_dir():
-        raise error("output.taken", goal, "this is a file", "Name another output folder.")
+    goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}{ENDING}")
+    check_goal(goal)
     importance = read_importance(absolute(imatrix)) if imatrix else {}
-    tensors = _tensors(done)
-    export = _export(done, tensors, list(dict.fromkeys(names)), importance)
-    export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint)
+    export = _export(done, _tensors(done), kinds, bool(importance))
+    export.importance = importance
+    export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + digest(importance))
     _check_room(export, goal)
     try:
         (goal / WORK).mkdir(parents=True, exist_ok=True)
         with locked(goal / WORK), closing(export):
-            export.open(threads or _processors())
-            with closing(Writer([export], progress, "quantize")) as writer:
-                _write(writer, done.config["num_hidden_layers"])
+            export.open(threads)
+            with closing(Writer([export], progress, STAGE)) as writer:
+                write_layers(writer, done.config["num_hidden_layers"])
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
-    files = {kind: [file.path for file in files] for kind, files in export.files.items()}
-    return Exported(files, tuple(doubts(done.host, done.config, done.folder)))
+    return Exported(export.paths, tuple(doubts(done.host, done.config, done.folder)))
+
+
+def kinds_of(types: str | Sequence[str]) -> list[str]:
+    """Read types of files, each once, in capitals.
+
+    Args:
+        types: with commas between, or in a list.
+
+    Raises:
+        LazyMoEError: if there is no such type, or the gguf package isn't installed.
+    """
+    names = [name.strip().upper() for name in (types.split(",") if isinstance(types, str) else types)]
+    for name in names:
+        file_type(name)
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        what = "writing GGUF takes the gguf package"
+        raise error("input.quantizer", "gguf", what, "Install it: pip install 'gguf>=0.17'.") from None
+    return list(dict.fromkeys(names))
+
+
+def threads_of(given: int | None) -> int:
+    """Say how many threads quantize.
+
+    Args:
+        given: so many; by default all processors that this process may use.
+
+    Raises:
+        LazyMoEError: if there can't be so many.
+    """
+    if given is not None and given < 1:
+        raise error("input.usage", "--threads", f"there can't be {given}", "Give 1 or more.")
+    return given or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def check_goal(goal: Path) -> None:
+    """Look whether GGUF files can go into a folder.
+
+    Args:
+        goal: the folder, which need not exist.
+
+    Raises:
+        OutputError: if it is a file.
+    """
+    if goal.exists() and not goal.is_dir():
+        raise error("output.taken", goal, "this is a file", "Name another output folder.")
+
+
+def write_layers(writer: Writer, layers: int) -> None:
+    """Write what isn't there yet, so that a rerun goes on from the last layer.
+
+    Args:
+        writer: that writes it.
+        layers: of the mixture.
+    """
+    for layer in range(layers):
+        writer.finish(layer)
+        writer.keep()
+    writer.finish()
 
 
 def _tensors(done: Finished) -> dict[str, TensorInfo]:
@@ -129,35 +185,21 @@ def _tensors(done: Finished) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _export(done: Finished, tensors: Mapping[str, TensorInfo], kinds: Sequence[str], importance: Importance) -> Export:
+def _export(done: Finished, tensors: Mapping[str, TensorInfo], kinds: Sequence[str], weighted: bool) -> Export:
     """Work out what goes where.
 
     Raises:
         OutputError: if llama.cpp has no such model, or the mixture's config.json isn't of its weights.
-        LazyMoEError: if a type is no good without importance, or a package is missing.
+        LazyMoEError: if a type is no good without importance, or nothing here quantizes.
     """
-    _check_packages()
     outputs = [Output(name, t.dtype, t.shape, (Piece(0, t, 0, t.elements),)) for name, t in tensors.items()]
     shapes = {output.name: output.shape for output in outputs}
     try:
-        scheme = make_scheme(done.host, done.config, shapes, kinds, bool(importance), done.folder)
-        return Export(scheme, [Slot(output, 0, 0, done.folder) for output in outputs], importance)
+        scheme = make_scheme(done.host, done.config, shapes, kinds, weighted, done.folder)
+        return Export(scheme, [Slot(output, 0, 0, done.folder) for output in outputs])
     except (LookupError, TypeError, ValueError, StopIteration) as e:
         what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
         raise error("output.damaged", done.folder, what, AGAIN) from None
-
-
-def _check_packages() -> None:
-    """Look whether the gguf package is here.
-
-    Raises:
-        LazyMoEError: if it isn't.
-    """
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        what = "writing GGUF takes the gguf package"
-        raise error("input.quantizer", "lazymoe gguf", what, "Install it: pip install 'gguf>=0.17'.") from None
 
 
 def _check_room(export: Export, goal: Path) -> None:
@@ -169,16 +211,3 @@ def _check_room(export: Export, goal: Path) -> None:
     [need] = by_disk([(goal, export.room)])
     if need.lacking:
         raise error("output.no-room", goal, str(need), "Free some space, or choose another disk.")
-
-
-def _processors() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write(writer: Writer, layers: int) -> None:
-    """Write what isn't there yet, so that a rerun goes on from the last layer."""
-    for layer in range(layers):
-        writer.finish(layer)
-        writer.keep()
-    writer.finish()

@@ -3,7 +3,6 @@ each part quantized on its way."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,16 +40,16 @@ class Export:
 
     Attributes:
         files: by type.
+        importance: how much columns count, as far as that is known; of a tensor before it is written.
         slots, sizes, lacking: as every target has them.
     """
 
-    def __init__(self, scheme: Scheme, slots: Sequence[Slot], importance: Importance) -> None:
+    def __init__(self, scheme: Scheme, slots: Sequence[Slot]) -> None:
         """Work out where each part goes. Nothing is written.
 
         Args:
             scheme: what goes where, in which types.
             slots: all parts of the mixture's tensors, in order.
-            importance: how much columns count, as far as that is known; looked at whenever something is quantized.
 
         Raises:
             LazyMoEError: if nothing here quantizes.
@@ -59,7 +58,8 @@ class Export:
         self.slots = list(slots)
         self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
         self.lacking: dict[int, None] = {}
-        self._scheme, self._importance = scheme, importance
+        self.importance: Importance = {}
+        self._scheme = scheme
         self._quantize: Quantize | None = None if scheme.plain else quantizer()
         self._threads: ThreadPoolExecutor | None = None
         self._parts = [_rows_of(slot, scheme.parts[slot.output.name]) for slot in slots]
@@ -74,14 +74,11 @@ class Export:
             name: what the model is called in them, and what their names begin with.
             out: a folder for those that are whole; half-made ones are in a folder of it.
             largest: the most bytes of tensors in one.
-            made_of: tells the mixture's weights from others.
+            made_of: tells the mixture's weights, and how much their columns count, from others.
 
         Raises:
             OutputError: if llama.cpp has no such tokenizer, or a file of the mixture can't be read.
         """
-        counts = hashlib.sha256(made_of.encode())
-        for tensor, values in sorted(self._importance.items()):
-            counts.update(tensor.encode() + values.tobytes())
         says, shapes = _says(self._scheme, folder, name), self._scheme.shapes
         for kind, chosen in self._scheme.types.items():
             groups = cut(shapes, self._scheme.sizes(kind).values(), largest)
@@ -91,13 +88,23 @@ class Export:
                 own = _of_shard(says, FILE_TYPES[kind].number, i, len(groups), len(shapes))
                 within = {tensor: shapes[tensor] for tensor in group}
                 path = out / f"{name}-{kind}{end}.gguf"
-                self.files[kind].append(GgufFile(path, out / WORK, own, within, chosen, counts.hexdigest()))
+                self.files[kind].append(GgufFile(path, out / WORK, own, within, chosen, made_of))
         self._look()
+
+    @property
+    def paths(self) -> dict[str, list[Path]]:
+        """Where the files are, by type."""
+        return {kind: [file.path for file in files] for kind, files in self.files.items()}
 
     @property
     def whole(self) -> bool:
         """Whether all files are there."""
         return all(file.whole for file in self._all())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in the files."""
+        return sum(file.nbytes for file in self._all())
 
     @property
     def room(self) -> int:
@@ -129,7 +136,7 @@ class Export:
                 values = _paired(values, part.head)
             shape = self._scheme.shapes[part.target]
             experts = shape[0] if len(shape) == 3 else 1
-            importance = of_expert(self._importance, part.target, part.row // part.rows, experts, part.width)
+            importance = of_expert(self.importance, part.target, part.row // part.rows, experts, part.width)
             for file in files:
                 if part.target in file.shapes:
                     data = self._encode(part, file.types[part.target], values, importance)
@@ -147,6 +154,11 @@ class Export:
         """Give the files their names; all parts are there."""
         for file in self._all():
             file.finish()
+
+    def discard(self) -> None:
+        """Remove what is half-made."""
+        for file in self._all():
+            file.discard()
 
     def close(self) -> None:
         """Let go of files and threads."""

@@ -19,7 +19,7 @@ from lazymoe.files import absolute, existing
 from lazymoe.planning.duration import with_times
 from lazymoe.planning.plan import SHARD_SIZE, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
-from lazymoe.planning.ways import Way, among, choose, find_ways
+from lazymoe.planning.ways import Gguf, Way, among, choose, find_ways
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes
 
@@ -148,20 +148,21 @@ def examine(prepared: Prepared, folder: Path) -> Check:
     return replace(found, ways=ways, way=ways[found.ways.index(found.way)])
 
 
-def judge(prepared: Prepared, folder: Path, to_hub: bool | None = None) -> Check:
+def judge(prepared: Prepared, folder: Path, to_hub: bool | None = None, gguf: Gguf | None = None) -> Check:
     """Hold what a prepared recipe takes against what this machine has, and choose the way.
 
     Args:
         prepared: the recipe.
         folder: where the output will go, absolute.
         to_hub: whether it goes straight to the Hub; None to leave that open.
+        gguf: what is made, if not a checkpoint.
     """
     plan = prepared.plan
     errors, warnings = list(prepared.errors), list(prepared.warnings)
     ways: tuple[Way, ...] = ()
     way = None
     if plan:
-        ways = find_ways(prepared, plan, folder)
+        ways = find_ways(prepared, plan, folder, gguf=gguf)
         asked = among(ways, prepared.source, to_hub)
         way = choose(asked)
         nearest = way or min(asked, key=lambda way: way.lacking)

@@ -5,6 +5,7 @@ In both of llama.cpp's formats: the one of its GGUF files, and the older ``.dat`
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -68,6 +69,18 @@ def _from_dat(f: BinaryIO) -> Importance:
             raise ValueError("it ends early")
         found[name] = values.reshape(1, -1) / max(calls, 1)
     return found
+
+
+def digest(importance: Importance) -> str:
+    """Tell importance matrices apart.
+
+    Args:
+        importance: of all tensors.
+    """
+    counts = hashlib.sha256()
+    for tensor, values in sorted(importance.items()):
+        counts.update(tensor.encode() + values.tobytes())
+    return counts.hexdigest()
 
 
 def _int(f: BinaryIO) -> int:

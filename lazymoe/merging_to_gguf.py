@@ -1,0 +1,174 @@
+"""From a recipe to GGUF: each tensor is quantized as soon as it is there, and no checkpoint is written between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lazymoe.computing.compute import compute, degenerate
+from lazymoe.errors import LazyMoEError, error, failure
+from lazymoe.exporting import ENDING, LARGEST, STAGE, Exported, check_goal, kinds_of, threads_of, write_layers
+from lazymoe.files import absolute, write_whole
+from lazymoe.forward.device import pick_device
+from lazymoe.making import doubtful, fingerprint_of, reading, routing_of, small_files, undone
+from lazymoe.output.claims import check_sources, claim, clear, locked
+from lazymoe.output.folder import is_finished
+from lazymoe.output.gguf import Export
+from lazymoe.output.parts import slots_of
+from lazymoe.output.writer import Writer
+from lazymoe.planning.checking import judge
+from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.ways import Gguf
+from lazymoe.progress import Progress, silent
+from lazymoe.quantizing.description import doubts
+from lazymoe.quantizing.gguf_file import RECORDS
+from lazymoe.quantizing.importance import Importance, digest, read_importance
+from lazymoe.quantizing.scheme import make_scheme
+from lazymoe.recipe.schema import Recipe
+
+
+def merge_to_gguf(
+    recipe: Recipe | str | os.PathLike[str],
+    types: str | Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    imatrix: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+    device: str | None = None,
+    source: Where = "auto",
+    threads: int | None = None,
+    largest: int = LARGEST,
+    progress: Progress = silent,
+) -> Exported:
+    """Make the mixture that a recipe describes as GGUF, one file for each type, without a checkpoint between.
+
+    The files are those that `lazymoe.to_gguf` makes of the finished mixture, to the byte. Again after an interruption:
+    it goes on from the last layer.
+
+    Args:
+        recipe, seed, allow_pickle, device, source: as in `lazymoe.merge`.
+        types, imatrix, threads, largest: as in `lazymoe.to_gguf`.
+        out: the folder for the files, which are called as it is, without ``-GGUF`` at its end.
+        progress: as in `lazymoe.merge`, but for ``write``; and ``quantize`` (bytes of the mixture).
+
+    Returns:
+        Where the files are, and what a user should know about the mixture.
+
+    Raises:
+        LazyMoEError: as `lazymoe.merge` and `lazymoe.to_gguf`.
+
+    Example:
+        >>> merge_to_gguf("recipe.yaml", "Q4_K_M", "my-moe-GGUF").files  # doctest: +SKIP
+    """
+    kinds, threads = kinds_of(types), threads_of(threads)
+    return carry_to_gguf(
+        prepare(recipe, allow_pickle=allow_pickle, source=source),
+        kinds,
+        absolute(out),
+        imatrix=read_importance(absolute(imatrix)) if imatrix else {},
+        seed=seed,
+        device=device,
+        threads=threads,
+        largest=largest,
+        progress=progress,
+    )
+
+
+def carry_to_gguf(
+    prepared: Prepared,
+    kinds: Sequence[str],
+    goal: Path,
+    *,
+    imatrix: Importance,
+    seed: int = 0,
+    device: str | None = None,
+    threads: int = 1,
+    largest: int = LARGEST,
+    progress: Progress = silent,
+) -> Exported:
+    """Make the mixture of a prepared recipe as GGUF.
+
+    Args:
+        prepared: the recipe.
+        kinds: the types of files, as `exporting.kinds_of` gives them.
+        goal: the folder for the files, absolute.
+        imatrix: how much columns count.
+        seed, device, threads, largest, progress: as in `merge_to_gguf`.
+
+    Raises:
+        LazyMoEError: as `merge_to_gguf`.
+    """
+    if device:
+        pick_device(device)  # before the downloads, if it isn't there
+    export = lay(prepared, kinds, goal, imatrix, seed, largest)
+    found = judge(prepared, goal, to_hub=False, gguf=Gguf(export.nbytes, export.room))
+    if found.errors:
+        raise failure(found.errors)
+    assert found.way  # or there would be an error
+    plan, away = prepared.sound_plan, found.way.remote
+    warnings = [*found.warnings, *doubts(plan.host, plan.config, goal)]
+    if export.whole:
+        return Exported(export.paths, tuple(warnings))
+
+    prepared.fetch(progress, remote=away is not None)
+    work = claim(goal, f"{fingerprint_of(prepared, seed)} as GGUF", plan)
+
+    def undo() -> None:
+        export.discard()
+        clear(work, RECORDS)
+        with suppress(OSError):
+            goal.rmdir()  # if nothing else is in it
+
+    with locked(work), reading(plan, away, work, progress), undone(goal, undo), closing(export):
+        warnings += doubtful(prepared, plan)
+        export.open(threads)
+        with closing(Writer([export], progress, STAGE)) as writer:
+            compute(prepared, plan, writer, work, seed, device, progress)
+            write_layers(writer, plan.layers)
+        check_sources(goal, plan)
+        routing = routing_of(prepared, plan, work)
+        if routing:
+            routing.write(goal)
+        warnings += routing.problems() if routing else degenerate(plan, work)
+    clear(work, RECORDS)
+    return Exported(export.paths, tuple(warnings))
+
+
+def lay(
+    prepared: Prepared, kinds: Sequence[str], goal: Path, imatrix: Importance, seed: int, largest: int = LARGEST
+) -> Export:
+    """Work out what GGUF files of a prepared recipe hold. Nothing is written.
+
+    Args:
+        prepared, kinds, goal, imatrix, seed, largest: as in `carry_to_gguf`.
+
+    Raises:
+        LazyMoEError: if the recipe can't work, llama.cpp has no such model or tokenizer, a type is no good without an
+            importance matrix, the folder is taken by something else, or nothing here quantizes.
+    """
+    plan = prepared.sound_plan
+    check_goal(goal)
+    if is_finished(goal):
+        raise error("output.taken", goal, "this folder holds a mixture", "Name another folder for its GGUF files.")
+    shapes = {output.name: output.shape for output in plan.outputs}
+    scheme = make_scheme(plan.host, plan.config, shapes, kinds, bool(imatrix), goal)
+    export = Export(scheme, slots_of(plan.outputs, plan.sources, seed))
+    export.importance = imatrix
+    known = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], digest(imatrix)])
+    name = goal.name.removesuffix(ENDING)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / name
+        for file, content in small_files(prepared, plan):
+            write_whole(folder / file, content)
+        try:
+            export.lay(folder, name, goal, largest, hashlib.sha256(known.encode()).hexdigest())
+        except LazyMoEError as e:  # which names a folder that nobody knows
+            raise failure([replace(p, where=str(plan.sources[0].reference)) for p in e.problems]) from None
+    return export
