@@ -152,11 +152,13 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
 
     def made_by(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
-        sub.add_argument("--device", metavar="NAME", help="where routers are computed (default: cuda if there is one)")
+        sub.add_argument("--device", metavar="NAME", help="where it is computed (default: cuda if there is one)")
 
     def gguf_options(sub: argparse.ArgumentParser) -> None:
-        about = "of GGUF: an importance matrix, as llama-imatrix makes it"
-        sub.add_argument("--imatrix", type=Path, metavar="FILE", help=about)
+        about = "of GGUF: an importance matrix, as llama-imatrix makes it (default: one made of the recipe's prompts)"
+        matrix = sub.add_mutually_exclusive_group()
+        matrix.add_argument("--imatrix", type=Path, default=True, metavar="FILE", help=about)
+        matrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="quantize GGUF without one")
         sub.add_argument("--threads", type=int, metavar="N", help="how many quantize GGUF (default: all there are)")
 
     def card_options(sub: argparse.ArgumentParser) -> None:
@@ -368,18 +370,21 @@ def _gguf(options: Options) -> Told:
     with bars(options.quiet) as progress:
         done = to_gguf(
             given, options.types, options.out, imatrix=options.imatrix, threads=options.threads,
-            largest=options.shard_size or LARGEST, progress=progress,
+            largest=options.shard_size or LARGEST, device=options.device, progress=progress,
         )  # fmt: skip
     return _exported(options, done)
 
 
 def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told:
+    from lazymoe.recipe.schema import Recipe
+
+    given = Recipe.read(recipe)  # before what takes seconds to load
     from lazymoe.exporting import LARGEST
     from lazymoe.merging_to_gguf import merge_to_gguf
 
     with bars(options.quiet) as progress:
         done = merge_to_gguf(
-            recipe, types, out, imatrix=options.imatrix, seed=options.seed, allow_pickle=options.allow_pickle,
+            given, types, out, imatrix=options.imatrix, seed=options.seed, allow_pickle=options.allow_pickle,
             device=options.device, source=options.source, threads=options.threads,
             largest=options.shard_size or LARGEST, progress=progress,
         )  # fmt: skip

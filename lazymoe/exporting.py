@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -10,24 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.errors import Problem, error
+from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.files import absolute, shown, unwritten
 from lazymoe.output.claims import locked
-from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights
+from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights, reopen
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot
 from lazymoe.output.writer import Writer
 from lazymoe.planning.disk import by_disk
 from lazymoe.planning.plan import Output, Piece
+from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
-from lazymoe.quantizing.file_types import file_type
-from lazymoe.quantizing.importance import digest, read_importance
+from lazymoe.quantizing.file_types import UNWEIGHTED, file_type
+from lazymoe.quantizing.gguf_file import is_whole, note_whole
+from lazymoe.quantizing.importance import Importance, digest, read_importance
 from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
 ENDING = "-GGUF"  # of the names of folders and repositories
+MATRIX = ".imatrix.gguf"  # and of that of an importance matrix
 STAGE = "quantize"  # of the progress
 
 
@@ -65,9 +69,10 @@ def to_gguf(
     types: str | Sequence[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    imatrix: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | bool = True,
     threads: int | None = None,
     largest: int = LARGEST,
+    device: str | None = None,
     progress: Progress = silent,
 ) -> Exported:
     """Write a finished mixture as GGUF, one file for each type. Again after an interruption: it goes on.
@@ -76,10 +81,14 @@ def to_gguf(
         folder: the mixture's.
         types: as `llama-quantize` names them, such as ``Q4_K_M``; several with commas between, or in a list.
         out: the folder for the files; by default one beside the mixture's, with ``-GGUF`` after its name.
-        imatrix: a file with an importance matrix, as llama.cpp's `llama-imatrix` makes it.
+        imatrix: whether to make an importance matrix of the recipe's prompts where a type gains by one, for which the
+            recipe's models must be reachable; it is written beside the files. Or a file with one, as llama.cpp's
+            `llama-imatrix` makes it.
         threads: how many quantize; by default all that this process may use.
         largest: the most bytes of tensors in a file; what is larger is cut, as llama.cpp cuts it.
-        progress: told of the bytes of the mixture that were read, stage ``quantize``.
+        device: where the importance matrix is computed; a CUDA device if there is one by default.
+        progress: told of the layers that prompts went through, stage ``imatrix``, and of the bytes of the mixture that
+            were read, stage ``quantize``.
 
     Returns:
         Where the files are.
@@ -89,20 +98,26 @@ def to_gguf(
             written.
         RecipeError: if the recipe in the folder can't be read.
         LazyMoEError: if there is no such type, it is no good without an importance matrix, the importance matrix can't
-            be read, or what quantizes isn't installed.
+            be read or made, or what quantizes isn't installed.
     """
     kinds, threads = kinds_of(types), threads_of(threads)
     done = open_finished(absolute(folder))
     goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}{ENDING}")
     check_goal(goal)
-    importance = read_importance(absolute(imatrix)) if imatrix else {}
-    export = _export(done, _tensors(done), kinds, bool(importance))
-    export.importance = importance
-    export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + digest(importance))
+    weights = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
+    matrix = _matrix(done, goal) if imatrix is True and gains(kinds) else None
+    export = _export(done, _tensors(done), kinds, bool(weights or matrix), weights)
+    counts = matrix.made_of if matrix else digest(weights)
+    export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
     _check_room(export, goal)
+    prepared = _reopen(done) if matrix and not matrix.whole else None
     try:
         (goal / WORK).mkdir(parents=True, exist_ok=True)
         with locked(goal / WORK), closing(export):
+            if matrix and prepared:
+                matrix.make(prepared, done.folder, device, progress)
+            if matrix:
+                weights |= read_importance(matrix.path)
             export.open(threads)
             with closing(Writer([export], progress, STAGE)) as writer:
                 write_layers(writer, done.config["num_hidden_layers"])
@@ -129,6 +144,15 @@ def kinds_of(types: str | Sequence[str]) -> list[str]:
         what = "writing GGUF takes the gguf package"
         raise error("input.quantizer", "gguf", what, "Install it: pip install 'gguf>=0.17'.") from None
     return list(dict.fromkeys(names))
+
+
+def gains(kinds: Sequence[str]) -> bool:
+    """Tell whether one of these types gains by an importance matrix.
+
+    Args:
+        kinds: the types of files.
+    """
+    return not set(kinds) <= set(UNWEIGHTED)
 
 
 def threads_of(given: int | None) -> int:
@@ -171,6 +195,51 @@ def write_layers(writer: Writer, layers: int) -> None:
     writer.finish()
 
 
+@dataclass(frozen=True)
+class _Matrix:
+    """The importance matrix that is made of a mixture's prompts: where it is, where that is noted, and of what."""
+
+    path: Path
+    record: Path
+    made_of: str
+
+    @property
+    def whole(self) -> bool:
+        return is_whole(self.path, self.record, self.made_of)
+
+    def make(self, prepared: Prepared, folder: Path, device: str | None, progress: Progress) -> None:
+        from lazymoe.computing.calibration import calibrate
+        from lazymoe.forward.device import pick_device
+
+        calibrate(prepared, folder, self.path, pick_device(device), progress)
+        note_whole(self.path, self.record, self.made_of)
+
+
+def _matrix(done: Finished, goal: Path) -> _Matrix | None:
+    """Say where the importance matrix of a mixture is or goes; None if its recipe has no prompts."""
+    if not any(expert.positive_prompts for expert in done.recipe.experts):
+        return None
+    name = f"{done.folder.name}{MATRIX}"
+    made_of = hashlib.sha256(f"{done.record.fingerprint}{done.recipe.to_yaml()}".encode()).hexdigest()
+    return _Matrix(goal / name, goal / WORK / f"{name}.json", made_of)
+
+
+def _reopen(done: Finished) -> Prepared:
+    """Prepare a mixture's recipe again, for what its models' headers say.
+
+    Raises:
+        LazyMoEError: if one of its models or texts can't be read.
+    """
+    try:
+        prepared = reopen(done.folder)
+        assert prepared.sound_plan
+        return prepared
+    except LazyMoEError as e:
+        what = f"an importance matrix takes the recipe's models and prompts, and {e.problems[0].what}"
+        remedy = "Give one with --imatrix FILE, or do without: --no-imatrix."
+        raise error("input.imatrix", e.problems[0].where, what, remedy) from None
+
+
 def _tensors(done: Finished) -> dict[str, TensorInfo]:
     """List a mixture's tensors in the order in which they lie.
 
@@ -185,7 +254,9 @@ def _tensors(done: Finished) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _export(done: Finished, tensors: Mapping[str, TensorInfo], kinds: Sequence[str], weighted: bool) -> Export:
+def _export(
+    done: Finished, tensors: Mapping[str, TensorInfo], kinds: Sequence[str], weighted: bool, importance: Importance
+) -> Export:
     """Work out what goes where.
 
     Raises:
@@ -196,7 +267,7 @@ def _export(done: Finished, tensors: Mapping[str, TensorInfo], kinds: Sequence[s
     shapes = {output.name: output.shape for output in outputs}
     try:
         scheme = make_scheme(done.host, done.config, shapes, kinds, weighted, done.folder)
-        return Export(scheme, [Slot(output, 0, 0, done.folder) for output in outputs])
+        return Export(scheme, [Slot(output, 0, 0, done.folder) for output in outputs], importance)
     except (LookupError, TypeError, ValueError, StopIteration) as e:
         what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
         raise error("output.damaged", done.folder, what, AGAIN) from None

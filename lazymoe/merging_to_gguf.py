@@ -13,9 +13,21 @@ from tempfile import TemporaryDirectory
 
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.errors import LazyMoEError, error, failure
-from lazymoe.exporting import ENDING, LARGEST, STAGE, Exported, check_goal, kinds_of, threads_of, write_layers
+from lazymoe.exporting import (
+    ENDING,
+    LARGEST,
+    MATRIX,
+    STAGE,
+    Exported,
+    check_goal,
+    gains,
+    kinds_of,
+    threads_of,
+    write_layers,
+)
 from lazymoe.files import absolute, write_whole
 from lazymoe.forward.device import pick_device
+from lazymoe.forward.inputs import Inputs
 from lazymoe.making import doubtful, fingerprint_of, reading, routing_of, small_files, undone
 from lazymoe.output.claims import check_sources, claim, clear, locked
 from lazymoe.output.folder import is_finished
@@ -23,12 +35,13 @@ from lazymoe.output.gguf import Export
 from lazymoe.output.parts import slots_of
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import judge
+from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Gguf
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
 from lazymoe.quantizing.gguf_file import RECORDS
-from lazymoe.quantizing.importance import Importance, digest, read_importance
+from lazymoe.quantizing.importance import Importance, Squares, digest, gathered, read_importance, write_importance
 from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.recipe.schema import Recipe
 
@@ -38,7 +51,7 @@ def merge_to_gguf(
     types: str | Sequence[str],
     out: str | os.PathLike[str],
     *,
-    imatrix: str | os.PathLike[str] | None = None,
+    imatrix: str | os.PathLike[str] | bool = True,
     seed: int = 0,
     allow_pickle: bool = False,
     device: str | None = None,
@@ -72,7 +85,7 @@ def merge_to_gguf(
         prepare(recipe, allow_pickle=allow_pickle, source=source),
         kinds,
         absolute(out),
-        imatrix=read_importance(absolute(imatrix)) if imatrix else {},
+        imatrix=imatrix if isinstance(imatrix, bool) else read_importance(absolute(imatrix)),
         seed=seed,
         device=device,
         threads=threads,
@@ -86,7 +99,7 @@ def carry_to_gguf(
     kinds: Sequence[str],
     goal: Path,
     *,
-    imatrix: Importance,
+    imatrix: Importance | bool = True,
     seed: int = 0,
     device: str | None = None,
     threads: int = 1,
@@ -99,7 +112,7 @@ def carry_to_gguf(
         prepared: the recipe.
         kinds: the types of files, as `exporting.kinds_of` gives them.
         goal: the folder for the files, absolute.
-        imatrix: how much columns count.
+        imatrix: how much columns count; or whether that is to be found out on the way, where a type gains by it.
         seed, device, threads, largest, progress: as in `merge_to_gguf`.
 
     Raises:
@@ -107,7 +120,9 @@ def carry_to_gguf(
     """
     if device:
         pick_device(device)  # before the downloads, if it isn't there
-    export = lay(prepared, kinds, goal, imatrix, seed, largest)
+    prepared = weighted(prepared, kinds, imatrix)
+    importance = {} if isinstance(imatrix, bool) else imatrix
+    export = lay(prepared, kinds, goal, importance, seed, largest)
     found = judge(prepared, goal, to_hub=False, gguf=Gguf(export.nbytes, export.room))
     if found.errors:
         raise failure(found.errors)
@@ -130,7 +145,12 @@ def carry_to_gguf(
         warnings += doubtful(prepared, plan)
         export.open(threads)
         with closing(Writer([export], progress, STAGE)) as writer:
-            compute(prepared, plan, writer, work, seed, device, progress)
+            if plan.weighted:
+                weights = _Weights(plan, importance)
+                compute(prepared, plan, writer, work, seed, device, progress, weights.learn)
+                weights.write(goal / f"{name_of(goal)}{MATRIX}")
+            else:
+                compute(prepared, plan, writer, work, seed, device, progress)
             write_layers(writer, plan.layers)
         check_sources(goal, plan)
         routing = routing_of(prepared, plan, work)
@@ -139,6 +159,47 @@ def carry_to_gguf(
         warnings += routing.problems() if routing else degenerate(plan, work)
     clear(work, RECORDS)
     return Exported(export.paths, tuple(warnings))
+
+
+class _Weights:
+    """How much columns count, learned while a mixture is made."""
+
+    def __init__(self, plan: Plan, importance: Importance) -> None:
+        self._plan, self._importance = plan, importance
+        self._found: dict[str, Squares] = {}
+        self._tokens: list[int] = []
+
+    def learn(self, inputs: Inputs) -> None:
+        """Take what maps have read so far."""
+        self._found |= gathered(self._plan, inputs)
+        self._importance |= {name: squares.means for name, squares in self._found.items()}
+        self._tokens = inputs.tokens
+
+    def write(self, file: Path) -> None:
+        """Write it beside the GGUF files, for others, if anything was learned."""
+        if self._found:
+            write_importance(file, self._found, "the recipe's prompts", self._tokens)
+
+
+def weighted(prepared: Prepared, kinds: Sequence[str], imatrix: Importance | bool) -> Prepared:
+    """Have it found out how much columns count, if that is wanted, a type gains by it and there are prompts.
+
+    Args:
+        prepared, kinds, imatrix: as in `carry_to_gguf`.
+    """
+    prompted = any(expert.positive for expert in prepared.prompts.experts)
+    if prepared.plan and imatrix is True and prompted and gains(kinds):
+        return replace(prepared, plan=replace(prepared.plan, weighted=True))
+    return prepared
+
+
+def name_of(goal: Path) -> str:
+    """Say what GGUF files in a folder are called.
+
+    Args:
+        goal: the folder.
+    """
+    return goal.name.removesuffix(ENDING)
 
 
 def lay(
@@ -158,11 +219,11 @@ def lay(
     if is_finished(goal):
         raise error("output.taken", goal, "this folder holds a mixture", "Name another folder for its GGUF files.")
     shapes = {output.name: output.shape for output in plan.outputs}
-    scheme = make_scheme(plan.host, plan.config, shapes, kinds, bool(imatrix), goal)
-    export = Export(scheme, slots_of(plan.outputs, plan.sources, seed))
-    export.importance = imatrix
-    known = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], digest(imatrix)])
-    name = goal.name.removesuffix(ENDING)
+    scheme = make_scheme(plan.host, plan.config, shapes, kinds, bool(imatrix) or plan.weighted, goal)
+    export = Export(scheme, slots_of(plan.outputs, plan.sources, seed), imatrix)
+    counts = "prompts" if plan.weighted else digest(imatrix)
+    known = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], counts])
+    name = name_of(goal)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
         for file, content in small_files(prepared, plan):

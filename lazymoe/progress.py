@@ -19,6 +19,7 @@ STAGES = {  # what a user reads, and the unit
     "route": ("Computing routers", "layer"),
     "sweep": ("Computing layers", "layer"),
     "write": ("Writing", "B"),
+    "imatrix": ("Importance matrix", "layer"),
     "quantize": ("Quantizing", "B"),
     "upload": ("Uploading", "B"),
     "train": ("Training tiny models", "step"),

@@ -21,8 +21,10 @@ from small_models import Make, configure, make_model, recipe, rewrite, tensors_o
 from lazymoe import LazyMoEError, OutputError, merge, to_gguf
 from lazymoe.cli import main
 from lazymoe.output import gguf as export
+from lazymoe.output.folder import WORK
 from lazymoe.progress import Progress
 from lazymoe.quantizing import native
+from lazymoe.quantizing.importance import read_importance
 
 LAYER = "model.layers.1."
 
@@ -38,8 +40,21 @@ def mixture(folder: Path, tokenizer: Path, kind: str = "llama", host: str = "mix
             shutil.copy(file, model)
     shared = [{"source_model": str(models[1])}] if fields.get("shared") else None
     given = recipe(models[0], *models[1:], architecture=host, experts_per_token=2, shared_experts=shared)
+    if prompts := fields.get("prompts"):
+        asked = [e.model_copy(update={"positive_prompts": [p]}) for e, p in zip(given.experts, prompts, strict=True)]
+        given = given.with_experts(asked)
     merge(given, folder / "moe", device="cpu")
     return folder / "moe"
+
+
+PROMPTS = ("The sea was calm.", "def add(a, b):\n    return a + b", "One, two, three, and four.")
+
+
+@pytest.fixture
+def prompted(tmp_path: Path, demo_models: Path) -> Path:
+    """A mixture whose recipe has prompts."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "max_position_embeddings": 512}
+    return mixture(tmp_path, demo_models / "base", config=sizes, prompts=PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +148,55 @@ def test_an_importance_matrix_counts_for_each_expert(moe: Path, tmp_path: Path) 
     assert off(weighed, 1) < 0.95 * off(plain, 1)
     others = {key for key in plain if not np.array_equal(plain[key], weighed[key])}
     assert others == {name.decode()}
+
+
+def test_prompts_give_an_importance_matrix_that_others_can_use(prompted: Path, tmp_path: Path) -> None:
+    made = to_gguf(prompted, "Q3_K_S,IQ2_XS", tmp_path / "one", device="cpu")
+    matrix = tmp_path / "one" / "moe.imatrix.gguf"
+    found = read_importance(matrix)
+    assert {name for name in found if name.startswith("blk.1.")} == {
+        f"blk.1.{part}.weight"
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    }
+    given = to_gguf(prompted, "Q3_K_S", tmp_path / "two", imatrix=matrix)
+    plain = to_gguf(prompted, "Q3_K_S", tmp_path / "three", imatrix=False)
+    [own], [same], [other] = (each.files["Q3_K_S"] for each in (made, given, plain))
+    assert own.read_bytes() == same.read_bytes() != other.read_bytes()
+    assert {path.name for folder in ("two", "three") for path in (tmp_path / folder).iterdir()} == {WORK, own.name}
+
+
+def test_there_is_no_matrix_where_none_is_wanted(prompted: Path, whole: Path, tmp_path: Path) -> None:
+    for folder, kinds in ((prompted, "F16,Q8_0"), (whole, "Q4_K_M")):  # they gain nothing; there are no prompts
+        to_gguf(folder, kinds, tmp_path / "out")
+        assert not list((tmp_path / "out").glob("*.imatrix.gguf"))
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_it_goes_on_with_the_matrix_that_is_there(prompted: Path, tmp_path: Path) -> None:
+    matrix = tmp_path / "moe-GGUF" / "moe.imatrix.gguf"
+    to_gguf(prompted, "Q4_K_M", device="cpu")
+    made = matrix.stat().st_mtime_ns
+    stages: list[str] = []
+    [file] = to_gguf(prompted, "Q3_K_S", progress=lambda stage, *_: stages.append(stage)).files["Q3_K_S"]
+    assert matrix.stat().st_mtime_ns == made and set(stages) == {"quantize"}
+    sound = file.read_bytes()
+    (prompted.parent / "llama-0").rename(prompted.parent / "gone")  # which nothing takes any more
+    file.unlink()
+    to_gguf(prompted, "Q3_K_S", device="cpu")
+    assert file.read_bytes() == sound
+    (prompted.parent / "gone").rename(prompted.parent / "llama-0")
+    matrix.unlink()
+    to_gguf(prompted, "Q3_K_M", device="cpu", progress=lambda stage, *_: stages.append(stage))
+    assert matrix.is_file() and "imatrix" in stages
+
+
+def test_where_models_are_gone_there_are_other_ways(prompted: Path, tmp_path: Path) -> None:
+    (prompted.parent / "llama-0").rename(prompted.parent / "gone")
+    with pytest.raises(LazyMoEError, match=r"takes the recipe's models and prompts, and .*--no-imatrix") as e:
+        to_gguf(prompted, "Q4_K_M", device="cpu")
+    assert len(str(e.value).splitlines()) == 1
+    assert not list(tmp_path.glob("moe-GGUF/*"))
+    assert main(["gguf", str(prompted), "Q4_K_M", "--no-imatrix", "--quiet"]) == 0
 
 
 def test_a_large_one_is_cut_as_llama_cpp_cuts(moe: Path, tmp_path: Path) -> None:

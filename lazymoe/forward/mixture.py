@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.forward.parts import After
+from lazymoe.forward.inputs import Inputs, Watch
+from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
@@ -92,6 +94,7 @@ def mix(
     chosen: Tensor,
     weights: Tensor,
     order: Sequence[int],
+    watch: Watch = lambda *_: nullcontext(),
 ) -> Tensor:
     """Run the chosen experts on their tokens, and add up what they make of these ``[n, H]``.
 
@@ -101,6 +104,7 @@ def mix(
         x: its input ``[n, H]``.
         chosen, weights: experts of each token, -1 for none, and their weights ``[n, k]``.
         order: the order in which experts are added up.
+        watch: told of each expert while it runs.
     """
     out = torch.zeros_like(x)
     for expert in order:
@@ -108,24 +112,34 @@ def mix(
         if len(token):
             load(expert, module)
             for some, at in zip(token.split(BATCH), place.split(BATCH), strict=True):
-                out.index_add_(0, some, type(module).forward(module, x[some]) * weights[some, at, None])
+                with watch(expert, module, some):
+                    made = type(module).forward(module, x[some])
+                out.index_add_(0, some, made * weights[some, at, None])
     return out
 
 
-def shared(plan: Plan, load: Load, module: nn.Module, x: Tensor, gate: Tensor) -> Tensor | float:
+def shared(
+    plan: Plan,
+    load: Load,
+    module: nn.Module,
+    x: Tensor,
+    gate: Tensor,
+    watch: Watch = lambda *_: nullcontext(),
+) -> Tensor | float:
     """Run the shared expert: what it adds for each token ``[n, H]``, nothing if there is none.
 
     Args:
         plan: what the mixture is made by.
-        load, module, x: as in `mix`; the shared expert's number is the one after the others'.
+        load, module, x, watch: as in `mix`; the shared expert's number is the one after the others'.
         gate: its gate ``[1, H]``, or of no rows where it has none.
     """
     if plan.shared_expert is None:
         return 0.0
     load(plan.experts, module)
     out = torch.empty_like(x)
-    for some, part in zip(x.split(BATCH), out.split(BATCH), strict=True):
-        part.copy_(type(module).forward(module, some))
+    for some in torch.arange(len(x), device=x.device).split(BATCH):
+        with watch(plan.experts, module, some):
+            out[some] = type(module).forward(module, x[some])
     return out.mul_((x @ gate.T).sigmoid()) if len(gate) else out
 
 
@@ -225,6 +239,7 @@ def run(
     batches: Sequence[Tensor],
     device: str,
     seen: Callable[[int, int, Tensor, Tensor], None],
+    inputs: Inputs | None = None,
 ) -> Stream:
     """Run all layers of a finished mixture, a layer and in it an expert at a time.
 
@@ -234,6 +249,7 @@ def run(
         batches: token ids ``[B, T]`` each, int64.
         device: where to compute.
         seen: told of each layer and batch, by number, the experts of its tokens and their weights ``[B * T, k]``.
+        inputs: shown what the maps in the layers read.
 
     Returns:
         The pass, ready to `finish`.
@@ -242,7 +258,8 @@ def run(
         SourceError: if a state becomes NaN or infinite, or there is a token that the mixture doesn't have.
     """
     experts = [InMixture(plan, mixture, number) for number in range(1, len(plan.sources))]
-    stream = Stream(InMixture(plan, mixture, 0), batches, device)
+    body = InMixture(plan, mixture, 0)
+    stream = Stream(body, batches, device)
     sizes = [ids.numel() for ids in batches]
 
     def load(expert: int, module: nn.Module) -> None:
@@ -257,9 +274,16 @@ def run(
         for batch, routing in enumerate(zip(chosen.split(sizes), weights.split(sizes), strict=True)):
             seen(stream.next, batch, *routing)
         own = gate(plan.host.shared_gate) if plan.gates > plan.experts else x[:0]
-        out = mix(load, module, x, chosen, weights, range(plan.experts))
-        return out.add_(shared(plan, load, module, x, own))
+        watch = [inputs.experts(f"{LAYER.format(layer=stream.next)}{module_name(plan)}.")] if inputs else []
+        out = mix(load, module, x, chosen, weights, range(plan.experts), *watch)
+        return out.add_(shared(plan, load, module, x, own, *watch))
+
+    def put(names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
+        assert inputs
+        whole = {f"{LAYER.format(layer=stream.next)}{name}.weight": name for name in names}
+        inputs.body(list(whole), read)
+        return {short: body.load(name) for name, short in whole.items()}
 
     for _ in range(plan.layers):
-        stream.step(feed_forward=(module_name(plan), feed_forward))
+        stream.step(feed_forward=(module_name(plan), feed_forward), merge=put if inputs else None)
     return stream

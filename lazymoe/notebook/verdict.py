@@ -12,9 +12,9 @@ import ipywidgets as w
 from lazymoe.notebook import ui
 from lazymoe.notebook.session import SESSION
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.output.folder import open_finished
+from lazymoe.output.folder import open_finished, reopen
 from lazymoe.recipe.texts import read_file
-from lazymoe.reporting.measuring import measure, reopen
+from lazymoe.reporting.measuring import measure
 
 QUICK = 20e9  # bytes of weights that are read for a verdict without being asked for it
 UNSEEN = "Paste texts of each expert's domain that are none of its prompts, one a line, or name a file of them."

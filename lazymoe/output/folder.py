@@ -23,7 +23,9 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import is_sealed, readable, writable
+from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.plan import WORK as WORK
+from lazymoe.planning.prepared import Prepared, prepare
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
 RECORD = "lazymoe.json"  # what a complete output says of itself
@@ -213,6 +215,21 @@ def open_finished(folder: Path) -> Finished:
     tokenizer = _object(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     chats = (folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template"))
     return Finished(folder, recipe, record, config, _measured(folder, len(recipe.experts)), chats)
+
+
+def reopen(folder: Path) -> Prepared:
+    """Prepare the recipe of a finished mixture as it was for the merge.
+
+    Args:
+        folder: the mixture's, absolute.
+
+    Raises:
+        OutputError: if the folder isn't such a mixture.
+        RecipeError: if the recipe in it can't be read.
+    """
+    done = open_finished(folder)
+    shard_size = done.record.shard_size or SHARD_SIZE
+    return prepare(done.recipe, shard_size=shard_size, allow_pickle=done.record.allow_pickle)
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:

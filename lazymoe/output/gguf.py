@@ -40,16 +40,16 @@ class Export:
 
     Attributes:
         files: by type.
-        importance: how much columns count, as far as that is known; of a tensor before it is written.
         slots, sizes, lacking: as every target has them.
     """
 
-    def __init__(self, scheme: Scheme, slots: Sequence[Slot]) -> None:
+    def __init__(self, scheme: Scheme, slots: Sequence[Slot], importance: Importance) -> None:
         """Work out where each part goes. Nothing is written.
 
         Args:
             scheme: what goes where, in which types.
             slots: all parts of the mixture's tensors, in order.
+            importance: how much columns count, as far as that is known; looked at whenever something is quantized.
 
         Raises:
             LazyMoEError: if nothing here quantizes.
@@ -58,8 +58,7 @@ class Export:
         self.slots = list(slots)
         self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
         self.lacking: dict[int, None] = {}
-        self.importance: Importance = {}
-        self._scheme = scheme
+        self._scheme, self._importance = scheme, importance
         self._quantize: Quantize | None = None if scheme.plain else quantizer()
         self._threads: ThreadPoolExecutor | None = None
         self._parts = [_rows_of(slot, scheme.parts[slot.output.name]) for slot in slots]
@@ -136,7 +135,7 @@ class Export:
                 values = _paired(values, part.head)
             shape = self._scheme.shapes[part.target]
             experts = shape[0] if len(shape) == 3 else 1
-            importance = of_expert(self.importance, part.target, part.row // part.rows, experts, part.width)
+            importance = of_expert(self._importance, part.target, part.row // part.rows, experts, part.width)
             for file in files:
                 if part.target in file.shapes:
                     data = self._encode(part, file.types[part.target], values, importance)

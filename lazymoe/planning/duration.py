@@ -18,7 +18,7 @@ from typing import Any
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.files import existing
-from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES, SHORT
+from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES, SHORT, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.ways import Way
@@ -106,7 +106,7 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
     packed += sum(_packed(n) for n in read if int(n) in SHORT and recipe.gate_mode == "fit")
 
     for_layer = 0.0
-    if recipe.gate_mode == "fit" or plan.shared == "regmean" or plan.corrected:
+    if plan.shared == "regmean" or reads_prompts(recipe, plan):
         for_layer += packed * 2 * (attention + plan.top_k * ffn)
     for expert in plan.corrected:  # its own model, what its network reads and gives in the mixture, and the closed form
         own, inner = _packed(_tokens(recipe.experts[expert].positive)), ffn / (3 * width)

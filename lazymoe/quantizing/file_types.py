@@ -14,6 +14,7 @@ from lazymoe.errors import error, nearest
 
 Shape = tuple[int, ...]
 PLAIN = ("F32", "F16", "BF16")  # as they are, or cut off: no quantizer needed
+UNWEIGHTED = (*PLAIN, "Q8_0")  # types that an importance matrix makes no difference to
 STARVED = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")  # types that are no good without an importance matrix
 # what a type becomes in rows that its blocks, of 256 weights, don't divide; the other types have blocks of 32
 NARROW = {

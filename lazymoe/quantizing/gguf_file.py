@@ -51,6 +51,28 @@ def tensor_bytes(kind: str, shape: Shape) -> int:
     return math.prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
 
+def is_whole(path: Path, record: Path, fingerprint: str) -> bool:
+    """Tell whether a file is there, as it was when that was noted.
+
+    Args:
+        path: the file's.
+        record: where it was noted.
+        fingerprint: tells it from others that were there before it.
+    """
+    kept = readable(record)
+    there = path.is_file() and path.stat().st_size == kept.get("bytes")
+    return there and kept.get("whole") == fingerprint
+
+
+def note_whole(path: Path, record: Path, fingerprint: str) -> None:
+    """Note that a file is whole.
+
+    Args:
+        path, record, fingerprint: as `is_whole` takes them.
+    """
+    write_whole(record, json.dumps({"whole": fingerprint, "bytes": path.stat().st_size}))
+
+
 class GgufFile:
     """A GGUF file in the making. It has its name when it is whole and on the disk.
 
@@ -99,8 +121,7 @@ class GgufFile:
     def find(self) -> None:
         """Look what is there of it."""
         kept = readable(self._record)
-        there = self.path.is_file() and self.path.stat().st_size == kept.get("bytes")
-        self.whole = there and kept.get("whole") == self._fingerprint
+        self.whole = is_whole(self.path, self._record, self._fingerprint)
         goes_on = kept.get("fingerprint") == self._fingerprint and self._temporary.is_file()
         self.done = set[str](kept["done"] if goes_on else ())
 
@@ -158,8 +179,7 @@ class GgufFile:
             return
         self.close()
         settle(self._temporary, self.path)
-        kept = {"whole": self._fingerprint, "bytes": self.path.stat().st_size}
-        write_whole(self._record, json.dumps(kept))
+        note_whole(self.path, self._record, self._fingerprint)
         self.whole = True
 
     def _padded_bytes(self, name: str) -> int:

@@ -7,17 +7,90 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
 from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.errors import error
+from lazymoe.files import settle
+from lazymoe.planning.plan import Constant, Piece, Plan
+from lazymoe.quantizing.layout import lay_out
+
+if TYPE_CHECKING:
+    from lazymoe.forward.inputs import Inputs
 
 Importance = dict[str, np.ndarray]  # by llama.cpp's name of a tensor: float32 [experts, columns], one where it has none
 SUMS, COUNTS = ".in_sum2", ".counts"
 LIMIT = 1 << 24  # entries, letters and columns that a file may claim
+
+
+class Squares(NamedTuple):
+    """What a tensor's columns are multiplied with: the sums of its squares ``[experts, columns]``, of so many tokens
+    ``[experts]``; both float32."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def means(self) -> np.ndarray:
+        """The mean squares, float32 ``[experts, columns]``; all columns alike for an expert that no token went to."""
+        counts = self.counts[:, None]
+        return np.where(counts > 0, self.sums / np.maximum(counts, 1), 1).astype(np.float32)
+
+
+def gathered(plan: Plan, inputs: Inputs) -> dict[str, Squares]:
+    """Say what was gathered of a mixture by llama.cpp's names of its tensors.
+
+    Args:
+        plan: what the mixture is made by.
+        inputs: what its maps read, as far as it ran: tensors of layers that didn't are left out.
+    """
+    shapes, parts = lay_out(plan.host, plan.config, {output.name: output.shape for output in plan.outputs})
+    found: dict[str, Squares] = {}
+    for output in plan.outputs:
+        rows_of = {part.start: part for part in parts[output.name]}  # experts may lie in one tensor, one after another
+        at = 0
+        for given in output.parts:
+            if not isinstance(given, Constant) and at in rows_of:
+                key, part = (given.source, given.tensor.name if isinstance(given, Piece) else given.name), rows_of[at]
+                if key in inputs.sums:
+                    experts = shapes[part.target][0] if len(shapes[part.target]) == 3 else 1
+                    empty = Squares(np.zeros((experts, part.width), np.float32), np.zeros(experts, np.float32))
+                    sums, counts = found.setdefault(part.target, empty)
+                    sums[part.row // part.rows], counts[part.row // part.rows] = inputs.sums[key], inputs.counts[key]
+            at += given.elements
+    return found
+
+
+def write_importance(file: Path, found: Mapping[str, Squares], dataset: str, tokens: Sequence[int]) -> None:
+    """Write an importance matrix in llama.cpp's format. The file has its name when it is whole.
+
+    Args:
+        file: where it goes.
+        found: what each tensor reads, by llama.cpp's name of it.
+        dataset: what to call the texts that were read.
+        tokens: of each of them.
+    """
+    from gguf import GGUFWriter
+
+    temporary = file.with_name(f".{file.name}")
+    writer = GGUFWriter(temporary, "imatrix")
+    del writer.kv_data[0]["general.architecture"]
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", [dataset])
+    writer.add_uint32("imatrix.chunk_count", len(tokens))
+    writer.add_uint32("imatrix.chunk_size", max(tokens))
+    for name, (sums, counts) in sorted(found.items()):
+        writer.add_tensor(name + SUMS, sums)
+        writer.add_tensor(name + COUNTS, counts[:, None])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    settle(temporary, file)
 
 
 def read_importance(file: Path) -> Importance:
@@ -51,10 +124,8 @@ def _from_gguf(file: Path) -> Importance:
     found = {}
     for name, sums in tensors.items():
         if name.endswith(SUMS):
-            counts = tensors[name.removesuffix(SUMS) + COUNTS].reshape(-1, 1)  # of tokens, by expert
-            sums = sums.reshape(len(counts), -1)
-            # an expert that no token went to has all columns alike
-            found[name.removesuffix(SUMS)] = np.where(counts > 0, sums / np.maximum(counts, 1), 1).astype(np.float32)
+            counts = tensors[name.removesuffix(SUMS) + COUNTS].reshape(-1)  # of tokens, by expert
+            found[name.removesuffix(SUMS)] = Squares(sums.reshape(len(counts), -1), counts).means
     return found
 
 

@@ -20,9 +20,8 @@ from lazymoe.forward.losses import Average, dense_losses, mixture_losses
 from lazymoe.forward.mixture import run
 from lazymoe.forward.stream import Weights
 from lazymoe.forward.tokens import WINDOW, load_tokenizer, windows
-from lazymoe.output.folder import open_finished
-from lazymoe.planning.plan import SHARD_SIZE
-from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.output.folder import reopen
+from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.yaml_text import parse
 from lazymoe.reporting.report import Report
@@ -197,21 +196,6 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         words.append(whole[len(done) :])
         done = whole if len(whole) > len(done) else done
     return words
-
-
-def reopen(folder: Path) -> Prepared:
-    """Prepare the recipe of a finished mixture as it was for the merge.
-
-    Args:
-        folder: the mixture's, absolute.
-
-    Raises:
-        OutputError: if the folder isn't such a mixture.
-        RecipeError: if the recipe in it can't be read.
-    """
-    done = open_finished(folder)
-    shard_size = done.record.shard_size or SHARD_SIZE
-    return prepare(done.recipe, shard_size=shard_size, allow_pickle=done.record.allow_pickle)
 
 
 def read_texts(path: Path) -> Texts:

@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+import torch
+from gguf import GGUFReader, GGUFWriter
+from small_models import IDS, Make, load_model, recipe, tensors_of
+from torch.nn.functional import silu
 
-from lazymoe import LazyMoEError
-from lazymoe.quantizing.importance import of_expert, read_importance
+from lazymoe import LazyMoEError, merge
+from lazymoe.checkpoint.opening import open_folder
+from lazymoe.forward.inputs import Inputs
+from lazymoe.forward.mixture import run
+from lazymoe.quantizing.importance import Squares, gathered, of_expert, read_importance, write_importance
 
 SUMS = {"blk.0.attn_q.weight": np.float32([[2, 4, 6]]), "blk.0.ffn_up_exps.weight": np.float32([[2, 4], [0, 0]])}
 COUNTS = {"blk.0.attn_q.weight": [2], "blk.0.ffn_up_exps.weight": [2, 0]}
@@ -75,3 +81,67 @@ def test_what_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
         assert problem.code == "input.imatrix"
         assert problem.where == str(file)
         assert len(str(problem).splitlines()) == 1
+
+
+def gather(folder: Path, *models: Path, **fields: object) -> dict[str, Squares]:
+    """Merge models and run the mixture: what was gathered, by llama.cpp's names."""
+    plan = merge(recipe(*models, **fields), folder).plan
+    inputs = Inputs([torch.ones_like(IDS, dtype=torch.bool)], "cpu")
+    run(plan, open_folder(folder), [IDS], "cpu", lambda *_: None, inputs)
+    return gathered(plan, inputs)
+
+
+def test_each_expert_has_what_transformers_sends_it(make: Make, tmp_path: Path) -> None:
+    found = gather(tmp_path / "moe", *(make(f"model-{i}", seed=i, dtype="float32") for i in range(4)))
+    model, weights, given = load_model(tmp_path / "moe"), tensors_of(tmp_path / "moe"), []
+    network = model.model.layers[1].mlp
+    network.register_forward_pre_hook(lambda _, args: given.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        model(IDS)
+    x = given[0]  # [N, H]
+    chosen = (x @ network.gate.weight.T).topk(2).indices
+    for expert in range(3):
+        own = x[(chosen == expert).any(1)]
+        w1, w3 = (weights[f"model.layers.1.block_sparse_moe.experts.{expert}.{w}.weight"] for w in ("w1", "w3"))
+        inside = silu(own @ w1.T) * (own @ w3.T)
+        for role, read in (("gate", own), ("up", own), ("down", inside)):
+            sums, counts = found[f"blk.1.ffn_{role}_exps.weight"]
+            assert counts[expert] == len(own)
+            assert np.allclose(sums[expert], read.square().sum(0), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "host", "other"),
+    [
+        ("phi3", "mixtral", {}),
+        ("granite", "granitemoe", {}),
+        ("qwen3", "qwen3_moe", {}),
+        ("ernie4_5", "ernie4_5_moe", {}),
+        ("cohere2", "cohere2_moe", {}),
+        ("lfm2", "lfm2_moe", {"shortconv.in_proj", "shortconv.out_proj"}),
+        ("llama", "glm4_moe", {"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}),
+    ],
+)
+def test_every_matrix_of_every_host_has_some(kind: str, host: str, other: set[str], make: Make, tmp_path: Path) -> None:
+    models = [make(f"model-{i}", seed=i, kind=kind) for i in range(3)]
+    shared = {"shared_experts": [{"source_model": str(models[1])}]} if host == "glm4_moe" else {}
+    found = gather(tmp_path / "moe", *models, architecture=host, **shared)
+    usual = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}
+    assert {name.split(".", 2)[2].removesuffix(".weight") for name in found} == usual | set(other)
+    for name, (sums, counts) in found.items():
+        assert sums.shape == (2 if "_exps" in name else 1, sums.shape[1])
+        assert counts.sum() == IDS.numel() * (2 if "_exps" in name else 1), name
+        assert (sums > 0).all()
+
+
+def test_what_is_written_is_read_again_and_is_as_the_format_has_it(tmp_path: Path) -> None:
+    found = {name: Squares(sums, np.float32(COUNTS[name])) for name, sums in SUMS.items()}
+    file = tmp_path / "imatrix.gguf"
+    write_importance(file, found, "prompts", [256, 100])
+    assert [path.name for path in tmp_path.iterdir()] == ["imatrix.gguf"]
+    read, expected = read_importance(file), read_importance(write_gguf(tmp_path / "other.gguf"))
+    assert read.keys() == expected.keys()
+    assert all(np.array_equal(read[name], expected[name]) for name in read)
+    says = {key: field.contents() for key, field in GGUFReader(file).fields.items() if not key.startswith("GGUF.")}
+    assert says == {"general.type": "imatrix", "imatrix.datasets": ["prompts"], "imatrix.chunk_count": 2,
+                    "imatrix.chunk_size": 256}  # fmt: skip

@@ -8,7 +8,7 @@ import json
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,16 @@ def mixture(tmp_path: Path, demo_models: Path) -> Mixture:
     """Makes a mixture of small models with the demo's tokenizer, or the one in another folder."""
 
     def make(kind: str, host: str, experts: int = 4, shared: bool = False, tokenizer: Path | None = None,
-             std: float = 0.2, **config: Any) -> Path:  # fmt: skip
+             std: float = 0.2, prompts: Sequence[str] = (), **config: Any) -> Path:  # fmt: skip
         models = [make_model(tmp_path, f"m{i}", i, kind, std=std, vocab_size=512, **config) for i in range(experts + 1)]
         for model in models:
             for file in (tokenizer or demo_models / "base").glob("token*"):
                 shutil.copy(file, model)
         extra = {"shared_experts": [{"source_model": str(models[1])}]} if shared else {}
-        merge(
-            recipe(models[0], *models[1:], architecture=host, experts_per_token=2, **extra),
-            tmp_path / "moe",
-            device="cpu",
-        )
+        given = recipe(models[0], *models[1:], architecture=host, experts_per_token=2, **extra)
+        asked = [{"positive_prompts": [prompt]} for prompt in prompts] or [{}] * experts
+        every = [expert.model_copy(update=fields) for expert, fields in zip(given.experts, asked, strict=True)]
+        merge(given.model_copy(update={"experts": every}), tmp_path / "moe", device="cpu")
         return tmp_path / "moe"
 
     return make
@@ -254,3 +253,18 @@ def test_every_tensor_of_every_type_is_its_quantizer_s(
         assert found == expected, kind
         [number] = (gguf.GGUFReader(f).fields["general.file_type"].contents() for f in (files[kind][0],))
         assert number == gguf.GGUFReader(tmp_path / "made.gguf").fields["general.file_type"].contents()
+
+
+def test_its_quantizer_makes_the_same_with_our_importance_matrix(
+    mixture: Mixture, llamacpp: str, libllama: str, tmp_path: Path
+) -> None:
+    """The matrix of the recipe's prompts, read by llama.cpp's own reader; one expert's is of few tokens."""
+    config = {**WIDE, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    folder = mixture("llama", "mixtral", 3, prompts=TEXTS, **config)
+    given, kinds = tmp_path / "given.gguf", ("Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K", "IQ4_XS", "IQ3_S", "IQ2_XS")
+    subprocess.run([llamacpp, "-c", CONVERT, folder, given], check=True, capture_output=True)
+    files = to_gguf(folder, kinds, device="cpu").files
+    matrix = tmp_path / "moe-GGUF" / "moe.imatrix.gguf"
+    for kind in kinds:
+        quantize(libllama, given, tmp_path / "made.gguf", FILE_TYPES[kind].number, matrix)
+        assert tensors(files[kind][0]) == tensors(tmp_path / "made.gguf"), kind
