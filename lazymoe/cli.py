@@ -154,11 +154,14 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
         sub.add_argument("--device", metavar="NAME", help="where it is computed (default: cuda if there is one)")
 
-    def gguf_options(sub: argparse.ArgumentParser) -> None:
+    def matrix_options(sub: argparse.ArgumentParser) -> None:
         about = "of GGUF: an importance matrix, as llama-imatrix makes it (default: one made of the recipe's prompts)"
         matrix = sub.add_mutually_exclusive_group()
         matrix.add_argument("--imatrix", type=Path, default=True, metavar="FILE", help=about)
         matrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="quantize GGUF without one")
+
+    def gguf_options(sub: argparse.ArgumentParser) -> None:
+        matrix_options(sub)
         sub.add_argument("--threads", type=int, metavar="N", help="how many quantize GGUF (default: all there are)")
 
     def card_options(sub: argparse.ArgumentParser) -> None:
@@ -171,6 +174,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument(
         "folder", nargs="?", default=".", metavar="FOLDER", help="where the mixture would go, to measure its disk"
     )
+    sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help="check what GGUF files of these types would take")
+    matrix_options(sub)
     recipe_options(sub)
     common(sub)
 
@@ -263,10 +268,17 @@ def _check(options: Options) -> Told:
     from lazymoe.planning.checking import check
     from lazymoe.planning.plan import SHARD_SIZE
 
-    found = check(
-        options.recipe, options.folder, shard_size=options.shard_size or SHARD_SIZE,
-        allow_pickle=options.allow_pickle, source=options.source,
-    )  # fmt: skip
+    there: dict[str, Any] = {"allow_pickle": options.allow_pickle, "source": options.source}
+    if options.gguf:
+        from lazymoe.exporting import LARGEST
+        from lazymoe.merging_to_gguf import check_gguf
+
+        largest = options.shard_size or LARGEST
+        found = check_gguf(
+            options.recipe, options.gguf, options.folder, imatrix=options.imatrix, largest=largest, **there
+        )
+    else:
+        found = check(options.recipe, options.folder, shard_size=options.shard_size or SHARD_SIZE, **there)
     few = "\n".join(f"error: {p}" for p in found.errors)
     return Told(str(found), few, found.to_dict(), _code(found.errors))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lazymoe.computing.compute import compute, degenerate
-from lazymoe.errors import LazyMoEError, error, failure
+from lazymoe.errors import LazyMoEError, Problem, error, failure
 from lazymoe.exporting import (
     ENDING,
     LARGEST,
@@ -34,12 +34,13 @@ from lazymoe.output.folder import is_finished
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import slots_of
 from lazymoe.output.writer import Writer
-from lazymoe.planning.checking import judge
+from lazymoe.planning.checking import Check, examine, judge
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Gguf
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
+from lazymoe.quantizing.file_types import PLAIN
 from lazymoe.quantizing.gguf_file import RECORDS
 from lazymoe.quantizing.importance import Importance, Squares, digest, gathered, read_importance, write_importance
 from lazymoe.quantizing.scheme import make_scheme
@@ -123,12 +124,12 @@ def carry_to_gguf(
     prepared = weighted(prepared, kinds, imatrix)
     importance = {} if isinstance(imatrix, bool) else imatrix
     export = lay(prepared, kinds, goal, importance, seed, largest)
-    found = judge(prepared, goal, to_hub=False, gguf=Gguf(export.nbytes, export.room))
+    found = judge(prepared, goal, to_hub=False, gguf=Gguf(export.sizes_by_type, export.room))
     if found.errors:
         raise failure(found.errors)
     assert found.way  # or there would be an error
     plan, away = prepared.sound_plan, found.way.remote
-    warnings = [*found.warnings, *doubts(plan.host, plan.config, goal)]
+    warnings = [*found.warnings, *doubtful_gguf(prepared, export, kinds, goal)]
     if export.whole:
         return Exported(export.paths, tuple(warnings))
 
@@ -161,6 +162,69 @@ def carry_to_gguf(
     return Exported(export.paths, tuple(warnings))
 
 
+def check_gguf(
+    recipe: Recipe | str | os.PathLike[str],
+    types: str | Sequence[str],
+    out: str | os.PathLike[str] = ".",
+    *,
+    imatrix: str | os.PathLike[str] | bool = True,
+    allow_pickle: bool = False,
+    source: Where = "auto",
+    largest: int = LARGEST,
+) -> Check:
+    """Tell whether a recipe can be made as GGUF and what it takes, before anything large is downloaded.
+
+    Args:
+        recipe, types, out, imatrix, allow_pickle, source, largest: as in `merge_to_gguf`.
+
+    Returns:
+        What was found, as `lazymoe.check` has it.
+
+    Raises:
+        RecipeError: if it isn't a recipe.
+        LazyMoEError: if there is no such type, or a package is missing.
+    """
+    kinds, goal = kinds_of(types), absolute(out)
+    importance = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
+    prepared = weighted(prepare(recipe, allow_pickle=allow_pickle, source=source), kinds, imatrix)
+    if prepared.errors:
+        return judge(prepared, goal)
+    try:
+        export = lay(prepared, kinds, goal, importance, 0, largest)
+    except LazyMoEError as e:
+        found = judge(prepared, goal)
+        return replace(found, errors=(*found.errors, *e.problems))
+    gguf = Gguf(export.sizes_by_type, export.room, export.seconds(threads_of(None)))
+    found = examine(prepared, goal, gguf)
+    notes = [
+        f"{prepared.recipe.models[number].where}: its feed-forward matrices are copied as they are into {kind}"
+        for kind in kinds
+        for number, (_, anew) in export.requantized(kind).items()
+        if not anew
+    ]
+    warnings = (*found.warnings, *doubtful_gguf(prepared, export, kinds, goal))
+    return replace(found, warnings=warnings, notes=(*found.notes, *notes))
+
+
+def doubtful_gguf(prepared: Prepared, export: Export, kinds: Sequence[str], goal: Path) -> Iterator[Problem]:
+    """Yield what is lost in GGUF files beside what their types say.
+
+    Args:
+        prepared, kinds, goal: as in `carry_to_gguf`.
+        export: the files.
+    """
+    plan = prepared.sound_plan
+    yield from doubts(plan.host, plan.config, goal)
+    for kind in kinds:
+        for number, (taken, anew) in export.requantized(kind).items():
+            if anew and kind not in PLAIN:
+                what = (
+                    f"{anew} of {taken} matrices that are taken of its GGUF file are quantized a second time for {kind}"
+                )
+                remedy = f"Name its {kind} file and leave it unchanged, or name the model that it was made from."
+                yield Problem("source.requantized", prepared.recipe.models[number].where, what, remedy)
+
+
 class _Weights:
     """How much columns count, learned while a mixture is made."""
 
@@ -181,7 +245,7 @@ class _Weights:
             write_importance(file, self._found, "the recipe's prompts", self._tokens)
 
 
-def weighted(prepared: Prepared, kinds: Sequence[str], imatrix: Importance | bool) -> Prepared:
+def weighted(prepared: Prepared, kinds: Sequence[str], imatrix: object) -> Prepared:
     """Have it found out how much columns count, if that is wanted, a type gains by it and there are prompts.
 
     Args:

@@ -39,6 +39,7 @@ class Check:
         way: the one that is chosen of them: the first that fits, of those that were asked for; None if none does.
         disk_free: free where the output goes.
         memory_free: free memory.
+        gguf: what is made, if not a checkpoint.
     """
 
     errors: tuple[Problem, ...]
@@ -49,6 +50,7 @@ class Check:
     way: Way | None
     disk_free: int
     memory_free: int
+    gguf: Gguf | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give its fields by name, for programs: figures in bytes or numbers of parameters."""
@@ -61,20 +63,27 @@ class Check:
             "free_disk_bytes": self.disk_free,
             "free_memory_bytes": self.memory_free,
         }
-        return found | self.plan.to_dict() if self.plan else found
+        found |= self.plan.to_dict() if self.plan else {}
+        return found | ({"gguf_bytes": dict(self.gguf.files)} if self.gguf else {})
 
     def figures(self) -> dict[str, str]:
         """Say what will be made, and of what, name to words; empty where errors leave nothing to plan."""
         if not (plan := self.plan):
             return {}
         total, active = billions(plan.parameters), billions(plan.active_parameters)
+        made = {
+            "weights": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
+            "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
+            "and 1 to 2 GB for the context",
+        }
+        if self.gguf:
+            sizes = ", ".join(f"{kind} {gigabytes(nbytes)}" for kind, nbytes in self.gguf.files.items())
+            made = {"GGUF": sizes, "memory to run": "that of a file, and 1 to 2 GB for the context"}
         return {
             "model": f"{plan.architecture}, {plan.layers} layers, hidden size {plan.hidden_size}",
             "experts": f"{plan.experts}, {plan.top_k} for each token",
             "parameters": f"{total} in total, {active} active per token",
-            "weights": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
-            "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
-            "and 1 to 2 GB for the context",
+            **made,
             "free here": f"{gigabytes(self.disk_free)} of disk, {gigabytes(self.memory_free)} of memory",
         }
 
@@ -134,17 +143,18 @@ def check(
     return examine(prepared, absolute(folder))
 
 
-def examine(prepared: Prepared, folder: Path) -> Check:
+def examine(prepared: Prepared, folder: Path, gguf: Gguf | None = None) -> Check:
     """Check a prepared recipe, with an estimate of the time, for which network, disk and processor are tried out.
 
     Args:
         prepared: the recipe.
         folder: where the output will go, absolute.
+        gguf: what is made, if not a checkpoint.
     """
-    found = judge(prepared, folder)
+    found = judge(prepared, folder, gguf=gguf)
     if found.plan is None or found.way is None or found.errors:
         return found
-    ways = with_times(found.ways, prepared, found.plan, folder)
+    ways = with_times(found.ways, prepared, found.plan, folder, gguf)
     return replace(found, ways=ways, way=ways[found.ways.index(found.way)])
 
 
@@ -169,7 +179,7 @@ def judge(prepared: Prepared, folder: Path, to_hub: bool | None = None, gguf: Gg
         errors += _disk(nearest, choose(among(ways, "auto", to_hub)) or choose(ways))
         warnings += _memory(nearest, prepared.recipe, plan)
     free = shutil.disk_usage(existing(folder)).free, psutil.virtual_memory().available
-    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, ways, way, *free)
+    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, ways, way, *free, gguf)
 
 
 def _disk(way: Way, other: Way | None) -> Iterator[Problem]:

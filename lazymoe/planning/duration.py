@@ -21,7 +21,7 @@ from lazymoe.files import existing
 from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES, SHORT, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
-from lazymoe.planning.ways import Way
+from lazymoe.planning.ways import Gguf, Way
 from lazymoe.recipe.schema import STREAMED, Recipe
 
 BEGIN = 5.0  # seconds: Python, torch, a tokenizer
@@ -61,13 +61,16 @@ class _Rates:
         return EFFICIENCY * _processor()
 
 
-def with_times(ways: Sequence[Way], prepared: Prepared, plan: Plan, folder: Path) -> tuple[Way, ...]:
+def with_times(
+    ways: Sequence[Way], prepared: Prepared, plan: Plan, folder: Path, gguf: Gguf | None = None
+) -> tuple[Way, ...]:
     """Estimate how long each way takes; the rates are measured once for all.
 
     Args:
         ways: to merge.
         prepared, plan: what is wanted.
         folder: where the output will go, absolute.
+        gguf: what is made, if not a checkpoint.
     """
     rates = _Rates(prepared.sources, folder)
     operations = _operations(prepared.prompts, plan)
@@ -81,11 +84,12 @@ def with_times(ways: Sequence[Way], prepared: Prepared, plan: Plan, folder: Path
         return amount / measured if measured else None
 
     def timed(way: Way) -> Way:
-        moved = plan.nbytes + weights - (missing if way.remote else 0)
+        moved = (gguf.nbytes if gguf else plan.nbytes) + weights - (missing if way.remote else 0)
         parts = [
             taking(way.brought, LITTLE, lambda: rates.network),
             taking(moved if plan.nbytes > LITTLE else 0, LITTLE, lambda: rates.disk),
             taking(operations, QUICK, lambda: rates.processor),
+            gguf.seconds if gguf else 0.0,
         ]
         known = [part for part in parts if part is not None]
         seconds = BEGIN + sum(known) if len(known) == len(parts) else None

@@ -5,7 +5,7 @@ Models on the Hub are downloaded or read where they are; the mixture stays in it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,14 +34,18 @@ class Gguf(NamedTuple):
     """GGUF files that are made in place of a checkpoint.
 
     Attributes:
-        nbytes: of all of them.
+        files: bytes of the files of each type.
         room: bytes of disk that they still take.
         seconds: that it takes here to quantize what is lacking, about; None if that wasn't estimated.
     """
 
-    nbytes: int
+    files: Mapping[str, int]
     room: int
     seconds: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.files.values())
 
 
 @dataclass(frozen=True)
