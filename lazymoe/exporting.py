@@ -17,6 +17,7 @@ from lazymoe.output.claims import locked
 from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights, reopen
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot
+from lazymoe.output.quantized import describe, is_quantized, open_quantized
 from lazymoe.output.writer import Writer
 from lazymoe.planning.disk import by_disk
 from lazymoe.planning.plan import Output, Piece
@@ -111,6 +112,7 @@ def to_gguf(
     tensors = _tensors(done)
     export = _export(done, tensors, list(dict.fromkeys(names)), bool(weights or matrix), weights)
     counts = matrix.made_of if matrix else digest(weights)
+    _check_taken(goal, done)
     export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
     _check_room(export, goal)
     prepared = _reopen(done) if matrix and not matrix.whole else None
@@ -124,6 +126,7 @@ def to_gguf(
             export.open(threads or _processors())
             with closing(Writer([export], progress, "quantize")) as writer:
                 _write(writer, done.config["num_hidden_layers"])
+            describe(goal, done.recipe, done.record, done.config, done.chats)
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
     files = {kind: [file.path for file in files] for kind, files in export.files.items()}
@@ -207,6 +210,17 @@ def _export(
     except (LookupError, TypeError, ValueError, StopIteration) as e:
         what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
         raise error("output.damaged", done.folder, what, AGAIN) from None
+
+
+def _check_taken(goal: Path, done: Finished) -> None:
+    """Look whether a folder can hold this mixture's GGUF files: all in it are of one mixture.
+
+    Raises:
+        OutputError: if it holds another's.
+    """
+    if is_quantized(goal) and open_quantized(goal).mixture.record.fingerprint != done.record.fingerprint:
+        what = "this folder holds the GGUF files of another mixture"
+        raise error("output.taken", goal, what, "Name another output folder, or delete this one.")
 
 
 def _check_packages() -> None:
