@@ -27,17 +27,19 @@ if TYPE_CHECKING:
     from lazymoe.forward.loading import load
     from lazymoe.merging import Merged, merge
     from lazymoe.merging_to_gguf import check_gguf, merge_to_gguf
+    from lazymoe.output.quantized import Quality
     from lazymoe.planning.checking import Check, check
     from lazymoe.publishing import Published, publish
     from lazymoe.recipe.schema import Expert, Recipe, Texts
     from lazymoe.reporting.measuring import report
+    from lazymoe.reporting.quality import report_gguf
     from lazymoe.reporting.report import Report
     from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
     "Check", "Demo", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published",
-    "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "check_gguf", "demo",
-    "load", "merge", "merge_to_gguf", "merge_to_hub", "publish", "report", "to_gguf",
+    "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "check_gguf",
+    "demo", "load", "merge", "merge_to_gguf", "merge_to_hub", "publish", "report", "report_gguf", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -52,7 +54,9 @@ _HOMES = {
     "lazymoe.planning.checking": ("Check", "check"),
     "lazymoe.publishing": ("Published", "publish"),
     "lazymoe.recipe.schema": ("Expert", "Recipe", "Texts"),
+    "lazymoe.output.quantized": ("Quality",),
     "lazymoe.reporting.measuring": ("report",),
+    "lazymoe.reporting.quality": ("report_gguf",),
     "lazymoe.reporting.report": ("Report",),
     "lazymoe.to_hub": ("merge_to_hub",),
 }

@@ -197,15 +197,20 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     recipe_options(sub)
     common(sub)
 
-    about = "measure a finished mixture: who gets which token, and is it any good"
+    about = (
+        "measure a finished mixture: who gets which token, and is it any good; or its GGUF files: what did they lose"
+    )
     example = "lazymoe report my-moe --texts held-out.yaml"
     sub = command("report", _report, about, example, "nothing was saved, and the mixture is as it was")
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    files_help = "or of its GGUF files, or one of these"
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, {files_help}")
     sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
     sub.add_argument(
         "--routing", action="store_true", help="measure the routing alone, without the losses of all models"
     )
     sub.add_argument("--layers", action="store_true", help="also print what each expert gets in each layer")
+    about = "of GGUF files: the mixture in 16 bit to compare with (default: the one beside them)"
+    sub.add_argument("--mixture", metavar="FOLDER", help=about)
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
     common(sub)
 
@@ -334,10 +339,13 @@ def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
 
 def _report(options: Options) -> Told:
     from lazymoe.output.folder import PICTURES, REPORT
+    from lazymoe.output.quantized import is_quantized
     from lazymoe.reporting.measuring import read_texts, report
 
     folder = absolute(options.folder)
     texts = read_texts(options.texts) if options.texts else None
+    if is_quantized(folder) or folder.suffix == ".gguf":
+        return _report_gguf(options, folder, texts)
     with bars(options.quiet) as progress:
         found = report(folder, texts, losses=not options.routing, device=options.device, progress=progress)
     saved = found.save(folder)
@@ -348,6 +356,16 @@ def _report(options: Options) -> Told:
         note = f"Not saved: {shown(folder / REPORT)} has losses too, measured before; without --routing it is renewed."
     words = "\n\n".join([str(found), *([found.layers()] if options.layers else []), note])
     return Told(words, "\n".join(files), {"ok": True, **found.to_dict(), "saved": files})
+
+
+def _report_gguf(options: Options, path: Path, texts: Any) -> Told:
+    from lazymoe.output.quantized import QUALITY
+    from lazymoe.reporting.quality import report_gguf
+
+    with bars(options.quiet) as progress:
+        found = report_gguf(path, texts, mixture=options.mixture, device=options.device, progress=progress)
+    saved = str(shown((path if path.is_dir() else path.parent) / QUALITY))
+    return Told(f"{found}\n\nSaved for their card: {saved}.", saved, {"ok": True, **found.to_dict(), "saved": [saved]})
 
 
 def _card(options: Options) -> Told:

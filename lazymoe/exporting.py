@@ -14,9 +14,10 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.files import absolute, shown, unwritten
 from lazymoe.output.claims import locked
-from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights, reopen
+from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, is_finished, open_finished, open_weights, reopen
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot
+from lazymoe.output.quantized import MATRIX, describe, is_quantized, open_quantized
 from lazymoe.output.writer import Writer
 from lazymoe.planning.disk import by_disk
 from lazymoe.planning.plan import Output, Piece
@@ -31,7 +32,6 @@ from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
 ENDING = "-GGUF"  # of the names of folders and repositories
-MATRIX = ".imatrix.gguf"  # and of that of an importance matrix
 STAGE = "quantize"  # of the progress
 
 
@@ -103,7 +103,7 @@ def to_gguf(
     kinds, threads = kinds_of(types), threads_of(threads)
     done = open_finished(absolute(folder))
     goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}{ENDING}")
-    check_goal(goal)
+    check_goal(goal, done.record.fingerprint)
     weights = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
     matrix = _matrix(done, goal) if imatrix is True and gains(kinds) else None
     export = _export(done, _tensors(done), kinds, bool(weights or matrix), weights)
@@ -121,6 +121,7 @@ def to_gguf(
             export.open(threads)
             with closing(Writer([export], progress, STAGE)) as writer:
                 write_layers(writer, done.config["num_hidden_layers"])
+            describe(goal, done.recipe, done.record, done.config, done.chats)
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
     return Exported(export.paths, tuple(doubts(done.host, done.config, done.folder)))
@@ -169,17 +170,23 @@ def threads_of(given: int | None) -> int:
     return given or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def check_goal(goal: Path) -> None:
-    """Look whether GGUF files can go into a folder.
+def check_goal(goal: Path, fingerprint: str) -> None:
+    """Look whether a mixture's GGUF files can go into a folder: all in it are of one mixture.
 
     Args:
         goal: the folder, which need not exist.
+        fingerprint: of the mixture.
 
     Raises:
-        OutputError: if it is a file.
+        OutputError: if it is a file, or holds a mixture or another's GGUF files.
     """
     if goal.exists() and not goal.is_dir():
         raise error("output.taken", goal, "this is a file", "Name another output folder.")
+    if is_finished(goal):
+        raise error("output.taken", goal, "this folder holds a mixture", "Name another folder for its GGUF files.")
+    if is_quantized(goal) and open_quantized(goal).mixture.record.fingerprint != fingerprint:
+        what = "this folder holds the GGUF files of another mixture"
+        raise error("output.taken", goal, what, "Name another output folder, or delete this one.")
 
 
 def write_layers(writer: Writer, layers: int) -> None:
