@@ -17,7 +17,7 @@ from lazymoe.output.claims import locked
 from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights, reopen
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot
-from lazymoe.output.quantized import describe, is_quantized, open_quantized
+from lazymoe.output.quantized import ENDING, MATRIX, describe, is_quantized, open_quantized
 from lazymoe.output.writer import Writer
 from lazymoe.planning.disk import by_disk
 from lazymoe.planning.plan import Output, Piece
@@ -79,9 +79,9 @@ def to_gguf(
         folder: the mixture's.
         types: as `llama-quantize` names them, such as ``Q4_K_M``; several with commas between, or in a list.
         out: the folder for the files; by default one beside the mixture's, with ``-GGUF`` after its name.
-        imatrix: whether to make an importance matrix of the recipe's prompts where a type gains by one, for which the
-            recipe's models must be reachable; it is written beside the files. Or a file with one, as llama.cpp's
-            `llama-imatrix` makes it.
+        imatrix: whether to make an importance matrix of the recipe's prompts where a type gains by one; it is written
+            beside the files. Where the recipe's models can't be reached there is none, and a warning. Or a file with
+            one, as llama.cpp's `llama-imatrix` makes it.
         threads: how many quantize; by default all that this process may use.
         largest: the most bytes of tensors in a file; what is larger is cut, as llama.cpp cuts it.
         device: where the importance matrix is computed; a CUDA device if there is one by default.
@@ -104,18 +104,21 @@ def to_gguf(
     if threads is not None and threads < 1:
         raise error("input.usage", "--threads", f"there can't be {threads}", "Give 1 or more.")
     done = open_finished(absolute(folder))
-    goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}-GGUF")
+    goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}{ENDING}")
     if goal.exists() and not goal.is_dir():
         raise error("output.taken", goal, "this is a file", "Name another output folder.")
     weights = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
     matrix = _matrix(done, goal) if imatrix is True and not set(names) <= set(UNWEIGHTED) else None
-    tensors = _tensors(done)
-    export = _export(done, tensors, list(dict.fromkeys(names)), bool(weights or matrix), weights)
+    prepared, warnings = None, doubts(done.host, done.config, done.folder)
+    if matrix and not matrix.whole:
+        prepared, lacking = _reopened(done)
+        if lacking:
+            matrix, warnings = None, [*warnings, lacking]
+    export = _export(done, _tensors(done), list(dict.fromkeys(names)), bool(weights or matrix), weights)
     counts = matrix.made_of if matrix else digest(weights)
     _check_taken(goal, done)
     export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
     _check_room(export, goal)
-    prepared = _reopen(done) if matrix and not matrix.whole else None
     try:
         (goal / WORK).mkdir(parents=True, exist_ok=True)
         with locked(goal / WORK), closing(export):
@@ -130,7 +133,7 @@ def to_gguf(
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
     files = {kind: [file.path for file in files] for kind, files in export.files.items()}
-    return Exported(files, tuple(doubts(done.host, done.config, done.folder)))
+    return Exported(files, tuple(warnings))
 
 
 @dataclass(frozen=True)
@@ -157,25 +160,21 @@ def _matrix(done: Finished, goal: Path) -> _Matrix | None:
     """Say where the importance matrix of a mixture is or goes; None if its recipe has no prompts."""
     if not any(expert.positive_prompts for expert in done.recipe.experts):
         return None
-    name = f"{done.folder.name}.imatrix.gguf"
+    name = f"{done.folder.name}{MATRIX}"
     made_of = hashlib.sha256(f"{done.record.fingerprint}{done.recipe.to_yaml()}".encode()).hexdigest()
     return _Matrix(goal / name, goal / WORK / f"{name}.json", made_of)
 
 
-def _reopen(done: Finished) -> Prepared:
-    """Prepare a mixture's recipe again, for what its models' headers say.
-
-    Raises:
-        LazyMoEError: if one of its models or texts can't be read.
-    """
+def _reopened(done: Finished) -> tuple[Prepared | None, Problem | None]:
+    """Prepare a mixture's recipe again, for its prompts and what its models' headers say; or tell why that can't be."""
     try:
         prepared = reopen(done.folder)
         assert prepared.sound_plan
-        return prepared
+        return prepared, None
     except LazyMoEError as e:
-        what = f"an importance matrix takes the recipe's models and prompts, and {e.problems[0].what}"
-        remedy = "Give one with --imatrix FILE, or do without: --no-imatrix."
-        raise error("input.imatrix", e.problems[0].where, what, remedy) from None
+        what = f"no importance matrix was made: that takes the recipe's models and prompts, and {e.problems[0].what}"
+        remedy = "Rounding is a little coarser so. Give one with --imatrix FILE, or make the files where these are."
+        return None, Problem("output.unweighted", e.problems[0].where, what, remedy)
 
 
 def _tensors(done: Finished) -> dict[str, TensorInfo]:
