@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from lazymoe import Recipe, merge, to_gguf
 from lazymoe.checkpoint.opening import open_folder
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--widen", action="store_true")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
+    logging.disable_progress_bar()
     pairs = [pair.rpartition("=")[::2] for pair in options.experts]
     kinds = options.types.split(",")
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:

@@ -214,17 +214,17 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
     common(sub)
 
-    about = "print the model card of a finished mixture"
+    about = "print the model card of a finished mixture, or of its GGUF files"
     sub = command("card", _card, about, "lazymoe card my-moe --repo you/my-moe > card.md", "nothing was written")
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, or of its GGUF files")
     sub.add_argument("--repo", metavar="USER/NAME", help="the name it will have on the Hub")
     card_options(sub)
     common(sub)
 
-    about = "put a finished mixture on the Hugging Face Hub, with its card; again after a change"
+    about = "put a finished mixture, or its GGUF files, on the Hugging Face Hub, with a card; again after a change"
     stopped = "nothing half-made is visible, and the same command sends only what is missing"
     sub = command("publish", _publish, about, "lazymoe publish my-moe you/my-moe --private", stopped)
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, or of its GGUF files")
     sub.add_argument("repo", metavar="USER/NAME", help="its name on the Hub; the token is HF_TOKEN or 'hf auth login'")
     sub.add_argument("--private", action="store_true", help="a new repository that only its owner can see")
     card_options(sub)
@@ -392,7 +392,8 @@ def _publish(options: Options) -> Told:
 
 
 def _gguf(options: Options) -> Told:
-    from lazymoe.exporting import ENDING, LARGEST, to_gguf
+    from lazymoe.exporting import LARGEST, to_gguf
+    from lazymoe.output.quantized import ENDING
 
     given = absolute(options.given)
     if not given.is_dir():

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.errors import LazyMoEError, Problem, failure
 from lazymoe.exporting import (
-    ENDING,
     LARGEST,
     STAGE,
     Exported,
@@ -42,7 +41,7 @@ from lazymoe.output.claims import check_sources, claim, clear, locked
 from lazymoe.output.folder import RECORD, WORK
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import slots_of
-from lazymoe.output.quantized import MATRIX, describe
+from lazymoe.output.quantized import ENDING, MATRIX, describe
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import Check, examine, judge
 from lazymoe.planning.plan import Plan

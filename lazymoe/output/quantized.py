@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from lazymoe.recipe.schema import Recipe
 
 GGUF = "gguf.json"  # what such a folder says of the mixture
 QUALITY = "quality.json"
+ENDING = "-GGUF"  # of the names of folders and repositories of GGUF files
 MATRIX = ".imatrix.gguf"  # ends the name of an importance matrix
 NAMED = re.compile(r"(?P<name>.+)-(?P<kind>[A-Z0-9_]+?)(-[0-9]{5}-of-(?P<shards>[0-9]{5}))?\.gguf")
 AGAIN = "Write the GGUF files again: what is whole is left alone."
@@ -26,14 +28,24 @@ KV_BYTES = 2  # of an element of what attention keeps of a token
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _About(BaseModel):
-    """What `GGUF` holds: a mixture's record, config.json, and whether it chats."""
+class Listed(BaseModel):
+    """The files of one type, by name, and their bytes together."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    names: list[str]
+    nbytes: int
+
+
+class About(BaseModel):
+    """What `GGUF` holds: a mixture's record, config.json, whether it chats, and on the Hub the files by type."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     record: Record
     config: dict[str, Any]
     chats: bool
+    files: dict[str, Listed] = {}
 
 
 class Measured(BaseModel):
@@ -125,22 +137,27 @@ class Quantized:
         """Where they are."""
         return self.mixture.folder
 
-    def nbytes(self, kind: str) -> int:
-        """Count the bytes of a type's files.
+    def stamps(self, kind: str) -> list[str]:
+        """Give what tells the files of a type from those that were or will be in their place.
 
         Args:
             kind: the type.
         """
-        return sum(path.stat().st_size for path in self.files[kind])
+        return [str(_noted(path)) for path in self.files[kind]]
 
-    def memory(self, kind: str, context: int) -> int:
-        """Count the bytes of memory for the weights of a type, and for what attention keeps of a text.
+    @property
+    def listed(self) -> dict[str, Listed]:
+        """Its files by type, for a card."""
+        return {
+            kind: Listed(names=[path.name for path in files], nbytes=sum(path.stat().st_size for path in files))
+            for kind, files in self.files.items()
+        }
 
-        Args:
-            kind: the type.
-            context: tokens of the text.
-        """
-        return self.nbytes(kind) + kept_bytes(self.mixture.config, context)
+    @property
+    def about(self) -> About:
+        """What a repository of them says of the mixture and of them."""
+        mixture = self.mixture
+        return About(record=mixture.record, config=mixture.config, chats=mixture.chats, files=self.listed)
 
 
 def kept_bytes(config: dict[str, Any], context: int) -> int:
@@ -166,7 +183,7 @@ def describe(folder: Path, recipe: Recipe, record: Record, config: dict[str, Any
         config: the mixture's config.json.
         chats: whether its tokenizer has a chat template.
     """
-    about = _About(record=record, config=config, chats=chats)
+    about = About(record=record, config=config, chats=chats)
     write_whole(folder / RECIPE, recipe.to_yaml())
     write_whole(folder / GGUF, json.dumps(about.model_dump(), indent=2) + "\n")
 
@@ -194,7 +211,7 @@ def open_quantized(folder: Path) -> Quantized:
         what = "this isn't a folder of GGUF files that LazyMoE made"
         raise error("output.unfinished", folder, what, "Name one that 'lazymoe gguf' has completed.")
     try:
-        about = _About.model_validate(readable(folder / GGUF))
+        about = About.model_validate(readable(folder / GGUF))
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -207,16 +224,32 @@ def open_quantized(folder: Path) -> Quantized:
     mixture = Finished(folder, recipe, about.record, about.config, {}, about.chats)
     files = _whole(folder)
     matrix = next((path for path in sorted(folder.glob(f"*{MATRIX}")) if _noted(path)), None)
-    return Quantized(mixture, files, matrix, _measured(folder, files, len(recipe.experts)))
+    found = Quantized(mixture, files, matrix, None)
+    return replace(found, quality=_measured(found, len(recipe.experts)))
 
 
-def stamps(files: list[Path]) -> list[str]:
-    """Tell files from those that were or will be in their place.
+def joined(quality: Quality | None, before: Mapping[str, Any], files: Mapping[str, list[str] | None]) -> Quality | None:
+    """Join what was measured of GGUF files, and of others before, if that was on the same texts.
 
     Args:
-        files: that are whole.
+        quality: what was measured now; None if nothing was.
+        before: what a `QUALITY` file says.
+        files: the types, in the order in which they are to stand, each with what tells its files from others; None
+            for one that isn't here.
     """
-    return [str(_noted(path)) for path in files]
+    try:
+        other = Quality.model_validate(before)
+    except ValidationError:
+        return quality
+    others = {k: of for k, of in other.types.items() if k in files and files[k] in (None, of.stamps)}
+    if quality is None:
+        types, quality = others, other
+    elif (quality.texts, quality.held_out, quality.exact is None) == (other.texts, other.held_out, other.exact is None):
+        types = others | quality.types
+    else:
+        types = quality.types
+    ordered = {kind: types[kind] for kind in files if kind in types}
+    return quality.model_copy(update={"types": ordered}) if ordered else None
 
 
 def _whole(folder: Path) -> dict[str, list[Path]]:
@@ -236,14 +269,13 @@ def _noted(path: Path) -> str | None:
     return kept.get("whole") if kept.get("bytes") == path.stat().st_size else None
 
 
-def _measured(folder: Path, files: dict[str, list[Path]], experts: int) -> Quality | None:
-    """Read what was measured of files that are here; None if that is nothing, or if it can't be read."""
+def _measured(quantized: Quantized, experts: int) -> Quality | None:
+    """Read what was measured of the files of a folder; None if that is nothing, or if it can't be read."""
     try:
-        found = Quality.model_validate(readable(folder / QUALITY))
+        found = Quality.model_validate(readable(quantized.folder / QUALITY))
     except ValidationError:
         return None
     losses = [*([found.exact] if found.exact else []), *(of.losses for of in found.types.values())]
     if len(found.names) != experts or any(len(row) != experts for row in losses):
         return None
-    here = {k: of for k, of in found.types.items() if k in files and of.stamps == stamps(files[k])}
-    return found.model_copy(update={"types": here}) if here else None
+    return joined(None, found.to_dict(), {kind: quantized.stamps(kind) for kind in quantized.files})

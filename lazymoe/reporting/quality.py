@@ -19,7 +19,7 @@ from lazymoe.forward.llama import Told, tell
 from lazymoe.forward.losses import mixture_told
 from lazymoe.forward.tokens import load_tokenizer, windows
 from lazymoe.output.folder import is_finished, read_record, reopen
-from lazymoe.output.quantized import QUALITY, Measured, Quality, Quantized, open_quantized, stamps
+from lazymoe.output.quantized import ENDING, QUALITY, Measured, Quality, Quantized, joined, open_quantized
 from lazymoe.planning.prepared import prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.reporting.measuring import Texts, by_expert
@@ -87,18 +87,19 @@ def report_gguf(
             losses=losses(of),
             apart=float(np.abs(exact.known - of.known).mean(dtype=np.float64)) if exact else None,
             same=float((exact.best == of.best).mean()) if exact else None,
-            stamps=stamps(quantized.files[kind]),
+            stamps=quantized.stamps(kind),
         )
         for kind, of in told.items()
     }
-    digest = _digest(batches)
-    before, how = quantized.quality, (digest, texts is not None, exact is None)
-    if before and (before.texts, before.held_out, before.exact is None) == how:
-        types = before.types | types
-    ordered = {kind: types[kind] for kind in quantized.files if kind in types}
     quality = Quality(
-        names=names, held_out=texts is not None, texts=digest, exact=losses(exact) if exact else None, types=ordered
+        names=names,
+        held_out=texts is not None,
+        texts=_digest(batches),
+        exact=losses(exact) if exact else None,
+        types=types,
     )
+    before = quantized.quality.to_dict() if quantized.quality else {}
+    quality = joined(quality, before, {kind: quantized.stamps(kind) for kind in quantized.files}) or quality
     write_whole(quantized.folder / QUALITY, json.dumps(quality.to_dict(), indent=2) + "\n")
     return quality
 
@@ -110,7 +111,7 @@ def _mixture_of(quantized: Quantized, given: str | os.PathLike[str] | None) -> P
         OutputError: if what is given isn't that.
     """
     folder = quantized.folder
-    whole = absolute(given) if given else folder.with_name(folder.name.removesuffix("-GGUF"))
+    whole = absolute(given) if given else folder.with_name(folder.name.removesuffix(ENDING))
     fits = is_finished(whole) and read_record(whole).fingerprint == quantized.mixture.record.fingerprint
     if given and not fits:
         what = f"this isn't the mixture that the files in {folder} are of"

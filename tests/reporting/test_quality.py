@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lazymoe import LazyMoEError, OutputError, merge, report_gguf, to_gguf
 from lazymoe.cli import main
 from lazymoe.forward import llama
-from lazymoe.output.quantized import GGUF, QUALITY, is_quantized, open_quantized
+from lazymoe.output.quantized import GGUF, QUALITY, is_quantized, kept_bytes, open_quantized
 
 CALM = "The sea was calm, and the wind had died down by the evening of that long and cold day in December. " * 3
 CODE = "def add(a, b):\n    return a + b\n\nimport os\nfor name in os.listdir():\n    print(name)\n" * 3
@@ -121,8 +121,8 @@ def test_a_folder_holds_the_files_of_one_mixture(files: Path, tmp_path: Path) ->
     assert is_quantized(files)
     found = open_quantized(files)
     assert found.matrix == files / "moe.imatrix.gguf"
-    assert found.memory("F16", 0) == (files / "moe-F16.gguf").stat().st_size
-    assert found.memory("F16", 100) - found.memory("F16", 0) == 2 * 100 * 2 * 2 * 24 * 2  # layers, keys and values
+    assert found.listed["F16"].nbytes == (files / "moe-F16.gguf").stat().st_size
+    assert kept_bytes(found.mixture.config, 100) == 2 * 100 * 2 * (2 * 24) * 2  # layers, keys and values of two heads
     about = json.loads((files / GGUF).read_text())
     copy = shutil.copytree(files, tmp_path / "copy")
     (copy / GGUF).write_text(json.dumps(about | {"record": about["record"] | {"fingerprint": "other"}}))
