@@ -186,9 +186,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument(
         "folder", nargs="?", metavar="FOLDER", help="a new one; or one where this merge was interrupted, to go on"
     )
-    sub.add_argument(
-        "--to", metavar="USER/NAME", help="put it on the Hub file by file; nothing stays in FOLDER, default NAME"
-    )
+    sub.add_argument("--to", metavar="USER/NAME", help="put it on the Hub; nothing stays in FOLDER, default NAME")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
     about = "make GGUF files of these types instead, as 'lazymoe gguf' does of a recipe"
     sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help=about)
@@ -410,20 +408,28 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     from lazymoe.recipe.schema import Recipe
 
     given = Recipe.read(recipe)  # before what takes seconds to load
-    from lazymoe.exporting import LARGEST
-    from lazymoe.merging_to_gguf import merge_to_gguf
+    from lazymoe.exporting import LARGEST, kinds_of, threads_of
+    from lazymoe.gguf_to_hub import carry_gguf_to_hub
+    from lazymoe.merging_to_gguf import carry_to_gguf, known
+    from lazymoe.planning.prepared import prepare
 
+    kinds = kinds_of(types)
+    wanted: dict[str, Any] = {
+        "imatrix": known(options.imatrix), "seed": options.seed, "device": options.device,
+        "threads": threads_of(options.threads), "largest": options.shard_size or LARGEST,
+    }  # fmt: skip
+    prepared = prepare(given, allow_pickle=options.allow_pickle, source=options.source)
+    _warn(options, prepared.warnings)
     with bars(options.quiet) as progress:
-        done = merge_to_gguf(
-            given, types, out, imatrix=options.imatrix, seed=options.seed, allow_pickle=options.allow_pickle,
-            device=options.device, source=options.source, threads=options.threads,
-            largest=options.shard_size or LARGEST, progress=progress,
-        )  # fmt: skip
-    return _exported(options, done)
+        if to := getattr(options, "to", None):
+            sent = carry_gguf_to_hub(prepared, kinds, to, out, private=options.private, **wanted, progress=progress)
+            return Told(f"{sent.url} holds them.", sent.url, {"ok": True, **sent.to_dict()})
+        done = carry_to_gguf(prepared, kinds, out, **wanted, progress=progress)
+    return _exported(options, done, prepared.warnings)
 
 
-def _exported(options: Options, done: Exported) -> Told:
-    _warn(options, () if options.json else done.warnings)
+def _exported(options: Options, done: Exported, told: Sequence[Problem] = ()) -> Told:
+    _warn(options, () if options.json else (p for p in done.warnings if p not in told))
     few = "\n".join(str(shown(path)) for paths in done.files.values() for path in paths)
     return Told(str(done), few, {"ok": True, **done.to_dict()})
 

@@ -95,7 +95,7 @@ def merge_to_gguf(
         prepare(recipe, allow_pickle=allow_pickle, source=source),
         kinds,
         absolute(out),
-        imatrix=imatrix if isinstance(imatrix, bool) else read_importance(absolute(imatrix)),
+        imatrix=known(imatrix),
         seed=seed,
         device=device,
         threads=threads,
@@ -195,8 +195,8 @@ def check_gguf(
         RecipeError: if it isn't a recipe.
         LazyMoEError: if there is no such type, or a package is missing.
     """
-    kinds, goal = kinds_of(types), absolute(out)
-    importance = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
+    kinds, goal, matrix = kinds_of(types), absolute(out), known(imatrix)
+    importance = {} if isinstance(matrix, bool) else matrix
     prepared = weighted(prepare(recipe, allow_pickle=allow_pickle, source=source), kinds, imatrix)
     if prepared.errors:
         return judge(prepared, goal)
@@ -269,6 +269,18 @@ def weighted(prepared: Prepared, kinds: Sequence[str], imatrix: object) -> Prepa
     return prepared
 
 
+def known(imatrix: str | os.PathLike[str] | bool) -> Importance | bool:
+    """Read an importance matrix, if it is a file.
+
+    Args:
+        imatrix: as in `merge_to_gguf`.
+
+    Raises:
+        LazyMoEError: if it can't be read as one.
+    """
+    return imatrix if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
+
+
 def name_of(goal: Path) -> str:
     """Say what GGUF files in a folder are called.
 
@@ -296,14 +308,14 @@ def lay(
     scheme = make_scheme(plan.host, plan.config, shapes, kinds, bool(imatrix) or plan.weighted, goal)
     export = Export(scheme, slots_of(plan.outputs, plan.sources, seed), imatrix)
     counts = "prompts" if plan.weighted else digest(imatrix)
-    known = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], counts])
+    made_of = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], counts])
     name = name_of(goal)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
         for file, content in small_files(prepared, plan):
             write_whole(folder / file, content)
         try:
-            export.lay(folder, name, goal, largest, hashlib.sha256(known.encode()).hexdigest())
+            export.lay(folder, name, goal, largest, hashlib.sha256(made_of.encode()).hexdigest())
         except LazyMoEError as e:  # which names a folder that nobody knows
             raise failure([replace(p, where=str(plan.sources[0].reference)) for p in e.problems]) from None
     return export
