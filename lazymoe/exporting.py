@@ -205,6 +205,25 @@ def write_layers(writer: Writer, layers: int) -> None:
     writer.finish()
 
 
+def sizes(folder: str | os.PathLike[str], types: Sequence[str]) -> dict[str, int]:
+    """Count the bytes of a finished mixture's GGUF files, by type.
+
+    Args:
+        folder: the mixture's.
+        types: as `to_gguf` takes them.
+
+    Raises:
+        OutputError: if the folder isn't a finished mixture, or llama.cpp has no such model.
+        RecipeError: if the recipe in the folder can't be read.
+        LazyMoEError: if the gguf package isn't installed.
+    """
+    _check_packages()
+    done = open_finished(absolute(folder))
+    shapes = {name: tensor.shape for name, tensor in _tensors(done).items()}
+    scheme = make_scheme(done.host, done.config, shapes, types, True, done.folder)
+    return {kind: sum(scheme.sizes(kind).values()) for kind in types}
+
+
 @dataclass(frozen=True)
 class _Matrix:
     """The importance matrix that is made of a mixture's prompts: where it is, where that is noted, and of what."""
