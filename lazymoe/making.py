@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from lazymoe.computing import ROUTING
 from lazymoe.data import folder as data
 from lazymoe.errors import HubError, LazyMoEError, Problem
 from lazymoe.files import readable, unwritten
-from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG
+from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG, Record, SourceRecord
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
-from lazymoe.recipe.schema import PROMPTED
+from lazymoe.recipe.schema import PROMPTED, Recipe
 from lazymoe.reporting.report import Report
+from lazymoe.version import __version__
 
 REMOTE = "remote"  # a folder among what is half-made: what was just read of models that stay on the Hub
 
@@ -108,7 +110,7 @@ def small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | s
     Args:
         prepared, plan: what is made.
     """
-    base, recipe = plan.sources[0], prepared.recipe
+    base = plan.sources[0]
     for name in base.files(TOKENIZER_FILES):
         content = (base.folder / name).read_bytes()
         if name == TOKENIZER_CONFIG:
@@ -120,14 +122,60 @@ def small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | s
 
     if plan.host.code:
         yield plan.host.code, (data("templates") / plan.host.code).read_bytes()
-    pinned = [source.pinned for source in plan.sources]
-    experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.every_expert, pinned[1:], strict=True)]
-    yield RECIPE, recipe.with_experts(experts).with_fields(base_model=pinned[0]).to_yaml()
+    yield RECIPE, pinned(prepared, plan).to_yaml()
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
     yield INDEX, dump({"metadata": metadata, "weight_map": weight_map})
     yield CONFIG, dump(plan.config)
+
+
+def chats(plan: Plan) -> bool:
+    """Tell whether the mixture's tokenizer has a chat template.
+
+    Args:
+        plan: what is made.
+    """
+    base = plan.sources[0]
+    return bool(base.files(["chat_template.jinja"]) or base.json(TOKENIZER_CONFIG).get("chat_template"))
+
+
+def pinned(prepared: Prepared, plan: Plan) -> Recipe:
+    """Give a recipe with its models at their commits, so that it names the same for ever.
+
+    Args:
+        prepared, plan: what is made.
+    """
+    recipe, names = prepared.recipe, [source.pinned for source in plan.sources]
+    experts = [e.model_copy(update={"source_model": n}) for e, n in zip(recipe.every_expert, names[1:], strict=True)]
+    return recipe.with_experts(experts).with_fields(base_model=names[0])
+
+
+def record_of(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files: dict[str, str]) -> Record:
+    """Gather what a finished mixture says of itself, for its card, for a report and for a rerun.
+
+    Args:
+        prepared, plan: what was made.
+        fingerprint: of it, see `fingerprint_of`.
+        seed: of random routers and of the experts' noise.
+        files: the seal of each of its files, by name.
+    """
+    return Record(
+        fingerprint=fingerprint,
+        versions={"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        seed=seed,
+        shard_size=plan.shard_size,
+        allow_pickle=prepared.allow_pickle,
+        shared_weights=plan.shared,
+        experts_per_token=plan.top_k,
+        parameters=plan.parameters,
+        active_parameters=plan.active_parameters,
+        bytes=plan.nbytes,
+        bytes_16bit=plan.bytes_16bit,
+        bytes_4bit=plan.bytes_4bit,
+        sources=[SourceRecord(license=s.license, languages=s.languages, stamps=s.stamps) for s in plan.sources],
+        files=files,
+    )
 
 
 def dump(fields: Any) -> str:
