@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
     from lazymoe.exporting import Exported, to_gguf
     from lazymoe.forward.loading import load
+    from lazymoe.jobs.renting import merge_on_jobs
     from lazymoe.merging import Merged, merge
     from lazymoe.planning.checking import Check, check
     from lazymoe.publishing import Published, publish
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Check", "Demo", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published",
     "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "load", "merge",
-    "merge_to_hub", "publish", "report", "to_gguf",
+    "merge_on_jobs", "merge_to_hub", "publish", "report", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -46,6 +47,7 @@ _HOMES = {
     "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
     "lazymoe.exporting": ("Exported", "to_gguf"),
     "lazymoe.forward.loading": ("load",),
+    "lazymoe.jobs.renting": ("merge_on_jobs",),
     "lazymoe.merging": ("Merged", "merge"),
     "lazymoe.planning.checking": ("Check", "check"),
     "lazymoe.publishing": ("Published", "publish"),

@@ -23,6 +23,8 @@ from lazymoe.progress import bars
 from lazymoe.version import __version__
 
 if TYPE_CHECKING:
+    from lazymoe.hub.jobs import Job
+    from lazymoe.jobs.offer import Offer
     from lazymoe.planning.prepared import Prepared
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
@@ -174,6 +176,10 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         "--to", metavar="USER/NAME", help="put it on the Hub file by file; nothing stays in FOLDER, default NAME"
     )
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
+    about = "with --to: on a machine rented from Hugging Face, at a price you are asked about (default: the cheapest)"
+    sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]", help=about)
+    sub.add_argument("--yes", action="store_true", help="agree to the price of --on")
+    sub.add_argument("--stop", action="store_true", help="stop what --on has started")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
     sub.add_argument("--device", metavar="NAME", help="where routers are computed (default: cuda if there is one)")
     recipe_options(sub)
@@ -241,6 +247,13 @@ def _size(text: str) -> int:
     return size
 
 
+def _machine(text: str) -> str:
+    place, colon, flavor = text.partition(":")
+    if place != "hf-jobs" or bool(colon) != bool(flavor):
+        raise argparse.ArgumentTypeError(f"'{text}' isn't hf-jobs, or hf-jobs:FLAVOR such as hf-jobs:cpu-upgrade")
+    return flavor
+
+
 def _warn(options: Options, problems: Iterable[Problem]) -> None:
     if not options.quiet:
         for problem in problems:
@@ -263,6 +276,10 @@ def _merge(options: Options) -> Told:
     from lazymoe.planning.checking import judge
     from lazymoe.planning.prepared import prepare
 
+    if options.on is not None:
+        return _merge_on_jobs(options)
+    if options.yes or options.stop:
+        raise error("input.usage", "--yes" if options.yes else "--stop", "there is no --on", "Add --on hf-jobs.")
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
@@ -301,6 +318,60 @@ def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
             progress=progress,
         )  # fmt: skip
     return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
+
+
+def _merge_on_jobs(options: Options) -> Told:
+    from lazymoe.jobs.renting import carry_to_jobs, stop_on_jobs
+    from lazymoe.planning.prepared import prepare
+
+    if options.folder or not options.to:
+        what, remedy = "a rented machine has no folder here", "Name no FOLDER, but with --to a repository on the Hub."
+        raise error("input.usage", "--on", what, remedy)
+    if options.stop:
+        stopped = stop_on_jobs(options.to)
+        return Told(f"{stopped.url} is stopped.", stopped.url, {"ok": True, "job": stopped.url})
+    options.stopped = "stopped; nothing was started"
+    prepared = prepare(
+        options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle, source=options.source
+    )
+    _warn(options, prepared.warnings)
+
+    def started(job: Job) -> None:
+        again = "the same command follows it again, and with --stop it is stopped"
+        options.stopped = f"{job.url} goes on; {again}"
+        if not options.quiet:
+            print(f"note: {job.url} makes it. Ctrl-C lets it go on; {again}.", file=sys.stderr, flush=True)
+
+    def say(line: str) -> None:
+        from tqdm import tqdm
+
+        if not options.quiet:
+            tqdm.write(line, file=sys.stderr)  # above the bars
+
+    with bars(options.quiet) as progress:
+        done = carry_to_jobs(
+            prepared, options.to, options.on or None, agree=lambda offer: _agree(options, offer),
+            private=options.private, seed=options.seed, device=options.device, started=started, say=say,
+            progress=progress,
+        )  # fmt: skip
+    return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
+
+
+def _agree(options: Options, offer: Offer) -> bool:
+    """Ask whether a machine is to be rented.
+
+    Raises:
+        LazyMoEError: if there is nobody to ask.
+    """
+    if not options.yes and not sys.stdin.isatty():
+        remedy = "There is nobody to ask here: agree to that with --yes."
+        raise error("input.price", "--on", str(offer).rstrip("."), remedy)
+    if not (options.yes and options.quiet):
+        print(f"note: {offer}", file=sys.stderr, flush=True)
+    if options.yes:
+        return True
+    print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _report(options: Options) -> Told:

@@ -39,7 +39,7 @@ from lazymoe.output.tokenizer_config import carried
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import SHARD_SIZE, Plan
-from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.prepared import Prepared, Where, at_commits, prepare
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.schema import PROMPTED, Recipe
@@ -251,7 +251,7 @@ def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed
 
 def _small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | str]]:
     """Yield the files beside weights and record, name and content; config.json last."""
-    base, recipe = plan.sources[0], prepared.recipe
+    base = plan.sources[0]
     for name in base.files(TOKENIZER_FILES):
         content = (base.folder / name).read_bytes()
         if name == TOKENIZER_CONFIG:
@@ -263,9 +263,7 @@ def _small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | 
 
     if plan.host.code:
         yield plan.host.code, (data("templates") / plan.host.code).read_bytes()
-    pinned = [source.pinned for source in plan.sources]
-    experts = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.every_expert, pinned[1:], strict=True)]
-    yield RECIPE, recipe.with_experts(experts).with_fields(base_model=pinned[0]).to_yaml()
+    yield RECIPE, at_commits(prepared.recipe, plan.sources).to_yaml()
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}

@@ -11,8 +11,7 @@ from lazymoe.cards.card import render
 from lazymoe.cards.naming import without_places
 from lazymoe.errors import error
 from lazymoe.files import absolute
-from lazymoe.hub.accounts import account, find_token
-from lazymoe.hub.client import LOGIN, TOKENS_PAGE
+from lazymoe.hub.accounts import account, need_token
 from lazymoe.hub.uploading import Upload
 from lazymoe.output.folder import (
     AGAIN,
@@ -100,22 +99,19 @@ def publish(
     return Published(upload.url, sent)
 
 
-def open_repository(repo: str, token: str | None, private: bool) -> Upload:
+def open_repository(repo: str, token: str | None, private: bool, make: bool = True) -> Upload:
     """Open a repository to write to, or make it.
 
     Args:
         repo, token, private: as in `publish`.
+        make: whether to make it if it isn't there.
 
     Raises:
         HubError: as `publish`.
     """
-    if token is None and (found := find_token()):
-        token = found[0]
-    if not token:
-        remedy = f"Make one with write access at {TOKENS_PAGE}, and {LOGIN}."
-        raise error("hub.token", "token", "there is none", remedy)
+    token = token or need_token()
     account(token).check_right(repo)
-    upload = Upload(repo, token, private)
+    upload = Upload(repo, token, private, make)
     if set(upload.remote) - {".gitattributes", CARD} and RECORD not in upload.remote:
         what = "this repository holds something that LazyMoE didn't make"
         raise error("hub.taken", repo, what, "Choose another name, or empty the repository first.")

@@ -76,6 +76,12 @@ class Source:
         return {file: size for file, size in self.weights.items() if not (self.folder / file).exists()}
 
     @property
+    def readable_there(self) -> dict[str, int]:
+        """The files that can be read on the Hub, where they are, with their sizes in bytes."""
+        sizes = self.origin.sizes if self.origin else {}
+        return {file: size for file, size in self.weights.items() if file in sizes and file.endswith(".safetensors")}
+
+    @property
     def stamps(self) -> dict[str, str]:
         """What tells each file of weights from another of its name: size and commit, or size and time of change."""
         found = {}
