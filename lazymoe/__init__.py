@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lazymoe.forward.loading import load
     from lazymoe.jobs.renting import merge_on_jobs
     from lazymoe.merging import Merged, merge
+    from lazymoe.merging_to_gguf import check_gguf, merge_to_gguf
     from lazymoe.planning.checking import Check, check
     from lazymoe.publishing import Published, publish
     from lazymoe.recipe.schema import Expert, Recipe, Texts
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Check", "Demo", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published",
-    "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "load", "merge",
-    "merge_on_jobs", "merge_to_hub", "publish", "report", "to_gguf",
+    "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "check_gguf", "demo",
+    "load", "merge", "merge_on_jobs", "merge_to_gguf", "merge_to_hub", "publish", "report", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -49,6 +50,7 @@ _HOMES = {
     "lazymoe.forward.loading": ("load",),
     "lazymoe.jobs.renting": ("merge_on_jobs",),
     "lazymoe.merging": ("Merged", "merge"),
+    "lazymoe.merging_to_gguf": ("check_gguf", "merge_to_gguf"),
     "lazymoe.planning.checking": ("Check", "check"),
     "lazymoe.publishing": ("Published", "publish"),
     "lazymoe.recipe.schema": ("Expert", "Recipe", "Texts"),

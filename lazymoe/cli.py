@@ -23,6 +23,7 @@ from lazymoe.progress import bars
 from lazymoe.version import __version__
 
 if TYPE_CHECKING:
+    from lazymoe.exporting import Exported
     from lazymoe.hub.jobs import Job
     from lazymoe.jobs.offer import Offer
     from lazymoe.planning.prepared import Prepared
@@ -145,12 +146,25 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     mixture_help = "the folder of a mixture that 'lazymoe merge' made"
 
     def recipe_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--shard-size", type=_size, default="4GB", metavar="SIZE", help="largest output file (default 4GB)"
-        )
+        about = "largest output file (default: 4GB, GGUF 48GB)"
+        sub.add_argument("--shard-size", type=_size, metavar="SIZE", help=about)
         sub.add_argument("--allow-pickle", action="store_true", help="also take .bin weights, of authors you trust")
         about = "download models on the Hub, or read what is needed there (default: that if the disk is too small)"
         sub.add_argument("--source", choices=("auto", "local", "remote"), default="auto", help=about)
+
+    def made_by(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
+        sub.add_argument("--device", metavar="NAME", help="where it is computed (default: cuda if there is one)")
+
+    def matrix_options(sub: argparse.ArgumentParser) -> None:
+        about = "of GGUF: an importance matrix, as llama-imatrix makes it (default: one made of the recipe's prompts)"
+        matrix = sub.add_mutually_exclusive_group()
+        matrix.add_argument("--imatrix", type=Path, default=True, metavar="FILE", help=about)
+        matrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="quantize GGUF without one")
+
+    def gguf_options(sub: argparse.ArgumentParser) -> None:
+        matrix_options(sub)
+        sub.add_argument("--threads", type=int, metavar="N", help="how many quantize GGUF (default: all there are)")
 
     def card_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--license", metavar="NAME", help="of the mixture (default: its sources' strictest)")
@@ -162,6 +176,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument(
         "folder", nargs="?", default=".", metavar="FOLDER", help="where the mixture would go, to measure its disk"
     )
+    sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help="check what GGUF files of these types would take")
+    matrix_options(sub)
     recipe_options(sub)
     common(sub)
 
@@ -180,8 +196,10 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]", help=about)
     sub.add_argument("--yes", action="store_true", help="agree to the price of --on")
     sub.add_argument("--stop", action="store_true", help="stop what --on has started")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="for random routers and noise (default 0)")
-    sub.add_argument("--device", metavar="NAME", help="where routers are computed (default: cuda if there is one)")
+    about = "make GGUF files of these types instead, as 'lazymoe gguf' does of a recipe"
+    sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help=about)
+    made_by(sub)
+    gguf_options(sub)
     recipe_options(sub)
     common(sub)
 
@@ -213,18 +231,17 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     card_options(sub)
     common(sub)
 
-    about = "write a finished mixture as GGUF, for llama.cpp, Ollama and LM Studio: a file for each type"
-    sub = command("gguf", _gguf, about, "lazymoe gguf my-moe Q4_K_M,Q8_0", "the same command goes on from here")
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    about = "make GGUF of a recipe or of a finished mixture, for llama.cpp, Ollama and LM Studio: a file for each type"
+    example = "lazymoe gguf recipe.yaml Q4_K_M,Q8_0 my-moe-GGUF"
+    sub = command("gguf", _gguf, about, example, "the same command goes on from here")
+    about = f"{mixture_help}; or a recipe, whose mixture is made without a checkpoint between"
+    sub.add_argument("given", metavar="FOLDER|RECIPE", help=about)
     sub.add_argument("types", metavar="TYPE[,TYPE...]", help="as llama-quantize names them, such as Q4_K_M")
-    sub.add_argument("out", nargs="?", metavar="OUT", help="a folder for the files (default: FOLDER-GGUF)")
-    about = "an importance matrix, as llama-imatrix makes it (default: one made of the recipe's prompts)"
-    matrix = sub.add_mutually_exclusive_group()
-    matrix.add_argument("--imatrix", type=Path, default=True, metavar="FILE", help=about)
-    matrix.add_argument("--no-imatrix", dest="imatrix", action="store_false", help="quantize without one")
-    sub.add_argument("--threads", type=int, metavar="N", help="how many quantize (default: all there are)")
-    about = "where the importance matrix is computed (default: cuda if there is one)"
-    sub.add_argument("--device", metavar="NAME", help=about)
+    about = "a folder for the files, which are called as it is (default: the given name with -GGUF)"
+    sub.add_argument("out", nargs="?", metavar="OUT", help=about)
+    gguf_options(sub)
+    made_by(sub)
+    recipe_options(sub)
     common(sub)
 
     about = "train tiny experts, merge them and measure the result, offline, in about a minute"
@@ -262,11 +279,19 @@ def _warn(options: Options, problems: Iterable[Problem]) -> None:
 
 def _check(options: Options) -> Told:
     from lazymoe.planning.checking import check
+    from lazymoe.planning.plan import SHARD_SIZE
 
-    found = check(
-        options.recipe, options.folder, shard_size=options.shard_size, allow_pickle=options.allow_pickle,
-        source=options.source,
-    )  # fmt: skip
+    there: dict[str, Any] = {"allow_pickle": options.allow_pickle, "source": options.source}
+    if options.gguf:
+        from lazymoe.exporting import LARGEST
+        from lazymoe.merging_to_gguf import check_gguf
+
+        largest = options.shard_size or LARGEST
+        found = check_gguf(
+            options.recipe, options.gguf, options.folder, imatrix=options.imatrix, largest=largest, **there
+        )
+    else:
+        found = check(options.recipe, options.folder, shard_size=options.shard_size or SHARD_SIZE, **there)
     few = "\n".join(f"error: {p}" for p in found.errors)
     return Told(str(found), few, found.to_dict(), _code(found.errors))
 
@@ -274,6 +299,7 @@ def _check(options: Options) -> Told:
 def _merge(options: Options) -> Told:
     from lazymoe.merging import carry_out
     from lazymoe.planning.checking import judge
+    from lazymoe.planning.plan import SHARD_SIZE
     from lazymoe.planning.prepared import prepare
 
     if options.on is not None:
@@ -283,9 +309,12 @@ def _merge(options: Options) -> Told:
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
+    if options.gguf:
+        return _merge_to_gguf(options, options.recipe, options.gguf, folder)
     prepared = prepare(
-        options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle, source=options.source
-    )
+        options.recipe, shard_size=options.shard_size or SHARD_SIZE, allow_pickle=options.allow_pickle,
+        source=options.source,
+    )  # fmt: skip
     found = judge(prepared, folder, to_hub=bool(options.to))
     if found.errors:
         raise failure(found.errors)
@@ -322,18 +351,22 @@ def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
 
 def _merge_on_jobs(options: Options) -> Told:
     from lazymoe.jobs.renting import carry_to_jobs, stop_on_jobs
+    from lazymoe.planning.plan import SHARD_SIZE
     from lazymoe.planning.prepared import prepare
 
     if options.folder or not options.to:
         what, remedy = "a rented machine has no folder here", "Name no FOLDER, but with --to a repository on the Hub."
         raise error("input.usage", "--on", what, remedy)
+    if options.gguf:
+        raise error("input.usage", "--gguf", "GGUF isn't made on rented machines", "Leave --on out: it is made here.")
     if options.stop:
         stopped = stop_on_jobs(options.to)
         return Told(f"{stopped.url} is stopped.", stopped.url, {"ok": True, "job": stopped.url})
     options.stopped = "stopped; nothing was started"
     prepared = prepare(
-        options.recipe, shard_size=options.shard_size, allow_pickle=options.allow_pickle, source=options.source
-    )
+        options.recipe, shard_size=options.shard_size or SHARD_SIZE, allow_pickle=options.allow_pickle,
+        source=options.source,
+    )  # fmt: skip
     _warn(options, prepared.warnings)
 
     def started(job: Job) -> None:
@@ -416,13 +449,36 @@ def _publish(options: Options) -> Told:
 
 
 def _gguf(options: Options) -> Told:
-    from lazymoe.exporting import to_gguf
+    from lazymoe.exporting import ENDING, LARGEST, to_gguf
 
+    given = absolute(options.given)
+    if not given.is_dir():
+        return _merge_to_gguf(options, options.given, options.types, absolute(options.out or f"{given.stem}{ENDING}"))
     with bars(options.quiet) as progress:
         done = to_gguf(
-            options.folder, options.types, options.out, imatrix=options.imatrix, threads=options.threads,
-            device=options.device, progress=progress,
+            given, options.types, options.out, imatrix=options.imatrix, threads=options.threads,
+            largest=options.shard_size or LARGEST, device=options.device, progress=progress,
         )  # fmt: skip
+    return _exported(options, done)
+
+
+def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told:
+    from lazymoe.recipe.schema import Recipe
+
+    given = Recipe.read(recipe)  # before what takes seconds to load
+    from lazymoe.exporting import LARGEST
+    from lazymoe.merging_to_gguf import merge_to_gguf
+
+    with bars(options.quiet) as progress:
+        done = merge_to_gguf(
+            given, types, out, imatrix=options.imatrix, seed=options.seed, allow_pickle=options.allow_pickle,
+            device=options.device, source=options.source, threads=options.threads,
+            largest=options.shard_size or LARGEST, progress=progress,
+        )  # fmt: skip
+    return _exported(options, done)
+
+
+def _exported(options: Options, done: Exported) -> Told:
     _warn(options, () if options.json else done.warnings)
     few = "\n".join(str(shown(path)) for paths in done.files.values() for path in paths)
     return Told(str(done), few, {"ok": True, **done.to_dict()})

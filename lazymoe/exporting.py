@@ -30,6 +30,9 @@ from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
+ENDING = "-GGUF"  # of the names of folders and repositories
+MATRIX = ".imatrix.gguf"  # and of that of an importance matrix
+STAGE = "quantize"  # of the progress
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,13 @@ def to_gguf(
         LazyMoEError: if there is no such type, it is no good without an importance matrix, the importance matrix can't
             be read or made, or what quantizes isn't installed.
     """
-    names = [name.strip().upper() for name in (types.split(",") if isinstance(types, str) else types)]
-    for name in names:
-        file_type(name)
-    if threads is not None and threads < 1:
-        raise error("input.usage", "--threads", f"there can't be {threads}", "Give 1 or more.")
+    kinds, threads = kinds_of(types), threads_of(threads)
     done = open_finished(absolute(folder))
-    goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}-GGUF")
-    if goal.exists() and not goal.is_dir():
-        raise error("output.taken", goal, "this is a file", "Name another output folder.")
+    goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}{ENDING}")
+    check_goal(goal)
     weights = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
-    matrix = _matrix(done, goal) if imatrix is True and not set(names) <= set(UNWEIGHTED) else None
-    tensors = _tensors(done)
-    export = _export(done, tensors, list(dict.fromkeys(names)), bool(weights or matrix), weights)
+    matrix = _matrix(done, goal) if imatrix is True and gains(kinds) else None
+    export = _export(done, _tensors(done), kinds, bool(weights or matrix), weights)
     counts = matrix.made_of if matrix else digest(weights)
     export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
     _check_room(export, goal)
@@ -121,13 +118,81 @@ def to_gguf(
                 matrix.make(prepared, done.folder, device, progress)
             if matrix:
                 weights |= read_importance(matrix.path)
-            export.open(threads or _processors())
-            with closing(Writer([export], progress, "quantize")) as writer:
-                _write(writer, done.config["num_hidden_layers"])
+            export.open(threads)
+            with closing(Writer([export], progress, STAGE)) as writer:
+                write_layers(writer, done.config["num_hidden_layers"])
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
-    files = {kind: [file.path for file in files] for kind, files in export.files.items()}
-    return Exported(files, tuple(doubts(done.host, done.config, done.folder)))
+    return Exported(export.paths, tuple(doubts(done.host, done.config, done.folder)))
+
+
+def kinds_of(types: str | Sequence[str]) -> list[str]:
+    """Read types of files, each once, in capitals.
+
+    Args:
+        types: with commas between, or in a list.
+
+    Raises:
+        LazyMoEError: if there is no such type, or the gguf package isn't installed.
+    """
+    names = [name.strip().upper() for name in (types.split(",") if isinstance(types, str) else types)]
+    for name in names:
+        file_type(name)
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        what = "writing GGUF takes the gguf package"
+        raise error("input.quantizer", "gguf", what, "Install it: pip install 'gguf>=0.17'.") from None
+    return list(dict.fromkeys(names))
+
+
+def gains(kinds: Sequence[str]) -> bool:
+    """Tell whether one of these types gains by an importance matrix.
+
+    Args:
+        kinds: the types of files.
+    """
+    return not set(kinds) <= set(UNWEIGHTED)
+
+
+def threads_of(given: int | None) -> int:
+    """Say how many threads quantize.
+
+    Args:
+        given: so many; by default all processors that this process may use.
+
+    Raises:
+        LazyMoEError: if there can't be so many.
+    """
+    if given is not None and given < 1:
+        raise error("input.usage", "--threads", f"there can't be {given}", "Give 1 or more.")
+    return given or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def check_goal(goal: Path) -> None:
+    """Look whether GGUF files can go into a folder.
+
+    Args:
+        goal: the folder, which need not exist.
+
+    Raises:
+        OutputError: if it is a file.
+    """
+    if goal.exists() and not goal.is_dir():
+        raise error("output.taken", goal, "this is a file", "Name another output folder.")
+
+
+def write_layers(writer: Writer, layers: int) -> None:
+    """Write what isn't there yet, so that a rerun goes on from the last layer.
+
+    Args:
+        writer: that writes it.
+        layers: of the mixture.
+    """
+    for layer in range(layers):
+        writer.finish(layer)
+        writer.keep()
+    writer.finish()
 
 
 @dataclass(frozen=True)
@@ -154,7 +219,7 @@ def _matrix(done: Finished, goal: Path) -> _Matrix | None:
     """Say where the importance matrix of a mixture is or goes; None if its recipe has no prompts."""
     if not any(expert.positive_prompts for expert in done.recipe.experts):
         return None
-    name = f"{done.folder.name}.imatrix.gguf"
+    name = f"{done.folder.name}{MATRIX}"
     made_of = hashlib.sha256(f"{done.record.fingerprint}{done.recipe.to_yaml()}".encode()).hexdigest()
     return _Matrix(goal / name, goal / WORK / f"{name}.json", made_of)
 
@@ -196,9 +261,8 @@ def _export(
 
     Raises:
         OutputError: if llama.cpp has no such model, or the mixture's config.json isn't of its weights.
-        LazyMoEError: if a type is no good without importance, or a package is missing.
+        LazyMoEError: if a type is no good without importance, or nothing here quantizes.
     """
-    _check_packages()
     outputs = [Output(name, t.dtype, t.shape, (Piece(0, t, 0, t.elements),)) for name, t in tensors.items()]
     shapes = {output.name: output.shape for output in outputs}
     try:
@@ -207,19 +271,6 @@ def _export(
     except (LookupError, TypeError, ValueError, StopIteration) as e:
         what = f"its {CONFIG} doesn't fit its weights ({type(e).__name__}: {e})"
         raise error("output.damaged", done.folder, what, AGAIN) from None
-
-
-def _check_packages() -> None:
-    """Look whether the gguf package is here.
-
-    Raises:
-        LazyMoEError: if it isn't.
-    """
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        what = "writing GGUF takes the gguf package"
-        raise error("input.quantizer", "lazymoe gguf", what, "Install it: pip install 'gguf>=0.17'.") from None
 
 
 def _check_room(export: Export, goal: Path) -> None:
@@ -231,16 +282,3 @@ def _check_room(export: Export, goal: Path) -> None:
     [need] = by_disk([(goal, export.room)])
     if need.lacking:
         raise error("output.no-room", goal, str(need), "Free some space, or choose another disk.")
-
-
-def _processors() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write(writer: Writer, layers: int) -> None:
-    """Write what isn't there yet, so that a rerun goes on from the last layer."""
-    for layer in range(layers):
-        writer.finish(layer)
-        writer.keep()
-    writer.finish()

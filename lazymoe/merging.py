@@ -6,49 +6,32 @@ half-made from being taken for a model.
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
-from lazymoe.computing import ROUTING
 from lazymoe.computing.compute import compute, degenerate
-from lazymoe.data import folder as data
-from lazymoe.errors import HubError, LazyMoEError, Problem, failure
-from lazymoe.files import SEAL, absolute, read_seal, readable, seal, seal_of, shown, unwritten, write_whole
+from lazymoe.errors import Problem, failure
+from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
+from lazymoe.making import doubtful, dump, fingerprint_of, reading, routing_of, small_files, undone
 from lazymoe.output.claims import check_sources, claim, clear, discard, is_done, locked, verify
-from lazymoe.output.folder import (
-    CONFIG,
-    INDEX,
-    RECIPE,
-    RECORD,
-    TOKENIZER_CONFIG,
-    WORK,
-    Record,
-    SourceRecord,
-)
+from lazymoe.output.folder import CONFIG, RECORD, WORK, Record, SourceRecord
 from lazymoe.output.shards import Taker, shards_of
-from lazymoe.output.tokenizer_config import carried
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import SHARD_SIZE, Plan
-from lazymoe.planning.prepared import Prepared, Where, at_commits, prepare
-from lazymoe.planning.remote import Remote
+from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
-from lazymoe.recipe.schema import PROMPTED, Recipe
-from lazymoe.reporting.report import Report
+from lazymoe.recipe.schema import Recipe
 from lazymoe.units import billions
 from lazymoe.version import __version__
 
 OTHERS = "others"  # a folder among what is half-made: small files of a mixture whose weights don't stay
-REMOTE = "remote"  # another: what was just read of models that stay on the Hub
 
 
 @dataclass(frozen=True)
@@ -154,34 +137,12 @@ def carry_out(
 
     prepared.fetch(progress, remote=away is not None)
     work = claim(folder, fingerprint, plan)
-    with locked(work), _reading(plan, away, work, progress):
+    with locked(work), reading(plan, away, work, progress):
         warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress, taker))
         if taker:
             taker.finish(work / OTHERS)
     clear(work)
     return Merged(folder, plan, warnings)
-
-
-def _reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) -> AbstractContextManager[object]:
-    """Read models on the Hub ahead while they are needed, if they stay there."""
-    if remote is None:
-        return nullcontext()
-    from lazymoe.hub.ahead import Ahead
-
-    models = [source.origin.ranges for source in plan.sources if source.origin and source.origin.ranges]
-    place = work / REMOTE if remote.disk else None
-    room = remote.disk - remote.held or remote.memory
-    return Ahead(models, place, room, remote.nbytes, progress, remote.kept)
-
-
-def fingerprint_of(prepared: Prepared, seed: int) -> str:
-    """Tell a merge from any other, by its models, its prompts and its options.
-
-    Args:
-        prepared: the recipe.
-        seed: of random routers and of the experts' noise.
-    """
-    return prepared.sound_plan.fingerprint(recipe=prepared.prompts.model_dump(), seed=seed)
 
 
 def _fill(
@@ -200,12 +161,8 @@ def _fill(
         LazyMoEError: as `merge`; what was written is removed, but for a full disk or the like.
     """
     work = folder / WORK
-    try:
-        doubts: list[Problem] = []
-        if prepared.recipe.gate_mode in PROMPTED or plan.shared == "regmean" or plan.corrected:
-            from lazymoe.forward.tokens import doubtful_prompts
-
-            doubts += doubtful_prompts(prepared, plan)
+    with undone(folder, lambda: discard(plan, folder)):
+        doubts = doubtful(prepared, plan)
         shards = shards_of(plan, folder, work, seed, taker)
         with closing(Writer(shards, progress)) as writer:
             compute(prepared, plan, writer, work, seed, device, progress)
@@ -213,62 +170,24 @@ def _fill(
         if taker is None:
             verify(plan, folder)
         check_sources(folder, plan)
-        routing, others = _routing(prepared, plan, work), folder if taker is None else work / OTHERS
+        routing, others = routing_of(prepared, plan, work), folder if taker is None else work / OTHERS
         if routing:
             routing.write(others)
         _finish(prepared, plan, others, fingerprint, seed, work)
-    except HubError:
-        raise  # what was made is none the worse for it
-    except LazyMoEError:
-        discard(plan, folder)
-        raise
-    except OSError as e:
-        again = "merge again: it goes on from the last complete file."
-        raise unwritten(e, folder, "the merge stopped", again) from None
     return [*doubts, *(routing.problems() if routing else degenerate(plan, work))]
-
-
-def _routing(prepared: Prepared, plan: Plan, work: Path) -> Report | None:
-    """Tell where the tokens of the prompts went, if they went through the mixture while it was made."""
-    if not (found := readable(work / ROUTING)):
-        return None
-    active = [plan.active(k) for k in range(1, plan.experts + 1)]
-    return Report(prepared.recipe.names, False, {}, active=active, top_k=plan.top_k, **found)
 
 
 def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed: int, work: Path) -> None:
     """Write the other files, the record and config.json last: only they make the folder a finished model."""
-    small = {name: s.encode() if isinstance(s, str) else s for name, s in _small_files(prepared, plan)}
+    small = {name: s.encode() if isinstance(s, str) else s for name, s in small_files(prepared, plan)}
     files = {name: seal(len(s), zlib.crc32(s)) for name, s in small.items()}
     for name, _ in plan.shards:
         files[name] = read_seal(work / f"{name}{SEAL}") or seal_of(folder / name)
     record = _record(prepared, plan, fingerprint, seed, files)
     for name, content in small.items():
         if name == CONFIG:
-            write_whole(folder / RECORD, _dump(record.model_dump()))
+            write_whole(folder / RECORD, dump(record.model_dump()))
         write_whole(folder / name, content)
-
-
-def _small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | str]]:
-    """Yield the files beside weights and record, name and content; config.json last."""
-    base = plan.sources[0]
-    for name in base.files(TOKENIZER_FILES):
-        content = (base.folder / name).read_bytes()
-        if name == TOKENIZER_CONFIG:
-            content = carried(content, base.json("tokenizer.json"), bool(plan.host.code))
-        yield name, content
-    generation = base.folder / GENERATION
-    ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
-    yield GENERATION, generation.read_bytes() if generation.exists() else _dump(ids)
-
-    if plan.host.code:
-        yield plan.host.code, (data("templates") / plan.host.code).read_bytes()
-    yield RECIPE, at_commits(prepared.recipe, plan.sources).to_yaml()
-
-    weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
-    metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
-    yield INDEX, _dump({"metadata": metadata, "weight_map": weight_map})
-    yield CONFIG, _dump(plan.config)
 
 
 def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files: dict[str, str]) -> Record:
@@ -289,7 +208,3 @@ def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files: 
         sources=[SourceRecord(license=s.license, languages=s.languages, stamps=s.stamps) for s in plan.sources],
         files=files,
     )
-
-
-def _dump(fields: Any) -> str:
-    return json.dumps(fields, indent=2) + "\n"

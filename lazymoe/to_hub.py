@@ -13,7 +13,8 @@ from typing import Any
 from lazymoe.cards.card import render
 from lazymoe.files import absolute, readable, write_whole
 from lazymoe.hub.uploading import Upload
-from lazymoe.merging import carry_out, fingerprint_of
+from lazymoe.making import fingerprint_of
+from lazymoe.merging import carry_out
 from lazymoe.output.claims import verify_shard
 from lazymoe.output.folder import CARD, RECORD, WORK, open_finished
 from lazymoe.planning.plan import SHARD_SIZE, Output

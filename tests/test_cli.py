@@ -98,8 +98,8 @@ def test_a_shells_completion_knows_the_commands(capsys: Captured) -> None:
     known = subprocess.run(["bash", "-c", f"{script}\ncomplete -p lazymoe"], capture_output=True, text=True, check=True)
     assert known.stdout.startswith("complete ")
     assert f"subparsers=({' '.join(COMMANDS)})" in script
-    options = "--to --private --seed --device --shard-size --allow-pickle --source --json --quiet"
-    assert f"merge_option_strings=(-h --help {options})" in script
+    options = "--to --private --gguf --seed --device --imatrix --no-imatrix --threads --shard-size --allow-pickle"
+    assert f"merge_option_strings=(-h --help {options} --source --json --quiet)" in script
 
 
 @pytest.mark.parametrize(("text", "size"), [("4GB", 4e9), ("500 MB", 5e8), ("1.5g", 1.5e9), ("12", 12), ("2KiB", 2e3)])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.source import CARD
-from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
+from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
 from lazymoe.errors import error
 from lazymoe.files import cache, is_sealed, readable, seal_of, settle, stamp, write_whole
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 SEALS = "seals.json"  # in the folder of config and tokenizer: what its other files are known by
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # its types that aren't quantized, to safetensors' names
-BY_ROWS = ("token_embd.weight", "output.weight")  # as large as the vocabulary, and stored as they are
+# ends of the names of tensors that transformers takes row for row, but for architectures of which it transposes some
+BY_ROWS = ("token_embd", "output", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+TRANSPOSED = ("gpt2", "bloom", "t5", "t5encoder")
 DTYPE = (
     "BF16"  # what the weights are written in where a recipe doesn't say: the format's own are none of a checkpoint's
 )
@@ -46,7 +48,7 @@ class Dequantized:
         folder: of its config as transformers reads it.
         name: of the tensor in the file.
         dtype: the format's name of the dtype that it reads as.
-        width: of its rows, where it can be read by rows.
+        width: of its rows, where they are the model's own.
     """
 
     file: Path
@@ -68,6 +70,34 @@ class Dequantized:
             return _values(self, None).reshape(-1)[start:stop]
         first, last = start // self.width, -(-stop // self.width)
         return _values(self, (first, last)).reshape(-1)[start - first * self.width : stop - first * self.width]
+
+
+class Rows(NamedTuple):
+    """Rows as a GGUF file holds them: the type of their weights, where they lie, and how many there are."""
+
+    kind: str
+    lies: Span
+    rows: int
+
+
+def stored_rows(tensor: TensorInfo) -> Rows | None:
+    """Find the bytes that some rows of a tensor have in a GGUF file; None if none holds them as rows of the model.
+
+    Args:
+        tensor: the tensor, or whole rows of it, flat.
+    """
+    reader = tensor.reader
+    if not isinstance(reader, Dequantized) or reader.width is None:
+        return None
+    first, inside = divmod(tensor.start, reader.width)
+    rows, left = divmod(tensor.elements, reader.width)
+    if inside or left:
+        return None
+    mapped, _ = _reader(reader.file, reader.folder, reader.stamp())
+    stored = next(t for t in mapped.tensors if t.name == reader.name)
+    nbytes = stored.data.nbytes // len(stored.data)  # of a row
+    lies = Span(reader.file, int(stored.data_offset) + first * nbytes, rows * nbytes)
+    return Rows(stored.tensor_type.name, lies, rows)
 
 
 class Opened(NamedTuple):
@@ -156,9 +186,16 @@ def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str
     for tensor in reader.tensors:
         if name := names.get(tensor.name):
             dtype, shape = PLAIN.get(tensor.tensor_type.name, "F32"), shapes[name]
-            width = shape[1] if tensor.name in BY_ROWS else None
+            width = shape[1] if _is_by_rows(tensor.name, reader) else None
             tensors[name] = TensorInfo(name, dtype, shape, Dequantized(file, folder, tensor.name, dtype, width))
     return tensors, tuple(tensor.name for tensor in reader.tensors if tensor.name not in names)
+
+
+def _is_by_rows(name: str, reader: Any) -> bool:
+    """Tell whether a tensor of a file is a matrix whose rows are those of the model."""
+    stem, _, kind = name.rpartition(".")
+    architecture = reader.fields["general.architecture"].contents()
+    return kind == "weight" and stem.rpartition(".")[2] in BY_ROWS and architecture not in TRANSPOSED
 
 
 @functools.lru_cache(maxsize=16)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from lazymoe.files import is_sound, write_sealed
 from lazymoe.floats import encode
 from lazymoe.forward.device import pick_device
 from lazymoe.output.writer import Writer
-from lazymoe.planning.memory import tells_routing
+from lazymoe.planning.memory import sweeps, tells_routing
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress
@@ -25,11 +26,21 @@ from lazymoe.recipe.schema import Recipe
 from lazymoe.seeding import generator
 from lazymoe.units import spell_layers
 
+if TYPE_CHECKING:
+    from lazymoe.forward.inputs import Inputs
+
 PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to both experts
 
 
 def compute(
-    prepared: Prepared, plan: Plan, writer: Writer, folder: Path, seed: int, device: str | None, progress: Progress
+    prepared: Prepared,
+    plan: Plan,
+    writer: Writer,
+    folder: Path,
+    seed: int,
+    device: str | None,
+    progress: Progress,
+    weigh: Callable[[Inputs], None] | None = None,
 ) -> None:
     """Work out all that the plan calls computed: shared weights and corrected experts to where tensors go, and routers,
     into a file too.
@@ -44,6 +55,7 @@ def compute(
         seed: of the random modes.
         device: where to compute; a CUDA device if there is one by default.
         progress: told of the layers done, stages ``route`` and ``sweep``.
+        weigh: as `sweep` has it.
 
     Raises:
         SourceError: if a model's tokenizer can't be loaded, or its states or weights are NaN or infinite.
@@ -55,11 +67,10 @@ def compute(
             _write_routers(plan, folder, _gates(recipe, plan, seed, device, progress))
         writer.computed = open_file(folder / ROUTERS)
     swept = [ROUTERS, *([ROUTING] if tells_routing(recipe, plan) else [])]
-    wanted = fitted or plan.shared != "base" or plan.corrected
-    if wanted and not (writer.whole and all(is_sound(folder / name) for name in swept)):
+    if sweeps(recipe, plan) and not (writer.whole and all(is_sound(folder / name) for name in swept)):
         from lazymoe.computing.sweep import sweep
 
-        gates, routing = sweep(recipe, plan, writer, folder, pick_device(device), progress)
+        gates, routing = sweep(recipe, plan, writer, folder, pick_device(device), progress, weigh)
         if gates is not None:
             _write_routers(plan, folder, gates.numpy())
         if routing is not None:

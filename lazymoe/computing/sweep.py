@@ -39,6 +39,7 @@ from lazymoe.computing.shared_weights import (
 )
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely, give_back
+from lazymoe.forward.inputs import Inputs, Map
 from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
@@ -51,11 +52,18 @@ from lazymoe.recipe.schema import Recipe
 # tensors of a file of states: the routers fitted so far, and the two of the tally
 GATES, COUNTS, BITS = "gates", "counts", "bits"
 Moments = Iterator[Tensor | None]  # of each expert x^T x of what its prompts give a map to read [in, in], or None
+Weigh = Callable[[Inputs], None]  # told what maps have read so far, before these are written
 
 
 @torch.no_grad()
 def sweep(
-    recipe: Recipe, plan: Plan, writer: Writer, folder: Path, device: str, progress: Progress
+    recipe: Recipe,
+    plan: Plan,
+    writer: Writer,
+    folder: Path,
+    device: str,
+    progress: Progress,
+    weigh: Weigh | None = None,
 ) -> tuple[Tensor | None, Routing | None]:
     """Work out the shared weights and, where they are fitted, the routers, and write the layers on the way.
 
@@ -65,6 +73,8 @@ def sweep(
         folder: for the states.
         device: where to compute.
         progress: told of the layers done, stage ``sweep``.
+        weigh: what is told how much columns count, if anybody wants to know: the plan is ``weighted`` then. A layer is
+            written when it has run, not while it is read.
 
     Returns:
         The fitted rows of each layer ``[L, gates, H]``, float32, see `Plan.gates`; None if they aren't fitted. And
@@ -79,15 +89,21 @@ def sweep(
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, writer, folder, average, groups, order, device) if groups else None
+    late = plan.weighted and HEAD not in average.tensors  # embeddings whose columns count by what the head reads
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
     head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
-    if plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
+    if late:
+        pass
+    elif plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
         writer.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
     elif head != EMBEDDINGS:
         writer.give(0, EMBEDDINGS, means(average, EMBEDDINGS))
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()
+            if weigh and walk.inputs:
+                weigh(walk.inputs)
+            walk.give()
         elif plan.shared == "regmean":
             maps = [name for name in _shared(plan, layer) if len(average.tensors[name].shape) == 2]
             _merge(average, plan, [name for name in maps if not writer.has(0, name)], None, device)
@@ -100,6 +116,9 @@ def sweep(
             walk.keep()
         give_back()
         progress("sweep", layer + 1, plan.layers)
+    if walk and walk.inputs and weigh:
+        walk.inputs.body([HEAD if HEAD in average.tensors else EMBEDDINGS], walk.stream.finish().__getitem__)
+        weigh(walk.inputs)
     for name in outside:
         if name != head:
             writer.give(0, name, means(average, name))
@@ -158,11 +177,19 @@ class _Walk:
         whose = [(group.place, 0 if group.varied else group.sign) for group in groups for _ in group.batches]
         self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
         self.lesson = lesson(groups, device) if recipe.gate_mode == "fit" else None
-        self.models = [_Passing(source, number, writer) for number, source in enumerate(plan.sources)]
+        self.models: list[_Passing] | list[Source] = list(plan.sources)
+        self.inputs: Inputs | None = None
+        if plan.weighted:
+            counted = {i for batches in self.own for i in batches}
+            texts_of = [real if i in counted else torch.zeros_like(real) for i, real in enumerate(self.real)]
+            self.inputs = Inputs(texts_of, device)
+        else:
+            self.models = [_Passing(source, number, writer) for number, source in enumerate(plan.sources)]
         self.stream = Stream(average if plan.shared != "base" else self.models[0], [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
         self.tally = Tally(plan, plan.experts)  # of positive prompts
         self.corrections: dict[int, Correction] = {}  # by the expert's number
+        self.corrected: list[tuple[int, str, Tensor]] = []  # what they made of this layer: source, name, weight
         for place, expert in enumerate(order):
             if expert in plan.corrected:
                 [tokens] = [g.tokens for g in groups if (g.place, g.sign, g.varied) == (place, 1, False)]
@@ -182,18 +209,28 @@ class _Walk:
     def step(self) -> None:
         """Run a layer."""
         feed_forward = module_name(self.plan), self._feed_forward
-        self.stream.step(feed_forward=feed_forward, merge=self._merge if self.plan.shared == "regmean" else None)
+        halted = self.plan.shared == "regmean" or self.inputs
+        self.stream.step(feed_forward=feed_forward, merge=self._put if halted else None)
+
+    def give(self) -> None:
+        """Hand on what was corrected."""
+        for source, name, weight in self.corrected:
+            self.writer.give(source, name, [weight])
+        self.corrected.clear()
 
     def moments_at_end(self) -> Moments | None:
         """Take the moments of what the head reads, after all layers, if they are known."""
         return self._moments(self.stream.finish().__getitem__) if self.by_states else None
 
-    def _merge(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
-        """Merge maps of this layer; see `parts.Merge`."""
+    def _put(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
+        """Look at what maps of this layer read, and merge them if they are merged by that; see `parts.Merge`."""
         whole = {f"{LAYER.format(layer=self.stream.next)}{name}.weight": name for name in names}
-        moments = self._moments(read) if self.by_states else None
-        _merge(self.average, self.plan, list(whole), moments, self.device)
-        return {short: self.average.load(name) for name, short in whole.items()}
+        if self.inputs:
+            self.inputs.body(list(whole), read)
+        if self.plan.shared == "regmean":
+            moments = self._moments(read) if self.by_states else None
+            _merge(self.average, self.plan, list(whole), moments, self.device)
+        return {short: self.stream.source.load(name) for name, short in whole.items()}
 
     def _moments(self, read: Callable[[int], Tensor]) -> Moments:
         """Sum up x^T x ``[in, in]`` over each expert's positive prompts, of what `read` gives of a batch
@@ -217,7 +254,9 @@ class _Walk:
             if expert in left:
                 left.remove(expert)
                 name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
-                self.writer.give(expert + 1, name, [weight.cpu()])
+                self.corrected.append((expert + 1, name, weight.cpu()))
+                if not self.inputs:
+                    self.give()  # at once: it takes memory
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
         chosen = self.order[chosen]  # by the experts' numbers
@@ -226,11 +265,13 @@ class _Walk:
             for real, *routing in (routed[i] for i in batches):
                 self.tally.add(layer, expert, *(of_each[real.flatten()] for of_each in routing))
         chosen, weights = leave_out(chosen, weights)
+        names = f"{LAYER.format(layer=layer)}{module_name(plan)}."
+        watch = [self.inputs.experts(names)] if self.inputs else []
         with coarsely():
-            out = mix(load, module, x, chosen, weights, self.order.tolist())
+            out = mix(load, module, x, chosen, weights, self.order.tolist(), *watch)
             for expert in sorted(left):  # no token went to it
                 load(expert, module)
-            return out.add_(shared(plan, load, module, x, own))
+            return out.add_(shared(plan, load, module, x, own, *watch))
 
     def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fit or read this layer's router ``[E, H]``, its rows by their places, and its shared expert's gate
@@ -256,6 +297,8 @@ class _Walk:
         for expert, correction in self.corrections.items():
             tensors |= {f"{expert}.{i}": states for i, states in enumerate(correction.stream.states)}
         tensors |= {COUNTS: self.tally.counts, BITS: self.tally.bits}
+        if self.inputs:
+            tensors |= {f"{i} {name}": _counted(self.inputs, (i, name)) for i, name in self.inputs.sums}
         if self.lesson:
             tensors[GATES] = torch.stack(self.gates)
         dtypes = {torch.float32: "F32", torch.float64: "F64"}
@@ -272,6 +315,12 @@ class _Walk:
             if is_sound(file) and all(map(self._is_written, range(layer))):
                 found = {name: tensor.load().to(self.device) for name, tensor in open_file(file).items()}
                 self.gates = list(found.pop(GATES)) if self.lesson else []
+                for key in [key for key in found if " " in key]:
+                    assert self.inputs
+                    number, _, name = key.partition(" ")
+                    counted = found.pop(key).cpu()
+                    self.inputs.sums[int(number), name] = counted[:-1]
+                    self.inputs.counts[int(number), name] = int(counted[-1])
                 self.tally.counts, self.tally.bits = found.pop(COUNTS).cpu(), found.pop(BITS).cpu()
                 for expert, correction in self.corrections.items():
                     stream = correction.stream
@@ -294,6 +343,11 @@ class _Walk:
             if file != but:
                 file.unlink()
                 file.with_name(file.name + SEAL).unlink(missing_ok=True)
+
+
+def _counted(inputs: Inputs, which: Map) -> Tensor:
+    """Give the sums of what a map reads, and of how many tokens that is, in one: ``[in + 1]``, float64."""
+    return torch.cat([inputs.sums[which], torch.tensor([inputs.counts[which]], dtype=torch.float64)])
 
 
 def _shared(plan: Plan, layer: int) -> list[str]:

@@ -19,6 +19,7 @@ class Inputs:
     Attributes:
         sums: of each map the sum for each column that it reads, float64 ``[in]``.
         counts: of each map how many tokens that is.
+        tokens: of each text how many count, of those that have any.
     """
 
     def __init__(self, counted: Sequence[Tensor], device: str) -> None:
@@ -30,6 +31,7 @@ class Inputs:
         """
         self.sums: dict[Map, Tensor] = {}
         self.counts: dict[Map, int] = {}
+        self.tokens = [n for places in counted for n in places.sum(1).tolist() if n]
         self._counted = [places.to(device) for places in counted]
         self._rows = torch.cat([places.flatten() for places in self._counted])  # [N]
 

@@ -15,7 +15,7 @@ from lazymoe.hub.accounts import need_token
 from lazymoe.hub.jobs import Job, Jobs
 from lazymoe.jobs.offer import Offer, make_offer
 from lazymoe.jobs.parcel import check_sendable, pack
-from lazymoe.merging import fingerprint_of
+from lazymoe.making import fingerprint_of
 from lazymoe.output.folder import RECORD
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.prepared import Prepared, Where, at_commits, prepare

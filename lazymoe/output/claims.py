@@ -133,11 +133,14 @@ def claim(folder: Path, fingerprint: str, plan: Plan) -> Path:
 
     Raises:
         SourceError: if a source was changed since the merge began here.
-        OutputError: if nothing can be written.
+        OutputError: if another merge began here, or nothing can be written.
     """
     work = folder / WORK
     try:
         if (work / RECORD).exists():
+            if readable(work / RECORD).get("fingerprint") != fingerprint:
+                remedy = f"Name another output folder, or delete {work.name} in this one."
+                raise error("output.taken", folder, "another merge was interrupted in this folder", remedy)
             check_sources(folder, plan)
         else:
             _begin(folder, fingerprint, plan)
@@ -204,14 +207,17 @@ def verify_shard(file: Path, outputs: Sequence[Output]) -> None:
         raise error("output.damaged", file, what, "Please report this as a bug of LazyMoE.")
 
 
-def clear(work: Path) -> None:
+def clear(work: Path, but: str = "") -> None:
     """Remove what is half-made. The folder may be a link to another disk, or a mount point: then it stays, empty.
 
     Args:
         work: the folder of it.
+        but: a pattern of names of files that stay.
     """
     (work / RECORD).unlink(missing_ok=True)  # first: without it nothing else there counts
     for path in work.iterdir():
+        if but and path.match(but):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -1,33 +1,29 @@
 """The GGUF files of a mixture while they are written, one or several for each type: filled part by part in any order,
-each part quantized on its way."""
+each part quantized on its way, or copied where a source has it so."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazymoe.checkpoint.source import CARD, GENERATION
+from lazymoe.checkpoint.gguf import Rows, stored_rows
 from lazymoe.checkpoint.tensors import BITS, Span, TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import read_into
+from lazymoe.files import read_bytes, read_into
 from lazymoe.floats import decode, encode, finite
 from lazymoe.output.parts import COPY, Looker, Slot, not_finite
-from lazymoe.planning.plan import WORK, cut
-from lazymoe.quantizing.description import add_description
+from lazymoe.planning.plan import WORK, Piece, cut
 from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN
 from lazymoe.quantizing.gguf_file import GgufFile, row_bytes
 from lazymoe.quantizing.importance import Importance, of_expert
 from lazymoe.quantizing.layout import Part
-from lazymoe.quantizing.native import Quantize, quantizer
-from lazymoe.quantizing.scheme import ROPE_FACTORS, Scheme, counted
-from lazymoe.quantizing.vocabulary import add_vocabulary
-
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
+from lazymoe.quantizing.metadata import of_shard, says
+from lazymoe.quantizing.native import Quantize, quantizer, rate
+from lazymoe.quantizing.scheme import ROPE_FACTORS, Scheme
 
 BLOCK = 1 << 22  # weights that are in memory at a time
 CHUNK = 1 << 16  # and those that a thread takes
@@ -78,22 +74,32 @@ class Export:
         Raises:
             OutputError: if llama.cpp has no such tokenizer, or a file of the mixture can't be read.
         """
-        says, shapes = _says(self._scheme, folder, name), self._scheme.shapes
+        told, shapes = says(self._scheme, folder, name), self._scheme.shapes
         for kind, chosen in self._scheme.types.items():
             groups = cut(shapes, self._scheme.sizes(kind).values(), largest)
             self.files[kind] = []
             for i, group in enumerate(groups):
                 end = SHARD.format(i + 1, len(groups)) if len(groups) > 1 else ""
-                own = _of_shard(says, FILE_TYPES[kind].number, i, len(groups), len(shapes))
+                own = of_shard(told, FILE_TYPES[kind].number, i, len(groups), len(shapes))
                 within = {tensor: shapes[tensor] for tensor in group}
                 path = out / f"{name}-{kind}{end}.gguf"
                 self.files[kind].append(GgufFile(path, out / WORK, own, within, chosen, made_of))
         self._look()
 
     @property
+    def paths(self) -> dict[str, list[Path]]:
+        """Where the files are, by type."""
+        return {kind: [file.path for file in files] for kind, files in self.files.items()}
+
+    @property
     def whole(self) -> bool:
         """Whether all files are there."""
         return all(file.whole for file in self._all())
+
+    @property
+    def sizes_by_type(self) -> dict[str, int]:
+        """Bytes of the tensors in the files of each type."""
+        return {kind: sum(file.nbytes for file in files) for kind, files in self.files.items()}
 
     @property
     def room(self) -> int:
@@ -115,7 +121,7 @@ class Export:
 
     def pen(self, i: int, looker: Looker, moved: Callable[[int], None]) -> _Pen:
         """Set a pen down to write a part, in the mixture's dtype; see `writer.Target`. It looks at the bytes itself."""
-        files = self._unfinished(i)
+        files = [file for file in self._unfinished(i) if not self._copy(i, file)]
         del self.lacking[i]
         self._new.add(self._keys[i])
 
@@ -131,7 +137,63 @@ class Export:
                     data = self._encode(part, file.types[part.target], values, importance)
                     file.put(part.target, part.row + row, data)
 
-        return _Pen(self.slots[i].output.dtype, self._parts[i], put, moved)
+        return _Pen(self.slots[i].output.dtype, self._parts[i] if files else (), put, moved)
+
+    def requantized(self, kind: str) -> dict[int, tuple[int, int]]:
+        """Count, of each expert that is a quantized GGUF file, by the number of its source, the matrices that are taken
+        of it into files of a type, and those of them that are quantized a second time for that.
+
+        Args:
+            kind: the file type.
+        """
+        found: dict[int, tuple[int, int]] = {}
+        for i, slot in enumerate(self.slots):
+            if isinstance(piece := slot.part, Piece) and piece.source:
+                rows = stored_rows(piece.tensor.part(piece.start, piece.elements))
+                if rows and rows.kind not in PLAIN:
+                    taken, anew = found.get(piece.source, (0, 0))
+                    found[piece.source] = taken + 1, anew + (not self.copied(i, self._scheme.types[kind]))
+        return found
+
+    def seconds(self, threads: int) -> float:
+        """Estimate how long it takes here to quantize all that isn't copied.
+
+        Args:
+            threads: how many quantize.
+        """
+        weights = Counter[str]()
+        for chosen in self._scheme.types.values():
+            for i, slot in enumerate(self.slots):
+                if not self.copied(i, chosen):
+                    weights[chosen[self._parts[i][0].target]] += slot.part.elements
+        return sum(n / rate(kind) for kind, n in weights.items() if kind not in PLAIN) / threads
+
+    def copied(self, i: int, types: Mapping[str, str]) -> Rows | None:
+        """Find the rows of a part where a GGUF file of a source has them as they are wanted; None if it hasn't.
+
+        Args:
+            i: number of the part.
+            types: of llama.cpp's tensors.
+        """
+        piece, targets = self.slots[i].part, self._parts[i]
+        if not isinstance(piece, Piece) or (piece.noise, piece.scale) != (0, 1):
+            return None
+        found = stored_rows(piece.tensor.part(piece.start, piece.elements))
+        fits = found and [(found.rows, found.kind, 0)] == [(t.rows, types[t.target], t.head) for t in targets]
+        return found if fits else None
+
+    def _copy(self, i: int, file: GgufFile) -> bool:
+        """Copy a part into a file as it is, if a source has it so."""
+        found = self.copied(i, file.types)
+        if found:
+            [part] = self._parts[i]
+            size = found.lies.nbytes // found.rows
+            step = max(1, COPY // size)
+            for row in range(0, found.rows, step):
+                n = min(step, found.rows - row)
+                data = read_bytes(found.lies.path, found.lies.offset + row * size, n * size)
+                file.put(part.target, part.row + row, np.frombuffer(data, np.uint8).reshape(n, size))
+        return found is not None
 
     def keep(self) -> None:
         """See to it that what was written is on the disk, and note it: a rerun goes on from here."""
@@ -143,6 +205,11 @@ class Export:
         """Give the files their names; all parts are there."""
         for file in self._all():
             file.finish()
+
+    def discard(self) -> None:
+        """Remove what is half-made."""
+        for file in self._all():
+            file.discard()
 
     def close(self) -> None:
         """Let go of files and threads."""
@@ -207,7 +274,8 @@ class _Pen:
         """Write bytes; of a tensor of this model, look whether they are finite."""
         if tensor and not finite(np.frombuffer(data, np.uint8), tensor.dtype):
             raise not_finite(where, tensor)
-        self._held += data
+        if self._next:
+            self._held += data
         while self._next:
             part, row, rows = self._next
             size = rows * part.width * BITS[self._dtype] // 8
@@ -244,47 +312,8 @@ def _blocks(parts: Sequence[Part]) -> Iterator[tuple[Part, int, int]]:
             yield part, row, min(step, part.rows - row)
 
 
-def _says(scheme: Scheme, folder: Path, title: str) -> GGUFWriter:
-    """Work out what all files say of the mixture.
-
-    Raises:
-        OutputError: as `Export.lay`.
-    """
-    from gguf import GGUFWriter, Metadata, size_label
-
-    says = GGUFWriter(None, scheme.architecture.name)
-    routed, shared = counted(scheme)
-    try:
-        metadata = Metadata.load(None, folder, title)  # of README.md and generation_config.json
-    except Exception as e:  # whatever what a user put there makes the package raise
-        what = f"its {CARD} or {GENERATION} can't be read ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
-        raise error("output.damaged", folder, what, "Mend it, or delete it.") from None
-    metadata.size_label = size_label(routed + shared, shared, routed // scheme.experts, scheme.experts)  # 4x1.1B
-    says.add_type("model")
-    metadata.set_gguf_meta_model(says)
-    add_description(says, scheme.architecture, scheme.host, scheme.config)
-    add_vocabulary(says, folder, scheme.shapes["token_embd.weight"][0])
-    return says
-
-
 def _paired(values: np.ndarray, head: int) -> np.ndarray:
     """Put the rows of each head in pairs: the first of its first half, the first of its second half, and so on."""
     rows, width = values.shape
     halves = values.reshape(rows // head, 2, head // 2, width)
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, width))
-
-
-def _of_shard(says: GGUFWriter, file_type: int, number: int, shards: int, tensors: int) -> GGUFWriter:
-    """Make what one file says: the first of several says all, the others only which they are."""
-    from gguf import GGML_QUANT_VERSION, GGUFWriter
-
-    own = GGUFWriter(None, says.arch)
-    if number == 0:
-        own.kv_data[0] |= says.kv_data[0]
-        own.add_quantization_version(GGML_QUANT_VERSION)
-        own.add_file_type(file_type)
-    if shards > 1:
-        own.add_uint16("split.no", number)
-        own.add_uint16("split.count", shards)
-        own.add_int32("split.tensors.count", tensors)
-    return own

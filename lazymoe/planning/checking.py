@@ -19,7 +19,7 @@ from lazymoe.files import absolute, existing
 from lazymoe.planning.duration import Measured, with_times
 from lazymoe.planning.plan import SHARD_SIZE, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
-from lazymoe.planning.ways import Way, among, choose, find_ways
+from lazymoe.planning.ways import Gguf, Way, among, choose, find_ways
 from lazymoe.recipe.schema import STREAMED, Recipe
 from lazymoe.units import billions, gigabytes
 
@@ -39,6 +39,7 @@ class Check:
         way: the one that is chosen of them: the first that fits, of those that were asked for; None if none does.
         disk_free: free where the output goes.
         memory_free: free memory.
+        gguf: what is made, if not a checkpoint.
     """
 
     errors: tuple[Problem, ...]
@@ -49,6 +50,7 @@ class Check:
     way: Way | None
     disk_free: int
     memory_free: int
+    gguf: Gguf | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give its fields by name, for programs: figures in bytes or numbers of parameters."""
@@ -61,20 +63,27 @@ class Check:
             "free_disk_bytes": self.disk_free,
             "free_memory_bytes": self.memory_free,
         }
-        return found | self.plan.to_dict() if self.plan else found
+        found |= self.plan.to_dict() if self.plan else {}
+        return found | ({"gguf_bytes": dict(self.gguf.files)} if self.gguf else {})
 
     def figures(self) -> dict[str, str]:
         """Say what will be made, and of what, name to words; empty where errors leave nothing to plan."""
         if not (plan := self.plan):
             return {}
         total, active = billions(plan.parameters), billions(plan.active_parameters)
+        made = {
+            "weights": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
+            "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
+            "and 1 to 2 GB for the context",
+        }
+        if self.gguf:
+            sizes = ", ".join(f"{kind} {gigabytes(nbytes)}" for kind, nbytes in self.gguf.files.items())
+            made = {"GGUF": sizes, "memory to run": "that of a file, and 1 to 2 GB for the context"}
         return {
             "model": f"{plan.architecture}, {plan.layers} layers, hidden size {plan.hidden_size}",
             "experts": f"{plan.experts}, {plan.top_k} for each token",
             "parameters": f"{total} in total, {active} active per token",
-            "weights": f"{gigabytes(plan.nbytes)} in {plan.config['dtype']}, {len(plan.shards)} file(s)",
-            "memory to run": f"{gigabytes(plan.bytes_16bit)} in 16 bit, {gigabytes(plan.bytes_4bit)} in 4 bit; "
-            "and 1 to 2 GB for the context",
+            **made,
             "free here": f"{gigabytes(self.disk_free)} of disk, {gigabytes(self.memory_free)} of memory",
         }
 
@@ -134,41 +143,43 @@ def check(
     return examine(prepared, absolute(folder))
 
 
-def examine(prepared: Prepared, folder: Path) -> Check:
+def examine(prepared: Prepared, folder: Path, gguf: Gguf | None = None) -> Check:
     """Check a prepared recipe, with an estimate of the time, for which network, disk and processor are tried out.
 
     Args:
         prepared: the recipe.
         folder: where the output will go, absolute.
+        gguf: what is made, if not a checkpoint.
     """
-    found = judge(prepared, folder)
+    found = judge(prepared, folder, gguf=gguf)
     if found.plan is None or found.way is None or found.errors:
         return found
-    ways = with_times(found.ways, prepared, found.plan, Measured(prepared.sources, folder))
+    ways = with_times(found.ways, prepared, found.plan, Measured(prepared.sources, folder), gguf)
     return replace(found, ways=ways, way=ways[found.ways.index(found.way)])
 
 
-def judge(prepared: Prepared, folder: Path, to_hub: bool | None = None) -> Check:
+def judge(prepared: Prepared, folder: Path, to_hub: bool | None = None, gguf: Gguf | None = None) -> Check:
     """Hold what a prepared recipe takes against what this machine has, and choose the way.
 
     Args:
         prepared: the recipe.
         folder: where the output will go, absolute.
         to_hub: whether it goes straight to the Hub; None to leave that open.
+        gguf: what is made, if not a checkpoint.
     """
     plan = prepared.plan
     errors, warnings = list(prepared.errors), list(prepared.warnings)
     ways: tuple[Way, ...] = ()
     way = None
     if plan:
-        ways = find_ways(prepared, plan, folder)
+        ways = find_ways(prepared, plan, folder, gguf=gguf)
         asked = among(ways, prepared.source, to_hub)
         way = choose(asked)
         nearest = way or min(asked, key=lambda way: way.lacking)
         errors += _disk(nearest, choose(among(ways, "auto", to_hub)) or choose(ways))
         warnings += _memory(nearest, prepared.recipe, plan)
     free = shutil.disk_usage(existing(folder)).free, psutil.virtual_memory().available
-    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, ways, way, *free)
+    return Check(tuple(errors), tuple(warnings), prepared.notes, plan, ways, way, *free, gguf)
 
 
 def _disk(way: Way, other: Way | None) -> Iterator[Problem]:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.files import existing
-from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES
+from lazymoe.planning.memory import ENOUGH, LIMIT, PASSES, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
-from lazymoe.planning.ways import Way
+from lazymoe.planning.ways import Gguf, Way
 from lazymoe.recipe.schema import STREAMED, Recipe
 
 BEGIN = 5.0  # seconds: Python, torch, a tokenizer
@@ -75,13 +75,16 @@ class Measured:
         return EFFICIENCY * _processor()
 
 
-def with_times(ways: Sequence[Way], prepared: Prepared, plan: Plan, rates: Rates | Measured) -> tuple[Way, ...]:
+def with_times(
+    ways: Sequence[Way], prepared: Prepared, plan: Plan, rates: Rates | Measured, gguf: Gguf | None = None
+) -> tuple[Way, ...]:
     """Estimate how long each way takes.
 
     Args:
         ways: to merge, all of them.
         prepared, plan: what is wanted.
         rates: how fast it is done.
+        gguf: what is made, if not a checkpoint.
     """
     operations = _operations(prepared.prompts, plan)
     weights = sum({s.folder: sum(s.weights.values()) for s in plan.sources}.values())
@@ -94,11 +97,12 @@ def with_times(ways: Sequence[Way], prepared: Prepared, plan: Plan, rates: Rates
         return amount / measured if measured else None
 
     def timed(way: Way) -> Way:
-        moved = plan.nbytes + weights - (missing if way.remote else 0)
+        moved = (gguf.nbytes if gguf else plan.nbytes) + weights - (missing if way.remote else 0)
         parts = [
             taking(way.brought, LITTLE, lambda: rates.network),
             taking(moved if plan.nbytes > LITTLE else 0, LITTLE, lambda: rates.disk),
             taking(operations, QUICK, lambda: rates.processor),
+            gguf.seconds if gguf else 0.0,
         ]
         known = [part for part in parts if part is not None]
         seconds = BEGIN + sum(known) if len(known) == len(parts) else None
@@ -118,7 +122,7 @@ def _operations(recipe: Recipe, plan: Plan) -> float:
     packed = sum(map(_packed, read))
 
     for_layer = 0.0
-    if recipe.gate_mode == "fit" or plan.shared == "regmean" or plan.corrected:
+    if plan.shared == "regmean" or reads_prompts(recipe, plan):
         for_layer += packed * 2 * (attention + plan.top_k * ffn)
     for expert in plan.corrected:  # its own model, what its network reads and gives in the mixture, and the closed form
         own, inner = _packed(_tokens(recipe.experts[expert].positive)), ffn / (3 * width)

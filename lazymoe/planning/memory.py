@@ -25,6 +25,7 @@ FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning 
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
+QUANTIZING = 150_000_000  # bytes: blocks of weights on their way into GGUF files, and the gguf package
 MODELS = 130_000_000  # bytes: transformers with its models and a tokenizer
 TEXT = 32  # bytes for each of a prompt's: the text, copies of it that tell merges apart, its tokens
 SPARE = 1.25  # what the allocator holds, for what it has been asked for
@@ -41,9 +42,9 @@ def merge_memory(recipe: Recipe, plan: Plan) -> int:
     steps = [0]  # one after the other
     if recipe.gate_mode in PROMPTED and recipe.gate_mode != "fit":
         steps.append(_reading(recipe.gate_mode in STREAMED, texts, plan))
-    if recipe.gate_mode == "fit" or plan.shared != "base" or plan.corrected:
+    if sweeps(recipe, plan):
         steps.append(_sweeping(recipe, plan))
-    models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" or plan.corrected else 0
+    models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" or reads_prompts(recipe, plan) else 0
     return RUNTIME + models + TEXT * sum(map(_tokens, texts)) + int(SPARE * max(steps))
 
 
@@ -77,12 +78,22 @@ def reads_states(recipe: Recipe, plan: Plan) -> bool:
 
 
 def reads_prompts(recipe: Recipe, plan: Plan) -> bool:
-    """Tell whether prompts go through the mixture while it is made: to fit routers, to merge by, or to correct experts.
+    """Tell whether prompts go through the mixture while it is made: to fit routers, to merge by, to correct experts, or
+    to know how much columns count.
 
     Args:
         recipe, plan: as in `merge_memory`.
     """
-    return recipe.gate_mode == "fit" or bool(plan.corrected) or reads_states(recipe, plan)
+    return recipe.gate_mode == "fit" or bool(plan.corrected) or plan.weighted or reads_states(recipe, plan)
+
+
+def sweeps(recipe: Recipe, plan: Plan) -> bool:
+    """Tell whether the mixture is made layer by layer, as something is worked out of each.
+
+    Args:
+        recipe, plan: as in `merge_memory`.
+    """
+    return reads_prompts(recipe, plan) or plan.shared != "base"
 
 
 def tells_routing(recipe: Recipe, plan: Plan) -> bool:
@@ -99,7 +110,7 @@ def _swept(recipe: Recipe, plan: Plan) -> int:
     if recipe.gate_mode == "fit":
         asked = recipe.every_expert[: plan.gates]
         return sum(_packed(side) for expert in asked for side in (expert.positive, expert.negative))
-    if reads_states(recipe, plan):
+    if reads_states(recipe, plan) or plan.weighted:
         return sum(_packed(expert.positive) for expert in recipe.experts)
     return sum(_corrected(recipe, plan))
 
@@ -116,6 +127,7 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
     running = _running(plan, min(tokens, BATCH), LENGTH) + _rounded(plan, min(tokens, BATCH)) if tokens else 0
     # beside the states what attention makes, what the network reads and what comes of it; to fit on, a part of it
     together = (3 + (plan.shared_expert is not None)) * width * tokens + running + _correcting(recipe, plan)
+    together += 2 * 4 * plan.weighted * min(tokens, BATCH) * _inner(plan)  # what is looked at of it
     inside = states + max(4 * tokens * _wide(plan) + running, together)
     kept = kept_embeddings(plan) if tokens else 0
     if plan.shared == "base":
@@ -166,11 +178,15 @@ def _correcting(recipe: Recipe, plan: Plan) -> int:
     missing, their products, and what comes of them."""
     if not plan.corrected:
         return 0
-    tokens, inner = max(_corrected(recipe, plan)), math.prod(plan.dense.roles(plan.sources[0].config)["down"].shape)
-    width = plan.hidden_size
-    inner //= width
+    tokens, inner, width = max(_corrected(recipe, plan)), _inner(plan), plan.hidden_size
+    held = 4 * plan.weighted * len(plan.corrected) * width * inner  # until the layer has run
     products = 2 * min(tokens, inner) ** 2 + 3 * width * inner
-    return plan.dense_layer_bytes + 4 * (tokens * (inner + 6 * width) + products)
+    return held + plan.dense_layer_bytes + 4 * (tokens * (inner + 6 * width) + products)
+
+
+def _inner(plan: Plan) -> int:
+    """Give the width inside a feed-forward network."""
+    return math.prod(plan.dense.roles(plan.sources[0].config)["down"].shape) // plan.hidden_size
 
 
 def _reading(streamed: bool, texts: Sequence[str], plan: Plan) -> int:

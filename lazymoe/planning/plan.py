@@ -118,6 +118,7 @@ class Plan:
         outputs: its tensors, in the order in which they are written.
         shared: where the tensors that all experts share come from, see `Recipe.shared_weights`.
         shard_size: the most bytes of tensors in one file.
+        weighted: whether it is to be known how much columns count when a tensor is written, to quantize it.
     """
 
     host: Host
@@ -129,6 +130,7 @@ class Plan:
     outputs: tuple[Output, ...]
     shared: SharedWeights
     shard_size: int
+    weighted: bool = False
 
     @property
     def architecture(self) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
-from lazymoe.planning.memory import kept_embeddings, reads_prompts
+from lazymoe.planning.memory import kept_embeddings, reads_prompts, sweeps
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.recipe.schema import STREAMED, Recipe
 
@@ -53,14 +53,15 @@ def remote(recipe: Recipe, plan: Plan, elsewhere: bool = False) -> Remote:
             held += source.tensors[name].nbytes if name in kept else 0
     total, outside = layers.total(), layers.pop("", 0)
     room = 2 * max(layers.values(), default=outside)
-    if recipe.gate_mode in STREAMED or plan.shared != "base" or plan.corrected:
+    if recipe.gate_mode in STREAMED or sweeps(recipe, plan):
         return Remote(total, room + held, 0, kept, held)
     return Remote(total, 0, min(room, WINDOW))
 
 
 def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:
-    """Name what is read when a sweep begins and again when it ends: tied embeddings, which are merged as the head."""
-    swept = plan.shared == "regmean" and reads_prompts(recipe, plan) and not kept_embeddings(plan)
+    """Name what is read when a sweep begins and again when it ends: tied embeddings, which are written as the head."""
+    late = plan.shared == "regmean" or plan.weighted
+    swept = late and reads_prompts(recipe, plan) and not kept_embeddings(plan)
     return frozenset({EMBEDDINGS} if swept and HEAD not in plan.sources[0].tensors else ())
 
 

@@ -5,15 +5,15 @@ Models on the Hub are downloaded or read where they are; the mixture stays in it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from lazymoe.planning.disk import Need, by_disk, held, written
-from lazymoe.planning.memory import RANGES, merge_memory
+from lazymoe.planning.memory import QUANTIZING, RANGES, kept_states, merge_memory
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared, Where
 from lazymoe.planning.remote import Remote, remote
@@ -28,6 +28,24 @@ HOW = {  # is remote, is to the Hub: how it can be merged, and what to do to mer
         "merge straight to the Hub and leave the models there",
     ),
 }
+
+
+class Gguf(NamedTuple):
+    """GGUF files that are made in place of a checkpoint.
+
+    Attributes:
+        files: bytes of the files of each type.
+        room: bytes of disk that they still take.
+        seconds: that it takes here to quantize what is lacking, about; None if that wasn't estimated.
+    """
+
+    files: Mapping[str, int]
+    room: int
+    seconds: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.files.values())
 
 
 @dataclass(frozen=True)
@@ -142,6 +160,7 @@ def find_ways(
     folder: Path,
     disk: int | None = None,
     memory: int | None = None,
+    gguf: Gguf | None = None,
     elsewhere: bool = False,
 ) -> tuple[Way, ...]:
     """List the ways in which a recipe can be merged, the best one first if there is room for it.
@@ -151,21 +170,25 @@ def find_ways(
         folder: where the output, or what is half-made of it, will go, absolute.
         disk: free bytes of every disk; those of this machine by default.
         memory: free bytes of memory; as ``disk``.
+        gguf: what is made, if not a checkpoint: each file of it is sent when it is whole, so all of them take disk.
         elsewhere: count for another machine, which has no files of the models and nothing half-made.
     """
     download = sum((prepared.files if elsewhere else prepared.missing).values())
     there = sum({s.folder: sum(s.readable_there.values()) for s in plan.sources}.values()) if elsewhere else download
     caches = [folder] if elsewhere else [source.folder for source in plan.sources if source.missing][:1]
     free = psutil.virtual_memory().available if memory is None else memory
-    takes, here = merge_memory(prepared.prompts, plan), 0 if elsewhere else written(plan, folder)
+    takes = merge_memory(prepared.prompts, plan) + (QUANTIZING if gguf else 0)
+    here = 0 if gguf or elsewhere else written(plan, folder)
 
     def way(to_hub: bool, away: Remote | None) -> Way:
         output = max(0, held(prepared.prompts, plan, to_hub) - here) if here < plan.nbytes else 0
+        if gguf:
+            output = gguf.room + kept_states(prepared.prompts, plan)
         needs = [(folder, output + (away.disk if away else 0))]
         brought = download - there if away else download
         needs += [(cache, brought) for cache in caches if brought]
         more = RANGES + away.memory if away else 0
-        upload = plan.nbytes if to_hub else 0
+        upload = (gguf.nbytes if gguf else plan.nbytes) if to_hub else 0
         return Way(to_hub, brought, away, upload, by_disk(needs, disk), takes + more, free)
 
     sources = [None, *([remote(prepared.prompts, plan, elsewhere)] if there else [])]

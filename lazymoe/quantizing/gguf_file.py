@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 ALIGNMENT = 32  # bytes; where each tensor begins
-DONE = ".json"  # ends the name of the file that lists what a half-made one holds
+DONE = ".json"  # ends the name of the file that lists what a half-made one holds, or tells that it is whole
+RECORDS = f"*.gguf{DONE}"  # names of those
 
 
 def row_bytes(kind: str, width: int) -> int:
@@ -164,6 +165,13 @@ class GgufFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def discard(self) -> None:
+        """Remove what is half-made of it."""
+        if not self.whole:
+            self.close()
+            self._temporary.unlink(missing_ok=True)
+            self._record.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Give it its name, if it hasn't got it."""

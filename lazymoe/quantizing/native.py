@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lazymoe.errors import error
+from lazymoe.quantizing.gguf_file import row_bytes
 
 # quantizes rows: type, float32 values [rows, width], bytes to fill [rows, bytes of a row], importance [width] or None
 Quantize = Callable[[int, np.ndarray, np.ndarray, "np.ndarray | None"], None]
@@ -75,3 +77,21 @@ def _from_libgguf() -> Quantize | None:
         assert written == out.nbytes
 
     return quantize
+
+
+def rate(kind: str) -> float:
+    """Measure how many weights a thread quantizes in a second.
+
+    Args:
+        kind: the type that they get, none of `PLAIN`.
+
+    Raises:
+        LazyMoEError: as `quantizer`.
+    """
+    from gguf import GGMLQuantizationType
+
+    values = np.random.default_rng(0).standard_normal((64, 1024), np.float32)
+    out = np.empty((len(values), row_bytes(kind, values.shape[1])), np.uint8)
+    begin = time.perf_counter()
+    quantizer()(int(GGMLQuantizationType[kind]), values, out, np.ones(values.shape[1], np.float32))
+    return values.size / (time.perf_counter() - begin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +90,3 @@ def make_scheme(
             remedy = "Give one with --imatrix FILE, or choose a larger type."
             raise error("input.type", "TYPE", f"{kind} is no good without an importance matrix", remedy)
     return Scheme(host, config, architecture, targets, parts, factors, types)
-
-
-def counted(scheme: Scheme) -> tuple[int, int]:
-    """Count the parameters of all experts, and those of all else.
-
-    Args:
-        scheme: of the mixture.
-    """
-    sizes = {name: math.prod(shape) for name, shape in scheme.shapes.items()}
-    routed = sum(size for name, size in sizes.items() if "_exps." in name)
-    return routed, sum(sizes.values()) - routed

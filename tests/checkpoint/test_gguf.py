@@ -13,6 +13,7 @@ import pytest
 import torch
 from hub_server import Hub
 from small_models import recipe, tensors_of
+from stored_models import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from lazymoe import LazyMoEError, check, merge
@@ -31,52 +32,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def file(demo_models: Path, tmp_path: Path) -> Path:
     """The demo's base model as llama.cpp's converter writes it: heads permuted, in 8 bit."""
-    return write(demo_models / "base", tmp_path / "folder" / "model.gguf")
-
-
-def write(model: Path, file: Path, *more: str) -> Path:
-    """A Llama's file, with more tensors by these names."""
-    config = json.loads((model / "config.json").read_text())
-    tokenizer = json.loads((model / "tokenizer.json").read_text())
-    file.parent.mkdir()
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_name("demo")
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    tokens = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
-    merges = [" ".join(m) if isinstance(m, list) else m for m in tokenizer["model"]["merges"]]
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(config["bos_token_id"])
-    writer.add_eos_token_id(config["eos_token_id"])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for name, tensor in tensors_of(model).items():
-        for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-            if part in name:
-                n = config[heads]
-                tensor = tensor.reshape(n, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
-        data, own = tensor.float().numpy(), names.get_name(name, (".weight",))
-        eight = gguf.GGMLQuantizationType.Q8_0
-        if data.ndim > 1 and data.shape[1] % 32 == 0:
-            writer.add_tensor(own, gguf.quantize(data, eight), raw_dtype=eight)
-        else:
-            writer.add_tensor(own, data)
-    for name in more:
-        writer.add_tensor(name, np.ones(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+    return write_gguf(demo_models / "base", tmp_path / "folder" / "model.gguf")
 
 
 def test_every_tensor_is_what_transformers_reads(file: Path, demo_models: Path) -> None:
@@ -125,7 +81,7 @@ def test_what_was_damaged_in_the_cache_is_made_anew(name: str, file: Path, tmp_p
 
 
 def test_mistakes(file: Path, demo_models: Path, tmp_path: Path) -> None:
-    scaled = write(demo_models / "base", tmp_path / "other" / "scaled.gguf", "rope_freqs.weight")
+    scaled = write_gguf(demo_models / "base", tmp_path / "other" / "scaled.gguf", "rope_freqs.weight")
     [problem] = check(recipe(scaled, demo_models / "base")).errors
     assert "'rope_freqs.weight', which transformers doesn't read" in problem.what
     assert not check(recipe(demo_models / "base", scaled)).errors

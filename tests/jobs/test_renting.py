@@ -340,6 +340,7 @@ def test_with_nobody_to_ask_the_price_is_told(
         ("merge r.yaml --to writer/x --on hf-jobs:", "isn't hf-jobs"),
         ("merge r.yaml folder --on hf-jobs", "Name no FOLDER"),
         ("merge r.yaml folder --to writer/x --on hf-jobs", "Name no FOLDER"),
+        ("merge r.yaml --to writer/x --on hf-jobs --gguf Q8_0", "GGUF isn't made on rented machines"),
         ("merge r.yaml --to writer/x --yes", "Add --on hf-jobs"),
         ("merge r.yaml --to writer/x --stop", "Add --on hf-jobs"),
     ],

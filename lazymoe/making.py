@@ -1,0 +1,137 @@
+"""What every way of making a mixture has in common, into safetensors, onto the Hub or into GGUF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
+from lazymoe.computing import ROUTING
+from lazymoe.data import folder as data
+from lazymoe.errors import HubError, LazyMoEError, Problem
+from lazymoe.files import readable, unwritten
+from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG
+from lazymoe.output.tokenizer_config import carried
+from lazymoe.planning.plan import Plan
+from lazymoe.planning.prepared import Prepared, at_commits
+from lazymoe.planning.remote import Remote
+from lazymoe.progress import Progress
+from lazymoe.recipe.schema import PROMPTED
+from lazymoe.reporting.report import Report
+
+REMOTE = "remote"  # a folder among what is half-made: what was just read of models that stay on the Hub
+
+
+def fingerprint_of(prepared: Prepared, seed: int) -> str:
+    """Tell a merge from any other, by its models, its prompts and its options.
+
+    Args:
+        prepared: the recipe.
+        seed: of random routers and of the experts' noise.
+    """
+    return prepared.sound_plan.fingerprint(recipe=prepared.prompts.model_dump(), seed=seed)
+
+
+def doubtful(prepared: Prepared, plan: Plan) -> list[Problem]:
+    """List the prompts that are read and may not do what they should.
+
+    Args:
+        prepared, plan: what is wanted.
+    """
+    if prepared.recipe.gate_mode in PROMPTED or plan.shared == "regmean" or plan.corrected:
+        from lazymoe.forward.tokens import doubtful_prompts
+
+        return list(doubtful_prompts(prepared, plan))
+    return []
+
+
+def reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) -> AbstractContextManager[object]:
+    """Read models on the Hub ahead while they are needed, if they stay there.
+
+    Args:
+        plan: what is made.
+        remote: what is read of them; None if they don't stay there.
+        work: the folder for what is half-made.
+        progress: as in `lazymoe.merge`.
+    """
+    if remote is None:
+        return nullcontext()
+    from lazymoe.hub.ahead import Ahead
+
+    models = [source.origin.ranges for source in plan.sources if source.origin and source.origin.ranges]
+    place = work / REMOTE if remote.disk else None
+    room = remote.disk - remote.held or remote.memory
+    return Ahead(models, place, room, remote.nbytes, progress, remote.kept)
+
+
+@contextmanager
+def undone(folder: Path, undo: Callable[[], None]) -> Iterator[None]:
+    """Undo what was made of a mixture that can't be one. What the network or the disk does is no reason to.
+
+    Args:
+        folder: where it is made.
+        undo: removes what was written.
+
+    Raises:
+        LazyMoEError: that of the mixture, or what the system said in words.
+    """
+    try:
+        yield
+    except HubError:
+        raise  # what was made is none the worse for it
+    except LazyMoEError:
+        undo()
+        raise
+    except OSError as e:
+        raise unwritten(e, folder, "the merge stopped", "run it again: it goes on from there.") from None
+
+
+def routing_of(prepared: Prepared, plan: Plan, work: Path) -> Report | None:
+    """Tell where the tokens of the prompts went, if they went through the mixture while it was made.
+
+    Args:
+        prepared, plan: what was made.
+        work: the folder for what is half-made.
+    """
+    if not (found := readable(work / ROUTING)):
+        return None
+    active = [plan.active(k) for k in range(1, plan.experts + 1)]
+    return Report(prepared.recipe.names, False, {}, active=active, top_k=plan.top_k, **found)
+
+
+def small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | str]]:
+    """Yield the files beside weights and record, name and content; config.json last.
+
+    Args:
+        prepared, plan: what is made.
+    """
+    base = plan.sources[0]
+    for name in base.files(TOKENIZER_FILES):
+        content = (base.folder / name).read_bytes()
+        if name == TOKENIZER_CONFIG:
+            content = carried(content, base.json("tokenizer.json"), bool(plan.host.code))
+        yield name, content
+    generation = base.folder / GENERATION
+    ids = {key: plan.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in plan.config}
+    yield GENERATION, generation.read_bytes() if generation.exists() else dump(ids)
+
+    if plan.host.code:
+        yield plan.host.code, (data("templates") / plan.host.code).read_bytes()
+    yield RECIPE, at_commits(prepared.recipe, plan.sources).to_yaml()
+
+    weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
+    metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
+    yield INDEX, dump({"metadata": metadata, "weight_map": weight_map})
+    yield CONFIG, dump(plan.config)
+
+
+def dump(fields: Any) -> str:
+    """Write out JSON as a person reads it.
+
+    Args:
+        fields: what JSON can hold.
+    """
+    return json.dumps(fields, indent=2) + "\n"
