@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -195,8 +195,7 @@ class Jobs:
         """
         told, failed, seen, ended = 0, 0, time.monotonic(), False
         while True:
-            reader = _Reader(self._api, job, self.name, told)
-            for lines in reader:
+            for lines in _Reader(self._api, job, self.name, told):
                 told, failed, seen = told + len(lines), 0, time.monotonic()
                 yield lines
             if ended:
@@ -206,49 +205,45 @@ class Jobs:
             except HubError as e:
                 if not e.problems[0].failed or time.monotonic() - seen > LOST:
                     raise
-            if ended and not reader.broken:  # else its last lines are asked for once more
-                return
-            failed += 1
-            pause(min(client.WAIT * 2**failed, client.LONGEST_WAIT))
+            if not ended:  # else its last lines are asked for once more: a log that was cut looks like its end
+                failed += 1
+                pause(min(client.WAIT * 2**failed, client.LONGEST_WAIT))
 
 
 class _Reader:
-    """The lines of a job's log from some line on, read by a thread: waiting for them can be stopped.
-
-    Attributes:
-        broken: whether something else ended it than the log's end.
-    """
+    """The lines of a job's log from some line on, read by a thread: waiting for them can be stopped."""
 
     def __init__(self, api: HfApi, job: Job, namespace: str, skipped: int) -> None:
-        self._lines = SimpleQueue[str | None]()
-        self.broken = False
+        self._lines, self._left = SimpleQueue[str | None](), False
         Thread(target=self._read, args=(api, job, namespace, skipped), daemon=True).start()
 
     def _read(self, api: HfApi, job: Job, namespace: str, skipped: int) -> None:
         told = logging.getLogger("huggingface_hub.hf_api")
         level = told.level
         told.setLevel(logging.ERROR)  # of each connection that breaks
-        try:
+        with suppress(Exception):  # `follow` asks what has become of the job
             for i, line in enumerate(api.fetch_job_logs(job_id=job.id, namespace=namespace, follow=True)):
+                if self._left:
+                    break
                 if i >= skipped:
                     self._lines.put(line)
-        except Exception:  # `follow` asks what has become of the job
-            self.broken = True
-        finally:
-            told.setLevel(level)
-            self._lines.put(None)
+        told.setLevel(level)
+        self._lines.put(None)
 
     def __iter__(self) -> Iterator[list[str]]:
         ended = False
-        while not ended:
-            time.sleep(TICK)  # what comes at once is told together
-            lines: list[str] = []
-            while not (self._lines.empty() or ended):
-                line = self._lines.get()
-                ended = line is None
-                lines += [] if line is None else [line]
-            if lines:
-                yield lines
+        try:
+            while not ended:
+                time.sleep(TICK)  # what comes at once is told together
+                lines: list[str] = []
+                while not (self._lines.empty() or ended):
+                    line = self._lines.get()
+                    ended = line is None
+                    lines += [] if line is None else [line]
+                if lines:
+                    yield lines
+        finally:
+            self._left = True
 
 
 def _job(found: Any) -> Job:

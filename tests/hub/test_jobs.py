@@ -39,7 +39,9 @@ def talk(job: There) -> None:
 
 def started(service: Service) -> There:
     spec = {"labels": {"a": "b"}, "command": [], "environment": {}, "volumes": [], "timeoutSeconds": 60}
-    return service.start("writer", spec)
+    job = service.start("writer", spec)
+    job.turn("RUNNING")
+    return job
 
 
 FAULTS: dict[str, list[tuple[str, int | str, float]]] = {  # of what is asked for: the kind of fault, how often
