@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lazymoe.planning.prepared import Prepared
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
+AGAIN = "the same command follows it again, and with --stop it is stopped"
 Options = argparse.Namespace
 
 
@@ -370,10 +371,10 @@ def _merge_on_jobs(options: Options) -> Told:
     _warn(options, prepared.warnings)
 
     def started(job: Job) -> None:
-        again = "the same command follows it again, and with --stop it is stopped"
-        options.stopped = f"{job.url} goes on; {again}"
+        options.stopped = f"{job.url} goes on; {AGAIN}"
         if not options.quiet:
-            print(f"note: {job.url} makes it. Ctrl-C lets it go on; {again}.", file=sys.stderr, flush=True)
+            waits = ", as soon as it has a machine" if job.stage == "SCHEDULING" else ""
+            print(f"note: {job.url} makes it{waits}. Ctrl-C lets it go on; {AGAIN}.", file=sys.stderr, flush=True)
 
     def say(line: str) -> None:
         from tqdm import tqdm
@@ -401,10 +402,12 @@ def _agree(options: Options, offer: Offer) -> bool:
         raise error("input.price", "--on", str(offer).rstrip("."), remedy)
     if not (options.yes and options.quiet):
         print(f"note: {offer}", file=sys.stderr, flush=True)
-    if options.yes:
-        return True
-    print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    if not options.yes:
+        print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return False
+    options.stopped = f"stopped; if the job has been started already, it goes on; {AGAIN}"
+    return True
 
 
 def _report(options: Options) -> Told:

@@ -216,7 +216,8 @@ class Source:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when the checkpoint's layout, config or tokenizer does; cheap, since no weight is read."""
-        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights, self.adapter))
+        sizes = {Path(file).name: size for file, size in self.weights.items()}
+        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), sizes, self.adapter))
         return hashlib.sha256(f"{layout} {self.digest(SMALL_FILES)}".encode()).hexdigest()
 
 

@@ -61,7 +61,7 @@ class About:
         where: how they name the place it was asked for.
         kind: ``model``, ``data set``, or ``token``; ``repository`` where something is written; ``job`` of a machine
             that is rented.
-        name: of the repository.
+        name: of the repository, or of the job.
         revision: that was asked for.
     """
 
@@ -245,9 +245,12 @@ def _not_run(about: About, e: Exception) -> LazyMoEError:
     if status == 403:
         remedy = f"Give it the right to start and manage jobs at {TOKENS_PAGE}."
         return error("hub.token", "token", "it may not run jobs", remedy)
-    if status == 404:
+    if status == 404 and about.name:
         what = "there is no such job on the Hub any more"
         return error("hub.job-lost", where, what, "Run the same command again: it starts another.")
+    if status == 404:
+        what = "this Hub has no machines to rent"
+        return error("hub.refused", where, what, "Unset HF_ENDPOINT, if it names another Hub than Hugging Face's own.")
     if status == 429:
         what = "the Hub allows no more jobs or requests of yours for now"
         return error("hub.busy", where, what, "Wait until a job of yours has ended, and run the same command again.")

@@ -168,7 +168,7 @@ class Jobs:
         Raises:
             HubError: if there is no such job any more, or as `flavors`.
         """
-        about = About(job.url, "job")
+        about = About(job.url, "job", job.id)
         return _job(ask(about, lambda: self._api.inspect_job(job_id=job.id, namespace=self.name)))
 
     def stop(self, job: Job) -> None:
@@ -180,7 +180,7 @@ class Jobs:
         Raises:
             HubError: as `look`.
         """
-        ask(About(job.url, "job"), lambda: self._api.cancel_job(job_id=job.id, namespace=self.name))
+        ask(About(job.url, "job", job.id), lambda: self._api.cancel_job(job_id=job.id, namespace=self.name))
 
     def follow(self, job: Job) -> Iterator[list[str]]:
         """Yield the lines that a job says, until it has ended: those that are there together, others as they come.

@@ -187,6 +187,7 @@ REFUSALS = {  # what is asked for, the answer, the code of the line, words of it
     "no right": ("POST .*/api/jobs/", 403, "hub.token", "it may not run jobs"),
     "no right to put files": ("POST .*/api/buckets/", 403, "hub.token", "it may not run jobs"),
     "quota": ("POST .*/api/jobs/", 429, "hub.busy", "Wait until a job of yours has ended"),
+    "no such service": ("GET .*/api/jobs/", 404, "hub.refused", "has no machines to rent"),
     "not taken": ("POST .*/api/jobs/", 400, "hub.refused", "FLAVOR"),
     "the service is down": ("POST .*/api/jobs/", 503, "hub.busy", "in a minute"),
     "its answer is lost": ("POST .*/api/jobs/", "cut", "hub.unreachable", "is followed"),
