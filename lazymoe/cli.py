@@ -24,9 +24,12 @@ from lazymoe.version import __version__
 
 if TYPE_CHECKING:
     from lazymoe.exporting import Exported
+    from lazymoe.hub.jobs import Job
+    from lazymoe.jobs.offer import Offer
     from lazymoe.planning.prepared import Prepared
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
+AGAIN = "the same command follows it again, and with --stop it is stopped"
 Options = argparse.Namespace
 
 
@@ -188,6 +191,10 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     )
     sub.add_argument("--to", metavar="USER/NAME", help="put it on the Hub; nothing stays in FOLDER, default NAME")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
+    about = "with --to: on a machine rented from Hugging Face, at a price you are asked about (default: the cheapest)"
+    sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]", help=about)
+    sub.add_argument("--yes", action="store_true", help="agree to the price of --on")
+    sub.add_argument("--stop", action="store_true", help="stop what --on has started")
     about = "make GGUF files of these types instead, as 'lazymoe gguf' does of a recipe"
     sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help=about)
     made_by(sub)
@@ -261,6 +268,13 @@ def _size(text: str) -> int:
     return size
 
 
+def _machine(text: str) -> str:
+    place, colon, flavor = text.partition(":")
+    if place != "hf-jobs" or bool(colon) != bool(flavor):
+        raise argparse.ArgumentTypeError(f"'{text}' isn't hf-jobs, or hf-jobs:FLAVOR such as hf-jobs:cpu-upgrade")
+    return flavor
+
+
 def _warn(options: Options, problems: Iterable[Problem]) -> None:
     if not options.quiet:
         for problem in problems:
@@ -292,6 +306,10 @@ def _merge(options: Options) -> Told:
     from lazymoe.planning.plan import SHARD_SIZE
     from lazymoe.planning.prepared import prepare
 
+    if options.on is not None:
+        return _merge_on_jobs(options)
+    if options.yes or options.stop:
+        raise error("input.usage", "--yes" if options.yes else "--stop", "there is no --on", "Add --on hf-jobs.")
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
@@ -333,6 +351,66 @@ def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
             progress=progress,
         )  # fmt: skip
     return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
+
+
+def _merge_on_jobs(options: Options) -> Told:
+    from lazymoe.jobs.renting import carry_to_jobs, stop_on_jobs
+    from lazymoe.planning.plan import SHARD_SIZE
+    from lazymoe.planning.prepared import prepare
+
+    if options.folder or not options.to:
+        what, remedy = "a rented machine has no folder here", "Name no FOLDER, but with --to a repository on the Hub."
+        raise error("input.usage", "--on", what, remedy)
+    if options.gguf:
+        raise error("input.usage", "--gguf", "GGUF isn't made on rented machines", "Leave --on out: it is made here.")
+    if options.stop:
+        stopped = stop_on_jobs(options.to)
+        return Told(f"{stopped.url} is stopped.", stopped.url, {"ok": True, "job": stopped.url})
+    options.stopped = "stopped; nothing was started"
+    prepared = prepare(
+        options.recipe, shard_size=options.shard_size or SHARD_SIZE, allow_pickle=options.allow_pickle,
+        source=options.source,
+    )  # fmt: skip
+    _warn(options, prepared.warnings)
+
+    def started(job: Job) -> None:
+        options.stopped = f"{job.url} goes on; {AGAIN}"
+        if not options.quiet:
+            waits = ", as soon as it has a machine" if job.stage == "SCHEDULING" else ""
+            print(f"note: {job.url} makes it{waits}. Ctrl-C lets it go on; {AGAIN}.", file=sys.stderr, flush=True)
+
+    def say(line: str) -> None:
+        from tqdm import tqdm
+
+        if not options.quiet:
+            tqdm.write(line, file=sys.stderr)  # above the bars
+
+    with bars(options.quiet) as progress:
+        done = carry_to_jobs(
+            prepared, options.to, options.on or None, agree=lambda offer: _agree(options, offer),
+            private=options.private, seed=options.seed, device=options.device, started=started, say=say,
+            progress=progress,
+        )  # fmt: skip
+    return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
+
+
+def _agree(options: Options, offer: Offer) -> bool:
+    """Ask whether a machine is to be rented.
+
+    Raises:
+        LazyMoEError: if there is nobody to ask.
+    """
+    if not options.yes and not sys.stdin.isatty():
+        remedy = "There is nobody to ask here: agree to that with --yes."
+        raise error("input.price", "--on", str(offer).rstrip("."), remedy)
+    if not (options.yes and options.quiet):
+        print(f"note: {offer}", file=sys.stderr, flush=True)
+    if not options.yes:
+        print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return False
+    options.stopped = f"stopped; if the job has been started already, it goes on; {AGAIN}"
+    return True
 
 
 def _report(options: Options) -> Told:

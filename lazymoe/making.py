@@ -17,10 +17,10 @@ from lazymoe.files import readable, unwritten
 from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG, Record, SourceRecord
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.plan import Plan
-from lazymoe.planning.prepared import Prepared
+from lazymoe.planning.prepared import Prepared, at_commits
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
-from lazymoe.recipe.schema import PROMPTED, Recipe
+from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.report import Report
 from lazymoe.version import __version__
 
@@ -122,7 +122,7 @@ def small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | s
 
     if plan.host.code:
         yield plan.host.code, (data("templates") / plan.host.code).read_bytes()
-    yield RECIPE, pinned(prepared, plan).to_yaml()
+    yield RECIPE, at_commits(prepared.recipe, plan.sources).to_yaml()
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
@@ -138,17 +138,6 @@ def chats(plan: Plan) -> bool:
     """
     base = plan.sources[0]
     return bool(base.files(["chat_template.jinja"]) or base.json(TOKENIZER_CONFIG).get("chat_template"))
-
-
-def pinned(prepared: Prepared, plan: Plan) -> Recipe:
-    """Give a recipe with its models at their commits, so that it names the same for ever.
-
-    Args:
-        prepared, plan: what is made.
-    """
-    recipe, names = prepared.recipe, [source.pinned for source in plan.sources]
-    experts = [e.model_copy(update={"source_model": n}) for e, n in zip(recipe.every_expert, names[1:], strict=True)]
-    return recipe.with_experts(experts).with_fields(base_model=names[0])
 
 
 def record_of(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files: dict[str, str]) -> Record:

@@ -30,7 +30,6 @@ from lazymoe.making import (
     chats,
     doubtful,
     fingerprint_of,
-    pinned,
     reading,
     record_of,
     routing_of,
@@ -45,7 +44,7 @@ from lazymoe.output.quantized import ENDING, MATRIX, describe
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import Check, examine, judge
 from lazymoe.planning.plan import Plan
-from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.prepared import Prepared, Where, at_commits, prepare
 from lazymoe.planning.ways import Gguf
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
@@ -167,7 +166,7 @@ def carry_to_gguf(
         if routing:
             routing.write(goal)
         record = record_of(prepared, plan, fingerprint_of(prepared, seed), seed, {})
-        describe(goal, pinned(prepared, plan), record, plan.config, chats(plan))
+        describe(goal, at_commits(prepared.recipe, plan.sources), record, plan.config, chats(plan))
         warnings += routing.problems() if routing else degenerate(plan, work)
     clear(work, RECORDS)
     return Exported(export.paths, tuple(warnings))

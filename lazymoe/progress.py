@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +26,11 @@ STAGES = {  # what a user reads, and the unit
     "train": ("Training tiny models", "step"),
     "measure": ("Measuring", "model"),
 }
+SENT = "sent"  # no stage: what a process says at its end, bytes that went to the Hub
 NARROW = 100  # columns under which a bar leaves out all but the figures
 SELDOM = 10.0  # seconds between two lines in a pipe
+OFTEN = 2.0  # seconds between two lines for another process
+TOLD = re.compile(r"\[lazymoe\] (\w+) (\d{1,18})/(\d{1,18})")
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -96,6 +100,37 @@ def switched_off(drawn: bool, off: Callable[[], object], on: Callable[[], object
     finally:
         if drawn:
             on()
+
+
+class Telling:
+    """Progress for another process: lines that `heard` reads, not too many of them."""
+
+    def __init__(self, out: TextIO) -> None:
+        """Tell it.
+
+        Args:
+            out: where the lines go.
+        """
+        self._out = out
+        self._told: dict[str, float] = {}  # when each stage last said something
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Tell how far a stage is: at its end always, else now and then."""
+        now = time.monotonic()
+        if done < total and now - self._told.get(stage, -OFTEN) < OFTEN:
+            return
+        self._told[stage] = now
+        print(f"[lazymoe] {stage} {done}/{total}", file=self._out, flush=True)
+
+
+def heard(line: str) -> tuple[str, int, int] | None:
+    """Read a line of `Telling`: the stage, how far it is, of how much; None if it is another.
+
+    Args:
+        line: of what a process said.
+    """
+    match = TOLD.fullmatch(line.rstrip())
+    return (match[1], int(match[2]), int(match[3])) if match and match[1] in (*STAGES, SENT) else None
 
 
 class _Lines:

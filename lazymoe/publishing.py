@@ -17,8 +17,7 @@ from lazymoe.cards.naming import without_places
 from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.errors import error
 from lazymoe.files import absolute
-from lazymoe.hub.accounts import account, find_token
-from lazymoe.hub.client import LOGIN, TOKENS_PAGE
+from lazymoe.hub.accounts import account, need_token
 from lazymoe.hub.uploading import Upload
 from lazymoe.output.folder import (
     AGAIN,
@@ -215,23 +214,20 @@ def _beside(about: About, found: Mapping[str, Any], remote: Mapping[str, Any]) -
     return about.model_copy(update={"files": dict(files)})
 
 
-def open_repository(repo: str, token: str | None, private: bool, mark: str = RECORD) -> Upload:
+def open_repository(repo: str, token: str | None, private: bool, mark: str = RECORD, make: bool = True) -> Upload:
     """Open a repository to write to, or make it.
 
     Args:
         repo, token, private: as in `publish`.
         mark: the file by which one that LazyMoE made is known.
+        make: whether to make it if it isn't there.
 
     Raises:
         HubError: as `publish`.
     """
-    if token is None and (found := find_token()):
-        token = found[0]
-    if not token:
-        remedy = f"Make one with write access at {TOKENS_PAGE}, and {LOGIN}."
-        raise error("hub.token", "token", "there is none", remedy)
+    token = token or need_token()
     account(token).check_right(repo)
-    upload = Upload(repo, token, private)
+    upload = Upload(repo, token, private, make)
     if set(upload.remote) - {".gitattributes", CARD} and mark not in upload.remote:
         made = {RECORD: "a mixture in 16 bit", GGUF: "GGUF files"}
         what = next(

@@ -107,6 +107,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     part: tuple[Path, int, int] | None = None  # of a file: its path, first byte, number of bytes
+    stream: Iterator[bytes] | None = None  # events, sent as they come
 
 
 class Refused(Exception):
@@ -232,23 +233,27 @@ class Hub:
         """Where the bytes of a file are, after putting them together if they are Xet chunks."""
         with self.lock:
             if file.oid not in self.content:
-                import hf_xet
-
-                path, store = self.root / "views" / file.oid, {"endpoint": f"local://{self.view()}"}
-                access = {"token": "-", "token_expiry_unix_secs": int(time.time()) + 3600}
-                with hf_xet.XetSession().new_file_download_group(**store, **access) as group:
-                    group.start_download_file(hf_xet.XetFileInfo(self.xet[file.oid], file.size), str(path))
-                self.content[file.oid] = path
+                self.content[file.oid] = self.root / "views" / file.oid
+                self.unpack(self.xet[file.oid], self.content[file.oid])
             return self.content[file.oid]
 
-    def view(self) -> str:
-        """The Xet store for one more reader: links and a copy of the database, which hf_xet locks for good."""
+    def unpack(self, xet_hash: str, path: Path, store: str = "cas") -> None:
+        """Put a file together from its Xet chunks."""
+        import hf_xet
+
+        access = {"token": "-", "token_expiry_unix_secs": int(time.time()) + 3600}
+        endpoint = f"local://{self.view(store)}"
+        with hf_xet.XetSession().new_file_download_group(endpoint=endpoint, **access) as group:
+            group.start_download_file(hf_xet.XetFileInfo(xet_hash), str(path))
+
+    def view(self, store: str = "cas") -> str:
+        """A Xet store for one more reader: links and a copy of the database, which hf_xet locks for good."""
         view = tempfile.mkdtemp(dir=self.root / "views")
 
         def share(source: str, target: str) -> None:
             (shutil.copy if source.endswith(".redb") else os.link)(source, target)
 
-        shutil.copytree(self.root / "cas", view, copy_function=share, dirs_exist_ok=True)
+        shutil.copytree(self.root / store, view, copy_function=share, dirs_exist_ok=True)
         return view
 
 
@@ -650,6 +655,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer.headers["Content-Range"] = f"bytes 0-{size - 1}/{size + 1}"
         if kind == "retag":
             answer.headers |= dict.fromkeys(("ETag", "X-Linked-Etag"), f'"{"0" * 64}"')
+        if answer.stream:
+            return self.send_stream(answer.stream, cut=kind == "cut")
         size, more = (size // 2 if kind == "short" else size), (b"more" if kind == "long" else b"")
         self.send_response(answer.status)
         # one answer to a connection, so that none outlives its Hub
@@ -677,6 +684,21 @@ class _Handler(BaseHTTPRequestHandler):
             sleep(fault.seconds)
         self.wfile.write(more)
         return sent if path else 0
+
+    def send_stream(self, stream: Iterator[bytes], cut: bool) -> int:
+        """Send events in chunks; if it is to be cut, without the end that says that it is whole."""
+        self.send_response(200)
+        for name, value in (("Content-Type", "text/event-stream"), ("Transfer-Encoding", "chunked")):
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.closing(stream):
+            for i, event in enumerate(stream):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+                if cut and i == 2:
+                    return 0
+        self.wfile.write(b"0\r\n\r\n")
+        return 0
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: `requests` has it all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -13,7 +14,7 @@ import termios
 
 import pytest
 
-from lazymoe.progress import SELDOM, STAGES, _Lines, bars, silent
+from lazymoe.progress import SELDOM, STAGES, Telling, _Lines, bars, heard, silent
 
 WORK = """
 import sys, time
@@ -134,6 +135,21 @@ def test_quiet_is_quiet(show) -> None:
     assert show("quiet") == ""
     with bars(quiet=True) as progress:
         assert progress is silent
+
+
+def test_what_another_process_tells_is_heard() -> None:
+    """The end of a stage always, and not every step before; nothing else is taken for it."""
+    out = io.StringIO()
+    told = Telling(out)
+    for done in range(101):
+        told("download", done, 100)
+        told("sweep", done, 0)
+    lines = out.getvalue().splitlines()
+    found = [heard(line) for line in lines]
+    assert ("download", 100, 100) in found and ("download", 0, 100) in found and len(lines) < 110
+    assert heard(lines[0] + "\n") == heard(lines[0])
+    for other in ("[lazymoe] dance 1/2", "[lazymoe] sweep 1/x", "sweep 1/2", f"[lazymoe] sweep {'9' * 40}/1", ""):
+        assert heard(other) is None
 
 
 def test_long_work_says_something_now_and_then(

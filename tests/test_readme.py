@@ -10,10 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub_server import Hub
+from jobs_server import Jobs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,12 +53,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) -> dict[str, str]:
+def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A user's: pip installs into a folder of its own, what it needs being here already; the Hub is on loopback."""
     for name, stand_in in MODELS.items():
         hub.add(name, demo_models / stand_in)
     site = installed.parent / "site"
-    return {
+    variables = {
         **os.environ,
         "PIP_TARGET": str(site),
         "PIP_NO_DEPS": "1",
@@ -68,6 +70,8 @@ def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) ->
         "HF_TOKEN": "hf_you",
         "HF_HOME": str(tmp_path / "hf"),
     }
+    with Jobs(hub):
+        yield variables
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,8 +51,8 @@ class Dequantized:
         width: of its rows, where they are the model's own.
     """
 
-    file: Path
-    folder: Path
+    file: Path = field(repr=False)  # a checkpoint is the same wherever it lies
+    folder: Path = field(repr=False)
     name: str
     dtype: str
     width: int | None

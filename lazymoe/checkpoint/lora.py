@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,7 @@ class Adapter:
     """
 
     reference: Reference
-    file: Path
+    file: Path = field(repr=False)  # a checkpoint is the same wherever it lies
     tensors: dict[str, TensorInfo]
 
 

@@ -76,6 +76,12 @@ class Source:
         return {file: size for file, size in self.weights.items() if not (self.folder / file).exists()}
 
     @property
+    def readable_there(self) -> dict[str, int]:
+        """The files that can be read on the Hub, where they are, with their sizes in bytes."""
+        sizes = self.origin.sizes if self.origin else {}
+        return {file: size for file, size in self.weights.items() if file in sizes and file.endswith(".safetensors")}
+
+    @property
     def stamps(self) -> dict[str, str]:
         """What tells each file of weights from another of its name: size and commit, or size and time of change."""
         found = {}
@@ -210,7 +216,8 @@ class Source:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when the checkpoint's layout, config or tokenizer does; cheap, since no weight is read."""
-        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), self.weights, self.adapter))
+        sizes = {Path(file).name: size for file, size in self.weights.items()}
+        layout = repr((sorted(self.tensors.values(), key=lambda t: t.name), sizes, self.adapter))
         return hashlib.sha256(f"{layout} {self.digest(SMALL_FILES)}".encode()).hexdigest()
 
 

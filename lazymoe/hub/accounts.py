@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, get_token
 
 from lazymoe.errors import error
 from lazymoe.hub import client
-from lazymoe.hub.client import TOKENS_PAGE, About, ask
+from lazymoe.hub.client import LOGIN, TOKENS_PAGE, About, ask
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,18 @@ def find_token() -> tuple[str, str] | None:
         return UserSecretsClient().get_secret("HF_TOKEN"), "Kaggle's secrets"
     except Exception:  # not on Kaggle, or no such secret: each has its own exception
         return None
+
+
+def need_token() -> str:
+    """Give the token that `find_token` finds.
+
+    Raises:
+        HubError: if there is none.
+    """
+    if found := find_token():
+        return found[0]
+    remedy = f"Make one with write access at {TOKENS_PAGE}, and {LOGIN}."
+    raise error("hub.token", "token", "there is none", remedy)
 
 
 def account(token: str) -> Account:

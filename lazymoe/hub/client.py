@@ -22,6 +22,7 @@ from lazymoe.errors import LazyMoEError, error
 from lazymoe.progress import switched_off
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+BILLING_PAGE = "https://huggingface.co/settings/billing"
 LOGIN = "log in with 'hf auth login' (in the notebook: by a token in step 1)"
 TRIES = 5
 WAIT = 1.0  # seconds before the second try; doubled each time, unless the Hub says how long
@@ -58,8 +59,9 @@ class About:
 
     Attributes:
         where: how they name the place it was asked for.
-        kind: ``model``, ``data set``, or ``token``; ``repository`` where something is written.
-        name: of the repository.
+        kind: ``model``, ``data set``, or ``token``; ``repository`` where something is written; ``job`` of a machine
+            that is rented.
+        name: of the repository, or of the job.
         revision: that was asked for.
     """
 
@@ -94,12 +96,16 @@ def ask(about: About, call: Callable[[], T], tries: int = TRIES) -> T:
             if again == tries or not _may_pass(e):
                 raise explained(about, e) from None
             wait = _retry_after(e)
-            _pause(min(WAIT * 2 ** (again - 1) if wait is None else wait, LONGEST_WAIT))
+            pause(min(WAIT * 2 ** (again - 1) if wait is None else wait, LONGEST_WAIT))
     raise AssertionError("unreachable")
 
 
-def _pause(seconds: float) -> None:
-    """Wait, a little at a time: a thread can be stopped only in between."""
+def pause(seconds: float) -> None:
+    """Wait, a little at a time: a thread can be stopped only in between.
+
+    Args:
+        seconds: how long.
+    """
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, 0.2))
@@ -158,7 +164,7 @@ def explained(about: About, e: Exception) -> LazyMoEError:
         return _invalid(about)
     if about.kind in ("model", "data set"):
         return _not_read(about, e)
-    return _not_written(about, e)
+    return (_not_run if about.kind == "job" else _not_written)(about, e)
 
 
 def _invalid(about: About) -> LazyMoEError:
@@ -228,3 +234,33 @@ def _not_written(about: About, e: Exception) -> LazyMoEError:
         return error("hub.busy", where, what, "Run it again in a few minutes.")
     what = f"the Hub answered with status {status}"
     return error("hub.busy", where, what, "Run it again in a minute: it goes on from here.")
+
+
+def _not_run(about: About, e: Exception) -> LazyMoEError:
+    """Explain why a job can't be started, asked for or stopped."""
+    status, where = _status(e), about.where
+    if status == 402:
+        remedy = f"Add some at {BILLING_PAGE}, or choose a cheaper machine with --on hf-jobs:FLAVOR."
+        return error("hub.no-credit", where, "your account has no credit left for it", remedy)
+    if status == 403:
+        remedy = f"Give it the right to start and manage jobs at {TOKENS_PAGE}."
+        return error("hub.token", "token", "it may not run jobs", remedy)
+    if status == 404 and about.name:
+        what = "there is no such job on the Hub any more"
+        return error("hub.job-lost", where, what, "Run the same command again: it starts another.")
+    if status == 404:
+        what = "this Hub has no machines to rent"
+        return error("hub.refused", where, what, "Unset HF_ENDPOINT, if it names another Hub than Hugging Face's own.")
+    if status == 429:
+        what = "the Hub allows no more jobs or requests of yours for now"
+        return error("hub.busy", where, what, "Wait until a job of yours has ended, and run the same command again.")
+    if status in (400, 409, 422):
+        what = f"the Hub doesn't take this job (status {status})"
+        return error("hub.refused", where, what, "Choose another machine with --on hf-jobs:FLAVOR.")
+    if status is None and not is_unreachable(e):
+        what = f"the job can't be run ({type(e).__name__})"
+        return error("hub.failed", where, what, "Run the same command again: a job that has started, it follows.")
+    if status is None:
+        remedy = "Check the network and run the same command again: a job that has started goes on, and is followed."
+        return error("hub.unreachable", where, "the Hub can't be reached", remedy)
+    return _not_written(about, e)

@@ -29,13 +29,14 @@ class Upload:
         sent: of each large file that `send` was given, its SHA-256.
     """
 
-    def __init__(self, repo: str, token: str, private: bool) -> None:
+    def __init__(self, repo: str, token: str, private: bool, make: bool = True) -> None:
         """Find the repository, or make it.
 
         Args:
             repo: its Hub id.
             token: with the right to write.
             private: whether a new one can be seen by its owner only.
+            make: whether to make it if it isn't there; else it has no files, and can't be written to.
 
         Raises:
             HubError: if the Hub refuses, can't be reached or keeps failing; or if it is public already, though it
@@ -45,13 +46,13 @@ class Upload:
         self._operations: list[Any] = []
         self.sent: dict[str, str] = {}
         found = ask(self._about, self._find)
-        if found is None:
+        if found is None and make:
             ask(self._about, lambda: self._api.create_repo(repo, private=private, exist_ok=True))
             found = ask(self._about, lambda: self._api.model_info(repo, files_metadata=True))
-        if private and found.private is False:
+        if found and private and found.private is False:
             remedy = "Make it private on its settings page, or rename yours."
             raise error("hub.public", repo, "this repository is public already", remedy)
-        self.remote = {s.rfilename: s.lfs.sha256 if s.lfs else None for s in found.siblings or []}
+        self.remote = {s.rfilename: s.lfs.sha256 if s.lfs else None for s in (found.siblings if found else None) or []}
         self.url = f"{self._api.endpoint}/{repo}"
 
     def _find(self) -> Any:

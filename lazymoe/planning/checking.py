@@ -16,7 +16,7 @@ import psutil
 
 from lazymoe.errors import Problem
 from lazymoe.files import absolute, existing
-from lazymoe.planning.duration import with_times
+from lazymoe.planning.duration import Measured, with_times
 from lazymoe.planning.plan import SHARD_SIZE, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Gguf, Way, among, choose, find_ways
@@ -154,7 +154,7 @@ def examine(prepared: Prepared, folder: Path, gguf: Gguf | None = None) -> Check
     found = judge(prepared, folder, gguf=gguf)
     if found.plan is None or found.way is None or found.errors:
         return found
-    ways = with_times(found.ways, prepared, found.plan, folder, gguf)
+    ways = with_times(found.ways, prepared, found.plan, Measured(prepared.sources, folder), gguf)
     return replace(found, ways=ways, way=ways[found.ways.index(found.way)])
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.files import existing
@@ -35,8 +35,22 @@ LITTLE = 200_000_000  # bytes that are neither measured nor counted: they take s
 QUICK = 1e12  # floating-point operations; as LITTLE
 
 
-class _Rates:
-    """How fast this machine is, a second: measured when it is first asked for, and once; None if it doesn't answer."""
+class Rates(NamedTuple):
+    """How fast a machine is, a second.
+
+    Attributes:
+        network: bytes that arrive.
+        disk: bytes that are written.
+        processor: floating-point operations, of what is computed.
+    """
+
+    network: float | None
+    disk: float | None
+    processor: float | None
+
+
+class Measured:
+    """The rates of this machine: each measured when it is first asked for, and once; None if it doesn't answer."""
 
     def __init__(self, sources: Sequence[Source], folder: Path) -> None:
         self._sources, self._folder = sources, folder
@@ -62,20 +76,19 @@ class _Rates:
 
 
 def with_times(
-    ways: Sequence[Way], prepared: Prepared, plan: Plan, folder: Path, gguf: Gguf | None = None
+    ways: Sequence[Way], prepared: Prepared, plan: Plan, rates: Rates | Measured, gguf: Gguf | None = None
 ) -> tuple[Way, ...]:
-    """Estimate how long each way takes; the rates are measured once for all.
+    """Estimate how long each way takes.
 
     Args:
-        ways: to merge.
+        ways: to merge, all of them.
         prepared, plan: what is wanted.
-        folder: where the output will go, absolute.
+        rates: how fast it is done.
         gguf: what is made, if not a checkpoint.
     """
-    rates = _Rates(prepared.sources, folder)
     operations = _operations(prepared.prompts, plan)
     weights = sum({s.folder: sum(s.weights.values()) for s in plan.sources}.values())
-    missing = sum(prepared.missing.values())
+    missing = max(way.download for way in ways)
 
     def taking(amount: float, little: float, rate: Callable[[], float | None]) -> float | None:
         if amount <= little:

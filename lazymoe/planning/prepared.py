@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -62,6 +62,11 @@ class Prepared:
         return self.plan
 
     @property
+    def files(self) -> dict[str, int]:
+        """The files of weights, each once, with their sizes in bytes."""
+        return {str(s.folder / file): size for s in self.sources for file, size in s.weights.items()}
+
+    @property
     def missing(self) -> dict[str, int]:
         """The files that are still to be downloaded, each once, with their sizes in bytes."""
         return {str(s.folder / file): size for s in self.sources for file, size in s.missing.items()}
@@ -77,6 +82,18 @@ class Prepared:
             HubError: if the Hub can't be reached, or refuses.
         """
         fetch(zip(self.sources, (model.where for model in self.recipe.models), strict=True), progress, remote)
+
+
+def at_commits(recipe: Recipe, sources: Sequence[Source]) -> Recipe:
+    """Copy a recipe with its models on the Hub at the commits that they were opened at, to name the same for ever.
+
+    Args:
+        recipe: the recipe.
+        sources: its models, in the order of `Recipe.models`.
+    """
+    base, *experts = (source.pinned for source in sources)
+    every = [e.model_copy(update={"source_model": p}) for e, p in zip(recipe.every_expert, experts, strict=True)]
+    return recipe.with_experts(every).with_fields(base_model=base)
 
 
 def prepare(

@@ -35,18 +35,19 @@ class Remote(NamedTuple):
     held: int = 0
 
 
-def remote(recipe: Recipe, plan: Plan) -> Remote:
+def remote(recipe: Recipe, plan: Plan, elsewhere: bool = False) -> Remote:
     """Find what would be read of files that aren't here.
 
     Args:
         recipe: what is wanted.
         plan: what it comes to.
+        elsewhere: find it for another machine, which has none of them.
     """
     layers, kept, held = Counter[str](), _kept(recipe, plan), 0
     models = {source.reference: source for source in plan.sources}  # the base model is often an expert too
     for reference, name in {(plan.sources[number].reference, name) for number, name in _read(recipe, plan)}:
         source = models[reference]
-        if name in source.tensors and _is_away(source, name):
+        if name in source.tensors and _is_away(source, name, elsewhere):
             match = PREFIX.match(name)
             layers[match[1] if match else ""] += source.tensors[name].nbytes
             held += source.tensors[name].nbytes if name in kept else 0
@@ -77,7 +78,9 @@ def _read(recipe: Recipe, plan: Plan) -> set[tuple[int, str]]:
     return read
 
 
-def _is_away(source: Source, name: str) -> bool:
+def _is_away(source: Source, name: str, elsewhere: bool) -> bool:
     """Tell whether a tensor's file isn't here; of what is worked out from several, whether one isn't."""
+    if elsewhere:
+        return bool(source.readable_there)
     lies = source.tensors[name].span()
     return not lies.path.exists() if lies else bool(source.missing)

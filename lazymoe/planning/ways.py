@@ -161,6 +161,7 @@ def find_ways(
     disk: int | None = None,
     memory: int | None = None,
     gguf: Gguf | None = None,
+    elsewhere: bool = False,
 ) -> tuple[Way, ...]:
     """List the ways in which a recipe can be merged, the best one first if there is room for it.
 
@@ -170,24 +171,27 @@ def find_ways(
         disk: free bytes of every disk; those of this machine by default.
         memory: free bytes of memory; as ``disk``.
         gguf: what is made, if not a checkpoint: each file of it is sent when it is whole, so all of them take disk.
+        elsewhere: count for another machine, which has no files of the models and nothing half-made.
     """
-    download = sum(prepared.missing.values())
-    caches = [source.folder for source in plan.sources if source.missing][:1]
+    download = sum((prepared.files if elsewhere else prepared.missing).values())
+    there = sum({s.folder: sum(s.readable_there.values()) for s in plan.sources}.values()) if elsewhere else download
+    caches = [folder] if elsewhere else [source.folder for source in plan.sources if source.missing][:1]
     free = psutil.virtual_memory().available if memory is None else memory
     takes = merge_memory(prepared.prompts, plan) + (QUANTIZING if gguf else 0)
-    here = 0 if gguf else written(plan, folder)
+    here = 0 if gguf or elsewhere else written(plan, folder)
 
     def way(to_hub: bool, away: Remote | None) -> Way:
         output = max(0, held(prepared.prompts, plan, to_hub) - here) if here < plan.nbytes else 0
         if gguf:
             output = gguf.room + kept_states(prepared.prompts, plan)
         needs = [(folder, output + (away.disk if away else 0))]
-        needs += [(cache, download) for cache in caches if not away]
+        brought = download - there if away else download
+        needs += [(cache, brought) for cache in caches if brought]
         more = RANGES + away.memory if away else 0
         upload = (gguf.nbytes if gguf else plan.nbytes) if to_hub else 0
-        return Way(to_hub, 0 if away else download, away, upload, by_disk(needs, disk), takes + more, free)
+        return Way(to_hub, brought, away, upload, by_disk(needs, disk), takes + more, free)
 
-    sources = [None, *([remote(prepared.prompts, plan)] if download else [])]
+    sources = [None, *([remote(prepared.prompts, plan, elsewhere)] if there else [])]
     return tuple(way(to_hub, away) for to_hub in (False, True) for away in sources)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import Hub
+from huggingface_hub import constants
 from small_models import recipe, tensors_of
 from stored_models import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -148,3 +149,15 @@ def test_a_large_vocabulary_passes(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     inspect(tmp_path / "large.gguf")
+
+
+def test_from_another_cache_it_is_the_same(
+    file: Path, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean_hub.add("acme/in-gguf", file.parent)
+    found = set()
+    for cache in ("one", "two"):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / cache))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"{cache}-config"))
+        found.add(open_source(Reference.parse("acme/in-gguf"), "base_model").fingerprint)
+    assert len(found) == 1

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from hub_server import Hub
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from small_models import Make, recipe, tensors_of
 from transformers import AutoModelForCausalLM
@@ -158,3 +159,16 @@ def test_an_adapter_with_nan_is_told(make: Make, tmp_path: Path) -> None:
     save_file(tensors, file)
     with pytest.raises(LazyMoEError, match="NaN or infinite"):
         merge(recipe(base, f"{base}+{adapter}", base), tmp_path / "moe")
+
+
+def test_from_another_cache_it_is_the_same(
+    clean_hub: Hub, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make("base")
+    clean_hub.add("acme/below", base)
+    clean_hub.add("acme/on-top", adapt(base, tmp_path / "on-top", r=2, target_modules=MLP))
+    found = set()
+    for cache in ("one", "two"):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / cache))
+        found.add(opened("acme/below+acme/on-top").fingerprint)
+    assert len(found) == 1 and opened("acme/below").fingerprint not in found

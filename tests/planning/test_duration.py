@@ -52,7 +52,8 @@ def test_a_network_is_tried_out(pair: tuple[Path, Path], clean_hub: Hub, monkeyp
 
     prepared = prepare(wanted)
     clean_hub.fault("GET .*model.safetensors", 403, times=100)
-    for way in duration.with_times(found.ways, prepared, prepared.sound_plan, Path.cwd()):
+    rates = duration.Measured(prepared.sources, Path.cwd())
+    for way in duration.with_times(found.ways, prepared, prepared.sound_plan, rates):
         assert way.seconds is None and (way.upload_seconds is None) is way.to_hub
 
 

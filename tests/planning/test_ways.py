@@ -103,6 +103,18 @@ def test_what_cannot_be_read_remotely_has_no_such_way(given: Recipe, tmp_path: P
     assert [(way.source, way.to_hub) for way in check(given).ways] == [("local", False), ("local", True)]
 
 
+def test_elsewhere_it_takes_what_it_would_take_here_without_a_cache(given: Recipe, tmp_path: Path) -> None:
+    def figures(elsewhere: bool) -> list[tuple[object, ...]]:
+        prepared = prepare(given, **SMALL)
+        ways = find_ways(prepared, prepared.sound_plan, tmp_path / "moe", elsewhere=elsewhere)
+        return [(way.source, way.to_hub, way.brought, way.upload, way.disk, way.memory) for way in ways]
+
+    before = figures(elsewhere=False)
+    assert figures(elsewhere=True) == before
+    prepare(given).fetch()  # into the cache
+    assert figures(elsewhere=True) == before != figures(elsewhere=False)
+
+
 @pytest.fixture
 def colab() -> Prepared:
     """A mixture of four models of 7B, as a free Colab finds it: none of them is here."""
