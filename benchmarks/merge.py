@@ -54,7 +54,7 @@ import os, sys, time
 start = time.perf_counter()
 pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)])
 _, status, usage = os.wait4(pid, 0)
-print(time.perf_counter() - start, usage.ru_maxrss)
+print(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, usage.ru_maxrss)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 WHOLE_PASS = """
@@ -213,13 +213,19 @@ def compare_hosts(folder: Path, config: dict[str, int], runs: int) -> None:
 
 def measure(command: list[str], leftover: Path | None = None) -> tuple[float, int]:
     """Run a command as a process of its own; wall time in seconds and peak memory in bytes. Removes what it made."""
+    seconds, _, memory = spend(command)
+    if leftover:
+        shutil.rmtree(leftover)
+    return seconds, memory
+
+
+def spend(command: list[str]) -> tuple[float, float, int]:
+    """Run a command as a process of its own; wall and processors' time in seconds, and peak memory in bytes."""
     done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *command], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    seconds, memory = done.stdout.split()[-2:]
-    if leftover:
-        shutil.rmtree(leftover)
-    return float(seconds), int(memory) * (1 if sys.platform == "darwin" else 1024)
+    worked, seconds, memory = done.stdout.split()[-3:]
+    return float(seconds), float(worked), int(memory) * (1 if sys.platform == "darwin" else 1024)
 
 
 def compare(rivals: dict[str, list[str]], out: Path, runs: int) -> dict[str, tuple[float, int]]:

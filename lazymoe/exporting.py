@@ -14,9 +14,10 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.files import absolute, shown, unwritten
 from lazymoe.output.claims import locked
-from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, open_finished, open_weights, reopen
+from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, is_finished, open_finished, open_weights, reopen
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot
+from lazymoe.output.quantized import ENDING, MATRIX, describe, is_quantized, open_quantized
 from lazymoe.output.writer import Writer
 from lazymoe.planning.disk import by_disk
 from lazymoe.planning.plan import Output, Piece
@@ -30,8 +31,6 @@ from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
-ENDING = "-GGUF"  # of the names of folders and repositories
-MATRIX = ".imatrix.gguf"  # and of that of an importance matrix
 STAGE = "quantize"  # of the progress
 
 
@@ -81,9 +80,9 @@ def to_gguf(
         folder: the mixture's.
         types: as `llama-quantize` names them, such as ``Q4_K_M``; several with commas between, or in a list.
         out: the folder for the files; by default one beside the mixture's, with ``-GGUF`` after its name.
-        imatrix: whether to make an importance matrix of the recipe's prompts where a type gains by one, for which the
-            recipe's models must be reachable; it is written beside the files. Or a file with one, as llama.cpp's
-            `llama-imatrix` makes it.
+        imatrix: whether to make an importance matrix of the recipe's prompts where a type gains by one; it is written
+            beside the files. Where the recipe's models can't be reached there is none, and a warning. Or a file with
+            one, as llama.cpp's `llama-imatrix` makes it.
         threads: how many quantize; by default all that this process may use.
         largest: the most bytes of tensors in a file; what is larger is cut, as llama.cpp cuts it.
         device: where the importance matrix is computed; a CUDA device if there is one by default.
@@ -103,14 +102,18 @@ def to_gguf(
     kinds, threads = kinds_of(types), threads_of(threads)
     done = open_finished(absolute(folder))
     goal = absolute(out) if out else done.folder.with_name(f"{done.folder.name}{ENDING}")
-    check_goal(goal)
+    check_goal(goal, done.record.fingerprint)
     weights = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
     matrix = _matrix(done, goal) if imatrix is True and gains(kinds) else None
+    prepared, warnings = None, doubts(done.host, done.config, done.folder)
+    if matrix and not matrix.whole:
+        prepared, lacking = _reopened(done)
+        if lacking:
+            matrix, warnings = None, [*warnings, lacking]
     export = _export(done, _tensors(done), kinds, bool(weights or matrix), weights)
     counts = matrix.made_of if matrix else digest(weights)
     export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
     _check_room(export, goal)
-    prepared = _reopen(done) if matrix and not matrix.whole else None
     try:
         (goal / WORK).mkdir(parents=True, exist_ok=True)
         with locked(goal / WORK), closing(export):
@@ -121,9 +124,10 @@ def to_gguf(
             export.open(threads)
             with closing(Writer([export], progress, STAGE)) as writer:
                 write_layers(writer, done.config["num_hidden_layers"])
+            describe(goal, done.recipe, done.record, done.config, done.chats)
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
-    return Exported(export.paths, tuple(doubts(done.host, done.config, done.folder)))
+    return Exported(export.paths, tuple(warnings))
 
 
 def kinds_of(types: str | Sequence[str]) -> list[str]:
@@ -169,17 +173,23 @@ def threads_of(given: int | None) -> int:
     return given or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def check_goal(goal: Path) -> None:
-    """Look whether GGUF files can go into a folder.
+def check_goal(goal: Path, fingerprint: str) -> None:
+    """Look whether a mixture's GGUF files can go into a folder: all in it are of one mixture.
 
     Args:
         goal: the folder, which need not exist.
+        fingerprint: of the mixture.
 
     Raises:
-        OutputError: if it is a file.
+        OutputError: if it is a file, or holds a mixture or another's GGUF files.
     """
     if goal.exists() and not goal.is_dir():
         raise error("output.taken", goal, "this is a file", "Name another output folder.")
+    if is_finished(goal):
+        raise error("output.taken", goal, "this folder holds a mixture", "Name another folder for its GGUF files.")
+    if is_quantized(goal) and open_quantized(goal).mixture.record.fingerprint != fingerprint:
+        what = "this folder holds the GGUF files of another mixture"
+        raise error("output.taken", goal, what, "Name another output folder, or delete this one.")
 
 
 def write_layers(writer: Writer, layers: int) -> None:
@@ -193,6 +203,24 @@ def write_layers(writer: Writer, layers: int) -> None:
         writer.finish(layer)
         writer.keep()
     writer.finish()
+
+
+def sizes(folder: str | os.PathLike[str], types: Sequence[str]) -> dict[str, int]:
+    """Count the bytes of a finished mixture's GGUF files, by type.
+
+    Args:
+        folder: the mixture's.
+        types: as `to_gguf` takes them.
+
+    Raises:
+        OutputError: if the folder isn't a finished mixture, or llama.cpp has no such model.
+        RecipeError: if the recipe in the folder can't be read.
+        LazyMoEError: if the gguf package isn't installed.
+    """
+    kinds, done = kinds_of(types), open_finished(absolute(folder))
+    shapes = {name: tensor.shape for name, tensor in _tensors(done).items()}
+    scheme = make_scheme(done.host, done.config, shapes, kinds, True, done.folder)
+    return {kind: sum(scheme.sizes(kind).values()) for kind in kinds}
 
 
 @dataclass(frozen=True)
@@ -224,20 +252,16 @@ def _matrix(done: Finished, goal: Path) -> _Matrix | None:
     return _Matrix(goal / name, goal / WORK / f"{name}.json", made_of)
 
 
-def _reopen(done: Finished) -> Prepared:
-    """Prepare a mixture's recipe again, for what its models' headers say.
-
-    Raises:
-        LazyMoEError: if one of its models or texts can't be read.
-    """
+def _reopened(done: Finished) -> tuple[Prepared | None, Problem | None]:
+    """Prepare a mixture's recipe again, for its prompts and what its models' headers say; or tell why that can't be."""
     try:
         prepared = reopen(done.folder)
         assert prepared.sound_plan
-        return prepared
+        return prepared, None
     except LazyMoEError as e:
-        what = f"an importance matrix takes the recipe's models and prompts, and {e.problems[0].what}"
-        remedy = "Give one with --imatrix FILE, or do without: --no-imatrix."
-        raise error("input.imatrix", e.problems[0].where, what, remedy) from None
+        what = f"no importance matrix was made: that takes the recipe's models and prompts, and {e.problems[0].what}"
+        remedy = "Rounding is a little coarser so. Give one with --imatrix FILE, or make the files where these are."
+        return None, Problem("output.unweighted", e.problems[0].where, what, remedy)
 
 
 def _tensors(done: Finished) -> dict[str, TensorInfo]:

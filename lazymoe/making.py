@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lazymoe.computing import ROUTING
 from lazymoe.data import folder as data
 from lazymoe.errors import HubError, LazyMoEError, Problem
 from lazymoe.files import readable, unwritten
-from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG
+from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG, Record, SourceRecord
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared, at_commits
@@ -21,6 +22,7 @@ from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.report import Report
+from lazymoe.version import __version__
 
 REMOTE = "remote"  # a folder among what is half-made: what was just read of models that stay on the Hub
 
@@ -126,6 +128,43 @@ def small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | s
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}
     yield INDEX, dump({"metadata": metadata, "weight_map": weight_map})
     yield CONFIG, dump(plan.config)
+
+
+def chats(plan: Plan) -> bool:
+    """Tell whether the mixture's tokenizer has a chat template.
+
+    Args:
+        plan: what is made.
+    """
+    base = plan.sources[0]
+    return bool(base.files(["chat_template.jinja"]) or base.json(TOKENIZER_CONFIG).get("chat_template"))
+
+
+def record_of(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files: dict[str, str]) -> Record:
+    """Gather what a finished mixture says of itself, for its card, for a report and for a rerun.
+
+    Args:
+        prepared, plan: what was made.
+        fingerprint: of it, see `fingerprint_of`.
+        seed: of random routers and of the experts' noise.
+        files: the seal of each of its files, by name.
+    """
+    return Record(
+        fingerprint=fingerprint,
+        versions={"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        seed=seed,
+        shard_size=plan.shard_size,
+        allow_pickle=prepared.allow_pickle,
+        shared_weights=plan.shared,
+        experts_per_token=plan.top_k,
+        parameters=plan.parameters,
+        active_parameters=plan.active_parameters,
+        bytes=plan.nbytes,
+        bytes_16bit=plan.bytes_16bit,
+        bytes_4bit=plan.bytes_4bit,
+        sources=[SourceRecord(license=s.license, languages=s.languages, stamps=s.stamps) for s in plan.sources],
+        files=files,
+    )
 
 
 def dump(fields: Any) -> str:

@@ -10,7 +10,6 @@ import os
 import zlib
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from lazymoe.computing.compute import compute, degenerate
 from lazymoe.errors import Problem, failure
 from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
-from lazymoe.making import doubtful, dump, fingerprint_of, reading, routing_of, small_files, undone
+from lazymoe.making import doubtful, dump, fingerprint_of, reading, record_of, routing_of, small_files, undone
 from lazymoe.output.claims import check_sources, claim, clear, discard, is_done, locked, verify
-from lazymoe.output.folder import CONFIG, RECORD, WORK, Record, SourceRecord
+from lazymoe.output.folder import CONFIG, RECORD, WORK
 from lazymoe.output.shards import Taker, shards_of
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import judge
@@ -29,7 +28,6 @@ from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.schema import Recipe
 from lazymoe.units import billions
-from lazymoe.version import __version__
 
 OTHERS = "others"  # a folder among what is half-made: small files of a mixture whose weights don't stay
 
@@ -183,28 +181,8 @@ def _finish(prepared: Prepared, plan: Plan, folder: Path, fingerprint: str, seed
     files = {name: seal(len(s), zlib.crc32(s)) for name, s in small.items()}
     for name, _ in plan.shards:
         files[name] = read_seal(work / f"{name}{SEAL}") or seal_of(folder / name)
-    record = _record(prepared, plan, fingerprint, seed, files)
+    record = record_of(prepared, plan, fingerprint, seed, files)
     for name, content in small.items():
         if name == CONFIG:
             write_whole(folder / RECORD, dump(record.model_dump()))
         write_whole(folder / name, content)
-
-
-def _record(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files: dict[str, str]) -> Record:
-    """Gather what a finished mixture says of itself, for its card, for a report and for a rerun."""
-    return Record(
-        fingerprint=fingerprint,
-        versions={"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
-        seed=seed,
-        shard_size=plan.shard_size,
-        allow_pickle=prepared.allow_pickle,
-        shared_weights=plan.shared,
-        experts_per_token=plan.top_k,
-        parameters=plan.parameters,
-        active_parameters=plan.active_parameters,
-        bytes=plan.nbytes,
-        bytes_16bit=plan.bytes_16bit,
-        bytes_4bit=plan.bytes_4bit,
-        sources=[SourceRecord(license=s.license, languages=s.languages, stamps=s.stamps) for s in plan.sources],
-        files=files,
-    )

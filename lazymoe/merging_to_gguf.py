@@ -12,11 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lazymoe.computing.compute import compute, degenerate
-from lazymoe.errors import LazyMoEError, Problem, error, failure
+from lazymoe.errors import LazyMoEError, Problem, failure
 from lazymoe.exporting import (
-    ENDING,
     LARGEST,
-    MATRIX,
     STAGE,
     Exported,
     check_goal,
@@ -28,20 +26,30 @@ from lazymoe.exporting import (
 from lazymoe.files import absolute, write_whole
 from lazymoe.forward.device import pick_device
 from lazymoe.forward.inputs import Inputs
-from lazymoe.making import doubtful, fingerprint_of, reading, routing_of, small_files, undone
+from lazymoe.making import (
+    chats,
+    doubtful,
+    fingerprint_of,
+    reading,
+    record_of,
+    routing_of,
+    small_files,
+    undone,
+)
 from lazymoe.output.claims import check_sources, claim, clear, locked
-from lazymoe.output.folder import is_finished
+from lazymoe.output.folder import RECORD, WORK
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import slots_of
+from lazymoe.output.quantized import ENDING, MATRIX, describe
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import Check, examine, judge
 from lazymoe.planning.plan import Plan
-from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.planning.prepared import Prepared, Where, at_commits, prepare
 from lazymoe.planning.ways import Gguf
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.description import doubts
 from lazymoe.quantizing.file_types import PLAIN
-from lazymoe.quantizing.gguf_file import RECORDS
+from lazymoe.quantizing.gguf_file import DONE, RECORDS, note_whole
 from lazymoe.quantizing.importance import Importance, Squares, digest, gathered, read_importance, write_importance
 from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.recipe.schema import Recipe
@@ -86,7 +94,7 @@ def merge_to_gguf(
         prepare(recipe, allow_pickle=allow_pickle, source=source),
         kinds,
         absolute(out),
-        imatrix=imatrix if isinstance(imatrix, bool) else read_importance(absolute(imatrix)),
+        imatrix=known(imatrix),
         seed=seed,
         device=device,
         threads=threads,
@@ -130,7 +138,7 @@ def carry_to_gguf(
     assert found.way  # or there would be an error
     plan, away = prepared.sound_plan, found.way.remote
     warnings = [*found.warnings, *doubtful_gguf(prepared, export, kinds, goal)]
-    if export.whole:
+    if export.whole and not (goal / WORK / RECORD).exists():  # nor anything that is still to be done
         return Exported(export.paths, tuple(warnings))
 
     prepared.fetch(progress, remote=away is not None)
@@ -157,6 +165,8 @@ def carry_to_gguf(
         routing = routing_of(prepared, plan, work)
         if routing:
             routing.write(goal)
+        record = record_of(prepared, plan, fingerprint_of(prepared, seed), seed, {})
+        describe(goal, at_commits(prepared.recipe, plan.sources), record, plan.config, chats(plan))
         warnings += routing.problems() if routing else degenerate(plan, work)
     clear(work, RECORDS)
     return Exported(export.paths, tuple(warnings))
@@ -184,8 +194,8 @@ def check_gguf(
         RecipeError: if it isn't a recipe.
         LazyMoEError: if there is no such type, or a package is missing.
     """
-    kinds, goal = kinds_of(types), absolute(out)
-    importance = {} if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
+    kinds, goal, matrix = kinds_of(types), absolute(out), known(imatrix)
+    importance = {} if isinstance(matrix, bool) else matrix
     prepared = weighted(prepare(recipe, allow_pickle=allow_pickle, source=source), kinds, imatrix)
     if prepared.errors:
         return judge(prepared, goal)
@@ -243,6 +253,7 @@ class _Weights:
         """Write it beside the GGUF files, for others, if anything was learned."""
         if self._found:
             write_importance(file, self._found, "the recipe's prompts", self._tokens)
+            note_whole(file, file.parent / WORK / f"{file.name}{DONE}", digest(self._importance))
 
 
 def weighted(prepared: Prepared, kinds: Sequence[str], imatrix: object) -> Prepared:
@@ -255,6 +266,18 @@ def weighted(prepared: Prepared, kinds: Sequence[str], imatrix: object) -> Prepa
     if prepared.plan and imatrix is True and prompted and gains(kinds):
         return replace(prepared, plan=replace(prepared.plan, weighted=True))
     return prepared
+
+
+def known(imatrix: str | os.PathLike[str] | bool) -> Importance | bool:
+    """Read an importance matrix, if it is a file.
+
+    Args:
+        imatrix: as in `merge_to_gguf`.
+
+    Raises:
+        LazyMoEError: if it can't be read as one.
+    """
+    return imatrix if isinstance(imatrix, bool) else read_importance(absolute(imatrix))
 
 
 def name_of(goal: Path) -> str:
@@ -279,21 +302,19 @@ def lay(
             importance matrix, the folder is taken by something else, or nothing here quantizes.
     """
     plan = prepared.sound_plan
-    check_goal(goal)
-    if is_finished(goal):
-        raise error("output.taken", goal, "this folder holds a mixture", "Name another folder for its GGUF files.")
+    check_goal(goal, fingerprint_of(prepared, seed))
     shapes = {output.name: output.shape for output in plan.outputs}
     scheme = make_scheme(plan.host, plan.config, shapes, kinds, bool(imatrix) or plan.weighted, goal)
     export = Export(scheme, slots_of(plan.outputs, plan.sources, seed), imatrix)
     counts = "prompts" if plan.weighted else digest(imatrix)
-    known = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], counts])
+    made_of = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], counts])
     name = name_of(goal)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
         for file, content in small_files(prepared, plan):
             write_whole(folder / file, content)
         try:
-            export.lay(folder, name, goal, largest, hashlib.sha256(known.encode()).hexdigest())
+            export.lay(folder, name, goal, largest, hashlib.sha256(made_of.encode()).hexdigest())
         except LazyMoEError as e:  # which names a folder that nobody knows
             raise failure([replace(p, where=str(plan.sources[0].reference)) for p in e.problems]) from None
     return export

@@ -20,7 +20,7 @@ from lazymoe.output.folder import CARD, RECORD, WORK, open_finished
 from lazymoe.planning.plan import SHARD_SIZE, Output
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
-from lazymoe.publishing import Published, open_repository, publish, show, small_files
+from lazymoe.publishing import Published, gguf_of, open_repository, publish, show, small_files
 from lazymoe.recipe.schema import Recipe
 from lazymoe.reporting.report import illustrate
 
@@ -156,7 +156,7 @@ class _Sender:
         self._wait()
         done = open_finished(folder)
         illustrate(folder)
-        text = render(done, self._repo, **self._card)
+        text = render(done, self._repo, **self._card, gguf=gguf_of(self._upload, done, self._repo))
         show(self._upload, small_files(done) | {CARD: text.encode()}, self._names)
         self.finished = True
 

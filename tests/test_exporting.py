@@ -162,7 +162,8 @@ def test_prompts_give_an_importance_matrix_that_others_can_use(prompted: Path, t
     plain = to_gguf(prompted, "Q3_K_S", tmp_path / "three", imatrix=False)
     [own], [same], [other] = (each.files["Q3_K_S"] for each in (made, given, plain))
     assert own.read_bytes() == same.read_bytes() != other.read_bytes()
-    assert {path.name for folder in ("two", "three") for path in (tmp_path / folder).iterdir()} == {WORK, own.name}
+    names = {path.name for folder in ("two", "three") for path in (tmp_path / folder).iterdir()}
+    assert names == {WORK, own.name, "gguf.json", "recipe.yaml"}
 
 
 def test_there_is_no_matrix_where_none_is_wanted(prompted: Path, whole: Path, tmp_path: Path) -> None:
@@ -190,12 +191,15 @@ def test_it_goes_on_with_the_matrix_that_is_there(prompted: Path, tmp_path: Path
     assert matrix.is_file() and "imatrix" in stages
 
 
-def test_where_models_are_gone_there_are_other_ways(prompted: Path, tmp_path: Path) -> None:
+def test_where_models_are_gone_it_does_without_and_says_so(prompted: Path, tmp_path: Path) -> None:
+    [plain] = to_gguf(prompted, "Q4_K_M", tmp_path / "plain", imatrix=False).files["Q4_K_M"]
     (prompted.parent / "llama-0").rename(prompted.parent / "gone")
-    with pytest.raises(LazyMoEError, match=r"takes the recipe's models and prompts, and .*--no-imatrix") as e:
-        to_gguf(prompted, "Q4_K_M", device="cpu")
-    assert len(str(e.value).splitlines()) == 1
-    assert not list(tmp_path.glob("moe-GGUF/*"))
+    made = to_gguf(prompted, "Q4_K_M", device="cpu")
+    assert made.files["Q4_K_M"][0].read_bytes() == plain.read_bytes()
+    [warning] = made.warnings
+    assert warning.code == "output.unweighted" and len(str(warning).splitlines()) == 1
+    with pytest.raises(LazyMoEError, match="IQ2_XS is no good without an importance matrix"):
+        to_gguf(prompted, "IQ2_XS", device="cpu")
     assert main(["gguf", str(prompted), "Q4_K_M", "--no-imatrix", "--quiet"]) == 0
 
 

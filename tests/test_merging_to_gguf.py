@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import lazymoe.output.gguf
 from lazymoe import LazyMoEError, OutputError, Recipe, SourceError, merge, merge_to_gguf, to_gguf
 from lazymoe.cli import main
+from lazymoe.output.quantized import open_quantized
 from lazymoe.quantizing.importance import read_importance
 
 SIZES = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 512, "std": 0.05}
@@ -137,7 +138,9 @@ def test_it_goes_on_where_it_was_stopped(mode: Any, share: float, given: Recipe,
         assert min(steps["sweep"], default=4) > 1  # the first layers weren't run again
     assert (tmp_path / "moe" / "moe.imatrix.gguf").is_file()
     left = sorted(path.name for path in (tmp_path / "moe" / ".lazymoe").iterdir())
-    assert left == ["moe-F16.gguf.json", "moe-Q4_K_M.gguf.json"]
+    assert left == ["moe-F16.gguf.json", "moe-Q4_K_M.gguf.json", "moe.imatrix.gguf.json"]
+    found = open_quantized(tmp_path / "moe")
+    assert set(found.files) == {"F16", "Q4_K_M"} and found.matrix
 
 
 def test_the_importance_matrix_is_about_that_of_a_pass_through_the_mixture(given: Recipe, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from stored_models import index, shards
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lazymoe import HubError, LazyMoEError, Recipe, check, merge, merge_to_hub
+from lazymoe import HubError, LazyMoEError, Recipe, check, merge, merge_to_gguf, merge_to_hub
 from lazymoe.cli import main
 from lazymoe.hub import ahead
 from lazymoe.planning import disk
@@ -42,7 +43,7 @@ def give_tokenizer(folder: Path) -> None:
     """Bytes as tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     own = Tokenizer(models.BPE({c: i for i, c in enumerate(["<s>", "</s>", *letters])}, []))
-    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
@@ -173,6 +174,27 @@ def test_a_sweep_brings_every_byte_once(
     away = remote(prepared.prompts, prepared.sound_plan)
     brought = clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared)
     assert away.nbytes <= brought <= 1.02 * away.nbytes
+
+
+@pytest.mark.parametrize("shared", ["base", "average", "regmean"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_gguf_is_made_of_them_too_and_every_byte_brought_once(
+    tied: bool, shared: str, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a layer is read again to be quantized, when it is known how much its columns count."""
+    monkeypatch.setattr(ahead, "BLOCK", 1000)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "tie_word_embeddings": tied}
+    asked = put(clean_hub, tmp_path, **sizes).with_fields(shared_weights=shared)
+    prepared = prepare(asked, source="remote")
+    clean_hub.sent = Counter()
+    out = tmp_path / "remote" / "moe"
+    made = merge_to_gguf(asked, "Q4_K_M", out, source="remote", device="cpu").files["Q4_K_M"]
+    away = remote(prepared.prompts, replace(prepared.sound_plan, weighted=True))
+    brought = clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared)
+    assert away.nbytes <= brought <= 1.02 * away.nbytes
+    assert not cached(prepared)
+    local = merge_to_gguf(asked, "Q4_K_M", tmp_path / "local" / "moe", source="local", device="cpu").files["Q4_K_M"]
+    assert made[0].read_bytes() == local[0].read_bytes()
 
 
 @pytest.mark.parametrize("after", [0.1, 0.5, 0.9])

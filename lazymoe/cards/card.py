@@ -1,29 +1,22 @@
-"""The model card of a finished mixture, rendered from its folder alone: nothing is downloaded, no weight is read.
-
-Whatever comes from outside (names, prompts, licences) is escaped on its way into Markdown, and the front matter is
-written by `huggingface_hub.ModelCardData`.
-"""
+"""The model card of a finished mixture, rendered from its folder alone: nothing is downloaded, no weight is read."""
 
 from __future__ import annotations
 
 import os
-import re
-from importlib import metadata
 from typing import Any
 
-from lazymoe.cards.escaping import fence, link, on_hub, python, shell, text
-from lazymoe.cards.license import KNOWN, License, strictest
+from lazymoe.cards.filling import address, fill, front_matter, license_of, refuse_token
+from lazymoe.cards.gguf_card import render_gguf
+from lazymoe.cards.license import License
 from lazymoe.cards.naming import spell, without_places
 from lazymoe.data import folder as data
-from lazymoe.errors import error
 from lazymoe.files import absolute
 from lazymoe.output.folder import PICTURE, Finished, Record, open_finished
+from lazymoe.output.quantized import is_quantized, open_quantized
 from lazymoe.recipe.reference import Reference
-from lazymoe.recipe.secrets import REMEDY, TOKEN, WHAT
-from lazymoe.units import billions, gigabytes, in_words
+from lazymoe.units import billions, gigabytes
 
 TEMPLATE = "model_card.md.jinja"
-LANGUAGE = re.compile(r"[a-z]{2,3}")  # ISO 639
 LONGEST = 120  # letters of a prompt that are shown
 SHOWN = 5  # prompts of an expert that are shown
 
@@ -38,12 +31,8 @@ def find_license(folder: str | os.PathLike[str]) -> License:
         OutputError: if the folder isn't a finished mixture.
         RecipeError: if the recipe in it can't be read.
     """
-    return _license(open_finished(absolute(folder)))
-
-
-def _license(done: Finished) -> License:
-    stated = [source.license for source in done.record.sources]
-    return strictest([(spell(m.reference), license) for m, license in zip(done.recipe.models, stated, strict=True)])
+    path = absolute(folder)
+    return license_of(open_quantized(path).mixture if is_quantized(path) else open_finished(path))
 
 
 def card(
@@ -53,10 +42,10 @@ def card(
     license: str | None = None,
     template: str | os.PathLike[str] | None = None,
 ) -> str:
-    """Write the model card of a finished mixture.
+    """Write the model card of a finished mixture, or of its GGUF files.
 
     Args:
-        folder: the mixture's.
+        folder: the mixture's, or that of the files.
         repo: the Hub id it will have; its folder's path stands in the usage code if absent.
         license: any text; by default what `find_license` finds.
         template: a Jinja file to use instead of LazyMoE's; it is given the same names.
@@ -69,6 +58,8 @@ def card(
         RecipeError: if the recipe in it can't be read.
         LazyMoEError: if the template can't be rendered.
     """
+    if is_quantized(absolute(folder)):
+        return render_gguf(open_quantized(absolute(folder)), repo, license=license, template=template)
     return render(open_finished(absolute(folder)), repo, os.fspath(folder), license=license, template=template)
 
 
@@ -79,6 +70,7 @@ def render(
     *,
     license: str | None = None,
     template: str | os.PathLike[str] | None = None,
+    gguf: str | None = None,
 ) -> str:
     """Write the model card of an opened mixture.
 
@@ -87,47 +79,22 @@ def render(
         repo: the Hub id it will have.
         place: what stands in the usage code if `repo` is absent.
         license, template: as in `card`.
+        gguf: the Hub id of its GGUF files, if they are there.
 
     Raises:
         OutputError: if its architecture is none of LazyMoE's.
         LazyMoEError: if the template can't be rendered, or something that looks like a token would stand in the card.
     """
-    from jinja2 import FileSystemLoader, StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     for where, given in (("repo", repo), ("license", license)):
-        if TOKEN.search(given or ""):
-            raise error("input.token", where, WHAT, REMEDY)
-    chosen = (license or "").strip() or _license(done).name
-    path = absolute(template) if template else data("templates") / TEMPLATE
-    environment = ImmutableSandboxedEnvironment(
-        loader=FileSystemLoader([path.parent, data("templates")]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "text": text,
-        "link": link,
-        "fence": fence,
-        "python": python,
-        "shell": shell,
-        "in_words": in_words,
-    }
+        refuse_token(where, given)
+    chosen = (license or "").strip() or license_of(done).name
     known = _known(done, chosen) | {
         "title": repo.rpartition("/")[2] if repo else done.folder.name,
         "repo": repo or place,
         "on_hub": bool(repo),
+        "gguf": gguf,
     }
-    try:
-        written = environment.get_template(path.name).render(known)
-    except Exception as e:  # a template is code: it can raise anything
-        what = f"the template can't be rendered ({e or type(e).__name__})"
-        raise error("input.template", path, what, "Correct it, or leave it out.") from None
-    if TOKEN.search(written):
-        raise error("input.token", "the card", "in it there is what looks like a Hugging Face token", REMEDY)
-    return written
+    return fill(absolute(template) if template else data("templates") / TEMPLATE, known)
 
 
 def _known(done: Finished, license: str) -> dict[str, Any]:
@@ -135,13 +102,13 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
     record, experts, routed = done.record, _experts(done), len(done.recipe.experts)
     recipe = without_places(done.recipe)
     return {
-        "front_matter": _front_matter(done, license),
+        "front_matter": front_matter(done, license, ["merge", done.host.name], library="transformers"),
         "license": license,
         "experts": experts[:routed],
         "shared_experts": experts[routed:],
         "host": done.host,
         "trust": ", trust_remote_code=True" if done.host.code else "",
-        "address": _address(),
+        "address": address(),
         "base": spell(done.recipe.models[0].reference),
         "recipe": recipe,
         "recipe_yaml": recipe.to_yaml(),
@@ -177,43 +144,12 @@ def _command(record: Record) -> str:
     return f"lazymoe merge recipe.yaml my-moe{seed}{' --allow-pickle' * record.allow_pickle}"
 
 
-def _address() -> str | None:
-    """Find where LazyMoE's repository is: what its package says, if it is installed and says so."""
-    try:
-        urls = metadata.metadata("lazymoe").get_all("Project-URL") or []
-    except metadata.PackageNotFoundError:
-        return None
-    named = dict(url.split(", ", 1) for url in urls)
-    return named.get("Repository")
-
-
 def _complete(done: Finished) -> bool:
     """Tell whether the recipe names nothing that lies on one machine only."""
     prompts = [p for e in done.recipe.every_expert for p in (e.positive_prompts or []) + (e.negative_prompts or [])]
     written = all(isinstance(p, str) or p.dataset for p in prompts)
     adapters = [Reference.parse(m.reference.adapter) for m in done.recipe.models if m.reference.adapter]
     return written and all(r.revision for r in (*(m.reference for m in done.recipe.models), *adapters))
-
-
-def _front_matter(done: Finished, license: str) -> str:
-    """Write what the Hub reads of a card, as YAML."""
-    from huggingface_hub import ModelCardData
-
-    names = [part for model in done.recipe.models for part in spell(model.reference).split(" + ")]
-    hub_ids = [name for name in dict.fromkeys(names) if on_hub(name)]
-    stated = {code for source in done.record.sources for code in source.languages}
-    named = license in (*KNOWN, "unknown", "other")
-    front = ModelCardData(
-        language=sorted(code for code in stated if LANGUAGE.fullmatch(code)) or None,
-        license=license if named else "other",
-        license_name=None if named else _slug(license),
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["moe", "frankenmoe", "merge", done.host.name, "lazymoe"],
-        base_model=hub_ids or None,
-        base_model_relation="merge" if hub_ids else None,
-    )
-    return str(front.to_yaml(line_break="\n"))
 
 
 def _experts(done: Finished) -> list[dict[str, Any]]:
@@ -244,7 +180,3 @@ def _prompts(prompts: list[Any]) -> list[str]:
     shown = [p if isinstance(p, str) else f"texts of {p.dataset or p.file}" for p in prompts]
     shown = [p if len(p) <= LONGEST else p[: LONGEST - 1] + "…" for p in shown]
     return shown[:SHOWN] + ["…"] * (len(shown) > SHOWN)
-
-
-def _slug(license: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-.")[:60] or "other"

@@ -119,6 +119,8 @@ def sweep(
     if walk and walk.inputs and weigh:
         walk.inputs.body([HEAD if HEAD in average.tensors else EMBEDDINGS], walk.stream.finish().__getitem__)
         weigh(walk.inputs)
+    if late and plan.shared == "base":
+        writer.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
     for name in outside:
         if name != head:
             writer.give(0, name, means(average, name))

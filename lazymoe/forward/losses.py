@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.forward.llama import Told
 from lazymoe.forward.mixture import InMixture, Routing, Tally, run
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.plan import Plan
@@ -64,7 +65,7 @@ def dense_losses(plan: Plan, source: Weights, batches: Sequence[tuple[Tensor, Te
     stream = Stream(source, [ids for ids, _ in batches], device)
     for _ in range(plan.layers):
         stream.step()
-    return _head(plan, stream, source, batches, device)
+    return _head(stream, source, batches, device)
 
 
 def mixture_losses(
@@ -91,28 +92,65 @@ def mixture_losses(
         tally.add(layer, domain, chosen[real], weights[real])
 
     stream = run(plan, mixture, [ids for ids, _ in batches], device, seen)
-    losses = _head(plan, stream, InMixture(plan, mixture, 0), batches, device)
+    losses = _head(stream, InMixture(plan, mixture, 0), batches, device)
     return losses, tally.routing()
 
 
 @torch.no_grad()
-def _head(
-    plan: Plan, stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
-) -> list[float]:
+def mixture_told(plan: Plan, mixture: Source, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[Told]:
+    """Ask a mixture what it says of the tokens of each batch.
+
+    Args:
+        plan, mixture, batches, device: as in `mixture_losses`.
+
+    Raises:
+        SourceError: as `dense_losses`.
+    """
+    stream = run(plan, mixture, [ids for ids, _ in batches], device, lambda *_: None)
+    told = []
+    for parts in _logits(stream, InMixture(plan, mixture, 0), batches, device):
+        rows = [
+            (logits.log_softmax(-1).gather(-1, target[:, None])[:, 0], logits.argmax(-1)) for logits, target in parts
+        ]
+        known, best = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
+        told.append(Told(known, best))
+    return told
+
+
+@torch.no_grad()
+def _head(stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
     """Measure the mean loss per token of the next one, for each batch, from the states after all layers."""
+    losses = []
+    for parts in _logits(stream, source, batches, device):
+        found = [
+            (torch.nn.functional.cross_entropy(logits, target, reduction="sum").item(), len(target))
+            for logits, target in parts
+        ]
+        losses.append(sum(loss for loss, _ in found) / sum(n for _, n in found))
+    return losses
+
+
+@torch.no_grad()
+def _logits(
+    stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Put the states after all layers through the head.
+
+    Yields:
+        Of each batch, for `AT_ONCE` of its tokens at a time, the logits ``[n, V]`` and the tokens that follow ``[n]``.
+    """
     name = HEAD if HEAD in source.tensors else EMBEDDINGS
     head = source.load(name).float().to(device)  # [V, H]
     bias = source.load("lm_head.bias").float().to(device) if "lm_head.bias" in source.tensors else 0.0  # [V]
     config = source.config
     scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's
     cap = config.get("final_logit_softcapping")  # Gemma's
-    losses = []
+
+    def logits(x: Tensor) -> Tensor:
+        found: Tensor = scale * (x @ head.T + bias)
+        return cap * (found / cap).tanh() if cap else found
+
     for states, (ids, real) in zip(stream.finish(), batches, strict=True):
         known = real[:, 1:].to(device)
         x, target = states[:, :-1][known], ids[:, 1:].to(device)[known]  # [n, H], [n]
-        parts = zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True)
-        logits = ((scale * (a @ head.T + bias), t) for a, t in parts)
-        logits = ((cap * (found / cap).tanh() if cap else found, t) for found, t in logits)
-        total = sum(torch.nn.functional.cross_entropy(found, t, reduction="sum").item() for found, t in logits)
-        losses.append(total / len(target))
-    return losses
+        yield ((logits(a), t) for a, t in zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True))

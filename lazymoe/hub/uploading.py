@@ -77,6 +77,29 @@ class Upload:
             return {}
         return readable(Path(ask(self._about, lambda: self._api.hf_hub_download(self._repo, name))))
 
+    def read_of(self, repo: str, name: str) -> dict[str, Any]:
+        """Read a JSON file of another repository; empty if there is none that can be read.
+
+        Args:
+            repo: its Hub id.
+            name: of the file.
+
+        Raises:
+            HubError: if the Hub can't be reached or keeps failing.
+        """
+
+        def call() -> dict[str, Any]:
+            try:
+                found = self._api.model_info(repo)
+            except hf.RepositoryNotFoundError:
+                return {}
+            if name not in {s.rfilename for s in found.siblings or []}:
+                return {}
+            return readable(Path(self._api.hf_hub_download(repo, name, revision=found.sha)))
+
+        with without_bars():
+            return ask(About(repo, "repository", repo), call)
+
     def send(self, name: str, path: Path) -> bool:
         """Send a large file, unless the repository has it.
 

@@ -24,13 +24,14 @@ SPARING = (
 class Repository(w.VBox):
     """The name of a repository on the Hub, suggested until it is typed, and whether others may see it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, ending: str = "") -> None:
         """Show it.
 
         Args:
             name: of its class, by which tests find it.
+            ending: of the name that is suggested.
         """
-        self._suggested = ""
+        self._suggested, self._ending = "", ending
         self._name = ui.field(w.Text, "Repository", name, placeholder="your-name/your-model")
         self._private = w.Checkbox(description="Private: only you can see it", indent=False)
         super().__init__([self._name, self._private])
@@ -46,7 +47,7 @@ class Repository(w.VBox):
     def suggest(self) -> None:
         """Suggest a name, unless the user has given one."""
         if SESSION.account and self._name.value == self._suggested:
-            self._name.value = self._suggested = f"{SESSION.account.name}/{SESSION.name}"
+            self._name.value = self._suggested = f"{SESSION.account.name}/{SESSION.name}{self._ending}"
 
 
 class Destination(w.VBox):

@@ -14,6 +14,7 @@ from lazymoe.cards.card import card, find_license
 from lazymoe.cards.license import KNOWN
 from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Repository
+from lazymoe.notebook.gguf_panel import Gguf
 from lazymoe.notebook.session import NO_MIXTURE, NO_TOKEN, OLDER, SESSION
 from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
@@ -42,10 +43,12 @@ class Publish:
         start = ui.button("Publish", "publish-button", lambda: self.work.begin(self._publish()), style="primary")
         self.work = Work(start, "publish", self.told, "Press Publish to go on from here.", self.bars)
         self.form = w.VBox([self.repository, self.license, self.license_told, self.preview])
-        self.panel = ui.panel("publish", self.form, self.doubts, self.work, self.bars, self.told, self.link)
+        self.gguf = Gguf(lambda: self.license.value or None)
+        self.panel = ui.panel("publish", self.form, self.doubts, self.work, self.bars, self.told, self.link, self.gguf)
         SESSION.listen("publish", self._hear)
 
     def _hear(self) -> None:
+        self.gguf.hear()
         if self.work.goes_on:
             return
         self.repository.suggest()

@@ -36,14 +36,25 @@ def quantizer() -> Quantize:
     return found
 
 
-def _from_xllamacpp() -> Quantize | None:
-    """Find ggml's function in the library of xllamacpp, which is not imported: it would start llama.cpp."""
+def library(name: str) -> Any:
+    """Find xllamacpp's library, which is llama.cpp; None if it isn't here. It is not imported: that would start it.
+
+    Args:
+        name: of a function that it must have.
+    """
     spec = importlib.util.find_spec("xllamacpp")
     folders = spec.submodule_search_locations if spec else None
     for file in (file for folder in folders or () for file in Path(folder).glob("xllamacpp*.so")):
         with suppress(OSError, AttributeError):  # of another machine, or it doesn't show it
-            return _calling(ctypes.CDLL(str(file)).ggml_quantize_chunk)
+            found = ctypes.CDLL(str(file))
+            getattr(found, name)
+            return found
     return None
+
+
+def _from_xllamacpp() -> Quantize | None:
+    found = library("ggml_quantize_chunk")
+    return found and _calling(found.ggml_quantize_chunk)
 
 
 def _calling(chunk: Any) -> Quantize:

@@ -197,5 +197,5 @@ def _leads_with_space(fields: Fields) -> bool:
 
 
 def _unknown(folder: Path, what: str) -> LazyMoEError:
-    remedy = "Convert it with llama.cpp's convert_hf_to_gguf.py, which knows more tokenizers."
+    remedy = "Convert the merged mixture with llama.cpp's convert_hf_to_gguf.py, which knows more tokenizers."
     return error("output.tokenizer", folder, what, remedy)

@@ -104,6 +104,11 @@ def test_a_newcomer_publishes_the_demo(
         lab.told("publish", "good", "It is on the Hub", 60)
         expect(lab.at("link").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/my-moe")
         assert lab.clicks <= 6
+        lab.at("type-q8_0").locator("input").click()  # beside the type that is ticked
+        lab.at("gguf-button").click()
+        lab.told("gguf", "good", "It is on the Hub", 60)
+        expect(lab.at("gguf").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/my-moe-GGUF")
+        assert {"my-moe-Q4_K_M.gguf", "my-moe-Q8_0.gguf"} <= hub.repos["newcomer/my-moe-GGUF"].commits[-1].files.keys()
         lab.at("check-button").click()
         lab.told("check", "good", "This can be merged")
 

@@ -20,14 +20,17 @@ import ipywidgets as w
 import pytest
 import yaml
 from hub_server import Hub
+from small_models import Make, recipe
 
 from lazymoe import Recipe
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
+from lazymoe.hub.accounts import Account
 from lazymoe.merging import merge as merge_recipe
 from lazymoe.notebook import check as check_panel
 from lazymoe.notebook import merge as merge_panel
 from lazymoe.notebook.chat import Chat
+from lazymoe.notebook.gguf_panel import Gguf
 from lazymoe.notebook.recipe_panel import Form
 from lazymoe.notebook.session import SESSION, Session
 from lazymoe.notebook.setup_panel import _sizes
@@ -35,6 +38,7 @@ from lazymoe.notebook.ui import Bars, Messages
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.claims import claim, locked
 from lazymoe.planning.prepared import prepare
+from lazymoe.units import gigabytes
 
 
 @pytest.fixture
@@ -287,6 +291,37 @@ def test_a_stopped_answer_goes_on(session: Session, demo_models: Path, untraced:
     assert len(chat.messages) == 2 and answer.startswith(begun) and len(answer) > len(begun)
     send.click()
     assert "Type a message." in chat.told.value
+
+
+def test_ticked_types_are_published_as_gguf(
+    session: Session, clean_hub: Hub, demo_models: Path, untraced: None
+) -> None:
+    merge_recipe(demo_recipe(demo_models, domains(), "random"), session.out)
+    session.account = Account("writer", (), ("writer",))
+    panel = Gguf(lambda: "mit")
+    panel.hear()
+    assert {kind for kind, tick in panel.types.items() if tick.value} == {"Q4_K_M"}
+    assert "a lot (not measured)" in panel.figures["Q2_K"].value and "4 GB" in panel.figures["Q2_K"].value
+    panel.types["Q8_0"].value = True
+    button_of(panel, "gguf-button").click()
+    assert "It is on the Hub" in panel.told.value, panel.told.value
+    repo = clean_hub.repos["writer/my-moe-GGUF"].commits[-1].files
+    assert {"my-moe-Q8_0.gguf", "my-moe-Q4_K_M.gguf", "README.md"} <= set(repo)
+    assert b"license: mit" in clean_hub.read("writer/my-moe-GGUF", "README.md")
+    shown = panel.figures["Q8_0"].value.partition(" GB")[0].partition(" MB")[0]
+    assert gigabytes((session.out.with_name("my-moe-GGUF") / "my-moe-Q8_0.gguf").stat().st_size).startswith(shown[:3])
+
+
+def test_without_types_or_such_a_model_there_is_no_gguf(session: Session, make: Make, demo_models: Path) -> None:
+    panel = Gguf(lambda: None)
+    panel.hear()
+    assert "Waiting for step 4" in panel.told.value and button_of(panel, "gguf-button").disabled
+    models = [make(f"model-{i}", seed=i, kind="olmo2") for i in range(3)]
+    merge_recipe(recipe(*models), session.out)
+    session.account = Account("writer", (), ("writer",))
+    panel.hear()
+    assert "llama.cpp doesn&#x27;t compute flex_olmo" in panel.told.value
+    assert button_of(panel, "gguf-button").disabled
 
 
 def test_stages_that_go_on_together_are_drawn_each(monkeypatch: pytest.MonkeyPatch) -> None:
