@@ -117,8 +117,9 @@ class Jobs:
         assert (uv, run) == ("uv", "run")
         words = [str(job.folder / word.strip("/")) if word.startswith("/data/") else word for word in words]
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(job.folder / "home"), "OMP_NUM_THREADS": "1",
-            "HF_ENDPOINT": self.hub.url, "HF_HUB_DISABLE_XET": "1",  # its store would be locked by who uploaded last
+            "PATH": os.environ["PATH"], "HOME": str(job.folder / "home"), "TMPDIR": str(job.folder),
+            "OMP_NUM_THREADS": "1", "HF_ENDPOINT": self.hub.url,
+            "HF_HUB_DISABLE_XET": "1",  # its store would be locked by who uploaded last
             **job.spec["environment"], **job.spec.get("secrets", {}),
         }  # fmt: skip
         limit = threading.Timer(job.spec["timeoutSeconds"], job.end, ("ERROR", "Job timeout"))
