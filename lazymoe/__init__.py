@@ -5,6 +5,7 @@ The functions do what the commands of the same names do::
     found = lazymoe.check("recipe.yaml")
     lazymoe.merge("recipe.yaml", "my-moe")
     print(lazymoe.report("my-moe"))
+    print(lazymoe.evaluate("my-moe", "arc_easy,hellaswag", limit=100))
     lazymoe.publish("my-moe", "you/my-moe")
     lazymoe.to_gguf("my-moe", "Q4_K_M")
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from lazymoe.cards.card import card
     from lazymoe.demonstration.story import Demo, demo
     from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
+    from lazymoe.evaluating.evaluate import evaluate
+    from lazymoe.evaluating.evaluation import Evaluation
     from lazymoe.exporting import Exported, to_gguf
     from lazymoe.forward.loading import load
     from lazymoe.merging import Merged, merge
@@ -34,9 +37,9 @@ if TYPE_CHECKING:
     from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
-    "Check", "Demo", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published",
-    "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "demo", "load", "merge",
-    "merge_to_hub", "publish", "report", "to_gguf",
+    "Check", "Demo", "Evaluation", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError",
+    "Problem", "Published", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check",
+    "demo", "evaluate", "load", "merge", "merge_to_hub", "publish", "report", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -44,6 +47,8 @@ _HOMES = {
     "lazymoe.cards.card": ("card",),
     "lazymoe.demonstration.story": ("Demo", "demo"),
     "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
+    "lazymoe.evaluating.evaluate": ("evaluate",),
+    "lazymoe.evaluating.evaluation": ("Evaluation",),
     "lazymoe.exporting": ("Exported", "to_gguf"),
     "lazymoe.forward.loading": ("load",),
     "lazymoe.merging": ("Merged", "merge"),

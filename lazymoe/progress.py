@@ -23,6 +23,7 @@ STAGES = {  # what a user reads, and the unit
     "upload": ("Uploading", "B"),
     "train": ("Training tiny models", "step"),
     "measure": ("Measuring", "model"),
+    "evaluate": ("Evaluating", "question"),
 }
 NARROW = 100  # columns under which a bar leaves out all but the figures
 SELDOM = 10.0  # seconds between two lines in a pipe

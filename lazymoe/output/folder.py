@@ -34,6 +34,7 @@ WEIGHTS = "model-*.safetensors"
 SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 REPORT = "report.json"
+EVALUATION = "evaluation.json"
 PICTURE = "routing.png"
 PICTURES = {PICTURE: False, "routing-dark.png": True}  # name to whether it is for a dark page
 SMALL = (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, RECIPE, RECORD)  # that is published, and the code of some hosts

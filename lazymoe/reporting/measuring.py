@@ -83,7 +83,7 @@ def measure(
     """
     plan, device = prepared.sound_plan, pick_device(device)
     names = prepared.recipe.names
-    given = _by_expert(texts or [e.positive for e in prepared.prompts.experts], names)
+    given = by_expert(texts or [e.positive for e in prepared.prompts.experts], names)
     prepared.fetch(progress)
     tokenizer = load_tokenizer(plan.sources[0])
     batches = [windows(tokenizer, domain) for domain in given]
@@ -107,7 +107,7 @@ def measure(
     )
 
 
-def _by_expert(texts: Texts, names: Sequence[str]) -> list[list[str]]:
+def by_expert(texts: Texts, names: Sequence[str]) -> list[list[str]]:
     """Put texts in the order of the experts, without blank ones.
 
     Args:
