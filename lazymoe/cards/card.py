@@ -14,6 +14,7 @@ from typing import Any
 from lazymoe.cards.escaping import fence, link, on_hub, python, shell, text
 from lazymoe.cards.license import KNOWN, License, strictest
 from lazymoe.cards.naming import spell, without_places
+from lazymoe.cards.results import model_index
 from lazymoe.data import folder as data
 from lazymoe.errors import error
 from lazymoe.files import absolute
@@ -115,8 +116,10 @@ def render(
         "shell": shell,
         "in_words": in_words,
     }
+    title = repo.rpartition("/")[2] if repo else done.folder.name
     known = _known(done, chosen) | {
-        "title": repo.rpartition("/")[2] if repo else done.folder.name,
+        "front_matter": _front_matter(done, chosen, title),
+        "title": title,
         "repo": repo or place,
         "on_hub": bool(repo),
     }
@@ -135,7 +138,6 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
     record, experts, routed = done.record, _experts(done), len(done.recipe.experts)
     recipe = without_places(done.recipe)
     return {
-        "front_matter": _front_matter(done, license),
         "license": license,
         "experts": experts[:routed],
         "shared_experts": experts[routed:],
@@ -158,6 +160,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "complete": _complete(done),
         "versions": record.versions,
         "report": done.report,
+        "evaluation": done.evaluation,
         "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
         "chats": done.chats,
     }
@@ -195,14 +198,14 @@ def _complete(done: Finished) -> bool:
     return written and all(r.revision for r in (*(m.reference for m in done.recipe.models), *adapters))
 
 
-def _front_matter(done: Finished, license: str) -> str:
+def _front_matter(done: Finished, license: str, title: str) -> str:
     """Write what the Hub reads of a card, as YAML."""
     from huggingface_hub import ModelCardData
 
     names = [part for model in done.recipe.models for part in spell(model.reference).split(" + ")]
     hub_ids = [name for name in dict.fromkeys(names) if on_hub(name)]
     stated = {code for source in done.record.sources for code in source.languages}
-    named = license in (*KNOWN, "unknown", "other")
+    named, results = license in (*KNOWN, "unknown", "other"), model_index(done)
     front = ModelCardData(
         language=sorted(code for code in stated if LANGUAGE.fullmatch(code)) or None,
         license=license if named else "other",
@@ -212,6 +215,8 @@ def _front_matter(done: Finished, license: str) -> str:
         tags=["moe", "frankenmoe", "merge", done.host.name, "lazymoe"],
         base_model=hub_ids or None,
         base_model_relation="merge" if hub_ids else None,
+        model_name=title if results else None,
+        eval_results=results or None,
     )
     return str(front.to_yaml(line_break="\n"))
 

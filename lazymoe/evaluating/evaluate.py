@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -16,7 +17,7 @@ from lazymoe.errors import error
 from lazymoe.evaluating.evaluation import Evaluation, gather
 from lazymoe.evaluating.models import choose, open_models
 from lazymoe.evaluating.suites import KINDS
-from lazymoe.evaluating.tasks import Row, check_harness, load_rows
+from lazymoe.evaluating.tasks import OWN, Row, check_harness, load_rows
 from lazymoe.files import absolute
 from lazymoe.forward.device import pick_device
 from lazymoe.output.folder import Finished, open_finished
@@ -97,11 +98,12 @@ def evaluate(
         found[model.name] = ask(model, rows, limit, room=room, bits=bits, device=place, passed=passed)
     progress("evaluate", total, total)
     return Evaluation(
+        fingerprint=done.record.fingerprint,
         models=list(found),
         results=gather(rows, found),
         left_out=left_out,
         limit=limit,
-        command=_command(names, limit, kinds),
+        command=_command(names, limit, kinds, bool(texts)),
         versions={"LazyMoE": __version__} | {name: version(name) for name in ("lm-eval", "torch", "transformers")},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
@@ -133,11 +135,11 @@ def _ways_to_write(done: Finished, rows: Sequence[Row], device: str) -> tuple[Li
     return None, dict.fromkeys(wanted, f"{why}; {gigabytes(int(_free(device)))} are free")
 
 
-def _command(tasks: Sequence[str], limit: int | None, kinds: Sequence[str]) -> str:
-    """Spell the command that runs it again."""
-    words = (
-        ["lazymoe", "evaluate", "my-moe", "--tasks", ",".join(tasks)] if tasks else ["lazymoe", "evaluate", "my-moe"]
-    )
+def _command(tasks: Sequence[str], limit: int | None, kinds: Sequence[str], texts: bool) -> str:
+    """Spell the command that runs it again; of files, where they lie is nobody's business."""
+    own = [Path(name).name if name.endswith(OWN) else name for name in tasks]
+    words = ["lazymoe", "evaluate", "my-moe", *(["--tasks", ",".join(own)] if own else [])]
+    words += ["--texts", "texts.yaml"] if texts else []
     words += ["--limit", str(limit)] if limit else []
     words += ["--models", ",".join(kinds)] if tuple(kinds) != KINDS else []
     return shlex.join(words)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lazymoe.evaluating.benchmarks import find_benchmark
 from lazymoe.evaluating.statistics import LEVEL, Estimate, Values, difference, mean
 from lazymoe.evaluating.suites import AVERAGE, BASE, MIXTURE
 from lazymoe.evaluating.tasks import Row
@@ -37,7 +38,9 @@ class Result:
         n: questions.
         shots: examples in a prompt.
         versions: of each task, lm-eval's.
+        whole: whether all of its questions were asked.
         data: where its data set is on the Hub, and the name of its part there; None for one's own.
+        benchmark: what its data set, which the Hub has as a benchmark, calls this task; None if it isn't one.
         scores: of each model the figure, with its interval; one without ends where none can be given.
         differences: by how much the mixture's figure is larger than each other model's, on the same questions.
         changes: the same at the level that is left of `LEVEL` if all differences are to hold together.
@@ -50,7 +53,9 @@ class Result:
     n: int
     shots: int
     versions: dict[str, str]
+    whole: bool
     data: tuple[str, str | None] | None
+    benchmark: str | None
     scores: dict[str, Estimate]
     differences: dict[str, Estimate]
     changes: dict[str, Estimate]
@@ -72,22 +77,24 @@ class Result:
             x: the figure.
             signed: with its sign, for a difference.
         """
-        if not math.isfinite(x):
-            return "?"
-        share = self.metric.partition(",")[0] in SHARES
         sign = "+" if signed else ""
-        return f"{100 * x:{sign}.1f}" if share else f"{x:{sign}.3f}"
+        return f"{100 * x:{sign}.1f}" if self._is_share else f"{x:{sign}.3f}"
 
-    def interval(self, name: str) -> str:
-        """Spell the figure of a model with its interval: ``57.0 (47.2 to 66.3)``.
+    def interval(self, found: Estimate, signed: bool = False) -> str:
+        """Spell a figure with its interval, if it has one: ``57.0 % (47.2 to 66.3)``.
 
         Args:
-            name: of the model.
+            found: of a model, or of a difference.
+            signed: as in `spell`.
         """
-        found = self.scores[name]
+        value = f"{self.spell(found.value, signed)}{' %' * self._is_share}"
         if not math.isfinite(found.low):
-            return self.spell(found.value)
-        return f"{self.spell(found.value)} ({self.spell(found.low)} to {self.spell(found.high)})"
+            return value
+        return f"{value} ({self.spell(found.low, signed)} to {self.spell(found.high, signed)})"
+
+    @property
+    def _is_share(self) -> bool:
+        return self.metric.partition(",")[0] in SHARES
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class Evaluation:
     """What came out of an evaluation.
 
     Attributes:
+        fingerprint: of the mixture, as its record has it.
         models: who was asked, in the order of tables; the experts by their names.
         results: of each task.
         left_out: tasks that were asked for and left out, and why.
@@ -104,6 +112,7 @@ class Evaluation:
         date: when, ISO 8601.
     """
 
+    fingerprint: str
     models: list[str]
     results: list[Result]
     left_out: dict[str, str]
@@ -136,6 +145,7 @@ class Evaluation:
         found = asdict(self) | {"verdict": self.verdict}
         for result, fields in zip(self.results, found["results"], strict=True):
             fields["better"] = {other: result.better(other) for other in result.changes}
+            fields["spelled"] = {name: result.interval(score) for name, score in result.scores.items()}
             for key in ("scores", "differences", "changes"):
                 fields[key] = {name: _plain(estimate) for name, estimate in getattr(result, key).items()}
         return found
@@ -162,17 +172,14 @@ class Evaluation:
     def _table(self, result: Result) -> Iterator[str]:
         """Yield the lines of a task: a row for each model."""
         shots = f", {result.shots} examples in the prompt" if result.shots else ""
-        unit = " in %" if result.metric.partition(",")[0] in SHARES else ""
         order = "higher" if result.higher else "lower"
-        yield f"{result.task}: {result.metric}{unit}, {order} is better; {result.n} questions{shots}"
+        yield f"{result.task}: {result.metric}, {order} is better; {result.n} questions{shots}"
         wide = max(len(name) for name in self.models) + 2
         for name in self.models:
-            line = f"  {name:<{wide}}{result.interval(name):<26}"
+            line = f"  {name:<{wide}}{result.interval(result.scores[name]):<28}"
             if name in result.differences:
-                found = result.differences[name]
-                ends = f"{result.spell(found.low, True)} to {result.spell(found.high, True)}"
-                mark = {1: " better", -1: " worse", 0: ""}[result.better(name)]
-                line += f" mixture {result.spell(found.value, True)} ({ends}){mark}"
+                mark = {1: ": better", -1: ": worse", 0: ""}[result.better(name)]
+                line += f" mixture {result.interval(result.differences[name], True)}{mark}"
             yield line.rstrip()
 
 
@@ -222,6 +229,7 @@ def _result(row: Row, found: Mapping[str, Mapping[str, Any]], others: Sequence[s
         return {other: difference(values[MIXTURE][0], values[other][0], weights, level) for other in others}
 
     config = row.tasks[0].config
+    data = None if config.custom_dataset or len(names) > 1 else (config.dataset_path, config.dataset_name)
     return Result(
         task=row.name,
         metric=key,
@@ -229,7 +237,9 @@ def _result(row: Row, found: Mapping[str, Mapping[str, Any]], others: Sequence[s
         n=n,
         shots=int(config.num_fewshot or 0),
         versions={name: str(first["versions"][name]) for name in names},
-        data=None if config.custom_dataset else (config.dataset_path, config.dataset_name),
+        whole=n == row.questions(None),
+        data=data,
+        benchmark=find_benchmark(*data) if data else None,
         scores=scores,
         differences=compared(LEVEL),
         changes=compared(level),

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import lm_eval
 import torch
-from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
 from lazymoe.errors import error
 from lazymoe.evaluating.kept import Kept, key_of
 from lazymoe.evaluating.models import Model
 from lazymoe.evaluating.tasks import GENERATES, Row, quietly
-from lazymoe.forward.device import give_back
+from lazymoe.forward.device import coarsely, exactly, give_back
 from lazymoe.forward.likelihoods import Answered, Asked, likelihoods
 
 ALL = 1 << 40  # requests that lm-eval hands over at a time
 TOGETHER = 16  # texts that are written between two times that answers are kept
+SEED = 1234  # lm-eval's, of the examples in a prompt
 CHOICES = "multiple_choice"  # a kind of task whose requests are those of another
 
 
@@ -73,8 +74,9 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
         def passed(done: int, total: int) -> None:
             self._passed(self._kind, before + (1 - before) * done / total)
 
-        for found in likelihoods(self._asked.run, self._asked.weights, left, self._room, passed):
-            self._kept.add({keys[one]: answer for one, answer in found.items()})
+        with exactly() if self._asked.exact else coarsely():
+            for found in likelihoods(self._asked.run, self._asked.weights, left, self._room, passed):
+                self._kept.add({keys[one]: answer for one, answer in found.items()})
         self._passed(self._kind, 1.0)
         return [Answered(*self._kept.get(keys[one])) for one in asked]
 
@@ -133,7 +135,7 @@ def ask(
         passed: told how many questions, about, are answered.
 
     Returns:
-        What lm-eval found, as its ``simple_evaluate`` gives it, with what came of each question.
+        What lm-eval found, as its ``evaluate`` gives it, with what came of each question.
 
     Raises:
         LazyMoEError: if the model is broken, or lacks tokens that its tokenizer has.
@@ -150,11 +152,16 @@ def ask(
         passed(int(sum(share * sizes[kind] for kind, share in done.items())))
 
     with quietly():
-        found: Mapping[str, Any] = simple_evaluate(
-            model=Streamed(model, room, bits, device, moved),
-            tasks=[task for row in rows for task in row.tasks],
-            limit=limit,
-            bootstrap_iters=0,
-            task_manager=TaskManager(include_defaults=False),
-        )
-    return dict(found)
+        for row in rows:
+            for task in row.tasks:  # as lm-eval's own command does: every model gets the same examples in its prompts
+                task.set_config("num_fewshot", task.config.num_fewshot or 0)
+                task.set_fewshot_seed(SEED)
+        tasks = {task.task_name: task for row in rows for task in row.tasks}
+        random.seed(0)
+        asked = Streamed(model, room, bits, device, moved)
+        try:
+            found: dict[str, Any] = lm_eval.evaluate(asked, {"tasks": tasks}, limit=limit, bootstrap_iters=0)
+        except OverflowError:
+            what = "a perplexity is beyond all numbers: the model is broken, or a text has words without end"
+            raise error("input.tasks", model.name, what, "Leave out the tasks that measure it.") from None
+    return found

@@ -36,6 +36,8 @@ class Model:
     Attributes:
         name: what tables call it.
         fingerprint: what tells it from any other, and from itself after a change.
+        exact: whether products are to be as exact as they can; else as those of a model in 16 bit, which a mixture in
+            16 bit is.
         weights: its own, of a mixture those of its backbone.
         tokenizer: its own, transformers'.
         run: sends tokens through its layers, see `likelihoods.Run`.
@@ -44,6 +46,7 @@ class Model:
 
     name: str
     fingerprint: str
+    exact: bool
     weights: Weights
     tokenizer: Any = field(repr=False)
     run: Callable[[Sequence[Tensor], Callable[[int], None]], Stream] = field(repr=False)
@@ -91,40 +94,44 @@ def open_models(
     numbers = {BASE: [0], EXPERTS: list(range(1, 1 + plan.experts)), AVERAGE: list(range(1 + plan.experts))}
     needed = sorted({number for kind in kinds for number in numbers.get(kind, [])})
     fetch([(prepared.sources[number], prepared.recipe.models[number].where) for number in needed], progress)
-    names = [BASE, *prepared.recipe.names]
+    names = [BASE, *(f"expert {name}" if name in KINDS else name for name in prepared.recipe.names)]
     dtype = getattr(torch, plan.config["dtype"])
     for kind in kinds:
         for number in numbers[kind] if kind in (BASE, EXPERTS) else []:
             source = prepared.sources[number]
-            yield _dense(names[number], _stamp(source), source, _tokenizer(source, own), device, dtype)
+            yield _dense(names[number], _mark(source), source, _tokenizer(source, own), dtype, device)
         if kind == AVERAGE:
-            marks = [_stamp(source) for source in (plan.sources[0], *plan.expert_sources)]
-            yield _dense(AVERAGE, _digest(AVERAGE, *marks), Average(plan, range(plan.experts)), own, device, dtype)
+            marks = [AVERAGE, *map(_mark, (plan.sources[0], *plan.expert_sources))]
+            yield _dense(AVERAGE, marks, Average(plan, range(plan.experts)), own, dtype, device)
         if kind == MIXTURE:
-            yield _mixture(done, plan, own, device)
+            yield _mixture(done, plan, own, dtype, device)
 
 
-def _dense(name: str, mark: str, weights: Weights, tokenizer: Any, device: str, dtype: torch.dtype) -> Model:
+def _dense(name: str, mark: object, weights: Weights, tokenizer: Any, dtype: torch.dtype, device: str) -> Model:
     """Describe a dense model."""
+
+    def let_go() -> None:
+        if isinstance(weights, Average):
+            weights.made.clear()
 
     def step_through(batches: Sequence[Tensor], passed: Callable[[int], None]) -> Stream:
         stream = Stream(weights, batches, device)
         for layer in range(layers_of(weights)):
             stream.step()
-            _let_go(weights)
+            let_go()
             passed(layer + 1)
         return stream
 
-    return Model(name, mark, weights, tokenizer, step_through, lambda bits: load_dense(weights, dtype, bits, device))
+    def loaded(bits: Literal[4] | None) -> Any:
+        model = load_dense(weights, dtype, bits, device)
+        let_go()
+        return model
+
+    exact = dtype == torch.float32
+    return Model(name, _digest(mark, exact), exact, weights, tokenizer, step_through, loaded)
 
 
-def _let_go(weights: Weights) -> None:
-    """Forget the tensors that an average has made and that were used."""
-    if isinstance(weights, Average):
-        weights.made.clear()
-
-
-def _mixture(done: Finished, plan: Plan, tokenizer: Any, device: str) -> Model:
+def _mixture(done: Finished, plan: Plan, tokenizer: Any, dtype: torch.dtype, device: str) -> Model:
     """Describe the mixture."""
     mixture = open_folder(done.folder)
 
@@ -138,9 +145,9 @@ def _mixture(done: Finished, plan: Plan, tokenizer: Any, device: str) -> Model:
     def loaded(bits: Literal[4] | None) -> Any:
         return load(done.folder, bits, device=device)[0]
 
-    marks = [f"{path.name} {stamp(path)}" for path in (*done.weights, done.folder / CONFIG)]
-    backbone = InMixture(plan, mixture, 0)
-    return Model(MIXTURE, _digest(done.record.fingerprint, *marks), backbone, tokenizer, step_through, loaded)
+    marks = [(path.name, stamp(path)) for path in (*done.weights, done.folder / CONFIG)]
+    mark, exact = _digest(done.record.fingerprint, marks), dtype == torch.float32
+    return Model(MIXTURE, mark, exact, InMixture(plan, mixture, 0), tokenizer, step_through, loaded)
 
 
 def _tokenizer(source: Source, own: Any) -> Any:
@@ -151,10 +158,10 @@ def _tokenizer(source: Source, own: Any) -> Any:
         return own
 
 
-def _stamp(source: Source) -> str:
-    """Give what tells a model from any other, by its layout and its files."""
-    return _digest(source.fingerprint, *(f"{file}: {known}" for file, known in sorted(source.stamps.items())))
+def _mark(source: Source) -> tuple[Any, ...]:
+    """Give what tells a model from any other: its layout and its files."""
+    return source.fingerprint, sorted(source.stamps.items())
 
 
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\n".join((PASS, *parts)).encode()).hexdigest()[:32]
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr((PASS, *parts)).encode()).hexdigest()[:32]

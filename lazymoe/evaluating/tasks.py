@@ -161,9 +161,14 @@ def _questions(path: Path) -> tuple[str, Config]:
             "metric_list": _metrics("acc", "acc_norm"),
         }
         return path.stem, config | more | {"doc_to_target": "answer"}
-    # an open answer counts if the model would write just that
-    more = {"output_type": "loglikelihood", "metric_list": _metrics("acc", "perplexity")}
-    return path.stem, config | more | {"doc_to_target": "{{' ' ~ answer}}"}
+    more = {"output_type": "loglikelihood", "metric_list": _metrics("acc", "bits_per_byte")}
+    return path.stem, config | more | {"doc_to_target": "{{' ' ~ answer}}", "process_results": _open_answer}
+
+
+def _open_answer(doc: Config, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Judge an open answer: right if the model would write just that."""
+    [(likelihood, greedy)] = results
+    return {"acc": int(greedy), "bits_per_byte": (likelihood, len(f" {doc['answer']}".encode()))}
 
 
 def _lines(path: Path) -> Iterator[Config]:
@@ -216,7 +221,7 @@ def _texts(name: str, texts: Sequence[str]) -> Config:
     return (
         _config(f"texts of {name}", docs, doc_to_text="")
         | more
-        | {"metric_list": _metrics("bits_per_byte", "byte_perplexity", "word_perplexity")}
+        | {"metric_list": _metrics("bits_per_byte", "byte_perplexity")}
     )
 
 
@@ -229,9 +234,7 @@ def _config(name: str, docs: Sequence[Config], **more: Any) -> Config:
 
 
 def _metrics(*names: str) -> list[Config]:
-    kinds = {"perplexity": "perplexity", "bits_per_byte": "bits_per_byte"} | dict.fromkeys(
-        ("byte_perplexity", "word_perplexity"), "weighted_perplexity"
-    )
+    kinds = {"bits_per_byte": "bits_per_byte", "byte_perplexity": "weighted_perplexity"}
     return [
         {"metric": name, "aggregation": kinds.get(name, "mean"), "higher_is_better": name not in kinds}
         for name in names

@@ -103,8 +103,9 @@ def measure(
     progress("measure", len(models) + 1, len(models) + 1)
     active = [plan.active(k) for k in range(1, plan.experts + 1)]
     return Report(
-        names, texts is not None, measured if losses else {}, active=active, top_k=plan.top_k, **routing._asdict()
-    )
+        names, texts is not None, measured if losses else {}, active=active, top_k=plan.top_k,
+        benchmarks=str(open_finished(folder).evaluation.get("verdict", "")), **routing._asdict(),
+    )  # fmt: skip
 
 
 def by_expert(texts: Texts, names: Sequence[str]) -> list[list[str]]:

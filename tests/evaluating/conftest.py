@@ -62,14 +62,17 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(file) for file in files]
 
 
-def serve(hub: Hub, folder: Path, name: str, config: str, lines: Sequence[dict[str, object]]) -> None:
-    """Put a data set on the Hub, the same for all of its parts."""
+def serve(
+    hub: Hub, folder: Path, name: str, config: str, lines: Sequence[dict[str, object]], benchmark: str = "[]"
+) -> None:
+    """Put a data set on the Hub, the same for all of its parts; with what says that it is a benchmark."""
     made, head = folder / name.replace("/", "-"), f"---\nconfigs:\n- config_name: {config}\n  data_files:\n"
     made.mkdir()
     for split in ("train", "test", "validation"):
         (made / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         head += f"  - split: {split}\n    path: {split}.jsonl\n"
     (made / "README.md").write_text(f"{head}---\n")
+    (made / "eval.yaml").write_text(benchmark)
     hub.add(name, made)
 
 
@@ -84,5 +87,6 @@ def benchmarks(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Hub:
     ]  # fmt: skip
     serve(hub, folder, "allenai/ai2_arc", "ARC-Easy", arc)
     math = [{"question": f"What is {i} + {i}?", "answer": f"Twice {i}.\n#### {2 * i}"} for i in range(12)]
-    serve(hub, folder, "openai/gsm8k", "main", math)
+    known = "name: GSM8K\ntasks:\n- id: gsm8k\n  config: main\n- id: socratic\n  config: socratic\n"
+    serve(hub, folder, "openai/gsm8k", "main", math, known)
     return hub

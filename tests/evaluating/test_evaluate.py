@@ -73,12 +73,14 @@ def test_the_command_says_and_saves_it(
     command = ["evaluate", str(moe), "--tasks", ",".join(own), "--limit", "8", "--device", "cpu"]
     assert main([*command, "--models", "mixture,base"]) == 0
     said = capsys.readouterr()
-    assert "closed: acc_norm in %, higher is better; 8 questions" in said.out
+    assert "closed: acc_norm, higher is better; 8 questions" in said.out
     assert "The mixture against the base model: " in said.out and str(moe / EVALUATION) in said.out
     assert said.err.splitlines() == ["Evaluating: 0% of 32 questions", "Evaluating: 100% of 32 questions"]
     saved = json.loads((moe / EVALUATION).read_text())
     assert saved["models"] == ["base", "mixture"]
     assert saved["command"].endswith("--limit 8 --models base,mixture")
+    report = lazymoe.report(moe, losses=False, device="cpu")
+    assert report.verdict == report.benchmarks == saved["verdict"] and saved["verdict"] in str(report)
     assert main([*command, "--json", "--quiet"]) == 0
     told: dict[str, Any] = json.loads(capsys.readouterr().out)
     for result, before in zip(told["results"], found.results[1:], strict=False):

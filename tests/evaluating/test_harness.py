@@ -44,8 +44,13 @@ def rows(own: list[str], texts: list[list[str]]) -> list[Row]:
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip
-    made = TaskManager(include_defaults=False).load([writing])["tasks"]["writing"]
-    return [*found, Row("writing", (made,))]
+    cloze = {"output_type": "loglikelihood", "metric_list": [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+    ]}  # fmt: skip
+    del (last := {**writing, **cloze, "task": "perplexity"})["generation_kwargs"]
+    made = TaskManager(include_defaults=False).load([writing, last])["tasks"]
+    return [*found, *(Row(name, (task,)) for name, task in made.items())]
 
 
 def whole(name: str, moe: Path, demo_models: Path, model: Model) -> HFLM:

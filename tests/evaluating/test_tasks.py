@@ -9,6 +9,7 @@ import pytest
 from hub_server import Hub
 
 from lazymoe import LazyMoEError
+from lazymoe.evaluating.benchmarks import find_benchmark
 from lazymoe.evaluating.suites import SUITES
 from lazymoe.evaluating.tasks import load_rows
 
@@ -81,3 +82,14 @@ def test_a_data_set_that_is_not_there(benchmarks: Hub) -> None:
     with pytest.raises(LazyMoEError, match="the data set of 'winogrande' can't be had") as caught:
         load_rows(["winogrande"], {})
     assert "\n" not in str(caught.value)
+
+
+def test_a_benchmark_of_the_hub_is_known_by_its_own_file(benchmarks: Hub) -> None:
+    find_benchmark.cache_clear()
+    assert find_benchmark("openai/gsm8k", "main") == "gsm8k"
+    assert find_benchmark("openai/gsm8k", "socratic") == "socratic"
+    assert find_benchmark("openai/gsm8k", "other") is None
+    assert find_benchmark("openai/gsm8k", None) is None  # which of the two?
+    assert find_benchmark("allenai/ai2_arc", "ARC-Easy") is None
+    assert find_benchmark("no/where", None) is None
+    assert find_benchmark("json", None) is None
