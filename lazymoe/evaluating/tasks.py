@@ -52,13 +52,18 @@ class Row:
         return sum(size if limit is None else min(size, limit) for size in sizes)
 
 
+def has_harness() -> bool:
+    """Tell whether lm-eval is here, with what its model of transformers takes."""
+    return all(map(find_spec, ("lm_eval", "accelerate", "peft", "scipy")))
+
+
 def check_harness() -> None:
     """Look whether lm-eval is here.
 
     Raises:
         LazyMoEError: if it isn't.
     """
-    if not all(map(find_spec, ("lm_eval", "accelerate"))):
+    if not has_harness():
         raise error("input.lm-eval", "evaluate", "this takes EleutherAI's lm-eval", f"Run: pip install '{HARNESS}'")
 
 
