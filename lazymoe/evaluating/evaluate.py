@@ -80,9 +80,11 @@ def evaluate(
     experts = prepared.recipe.names
     rows = load_rows(names, dict(zip(experts, by_expert(texts, experts), strict=True)) if texts else {})
     bits, left_out = _ways_to_write(done, rows, place)
+    left_out |= {row.name: row.barred for row in rows if row.barred}
     rows = [row for row in rows if row.name not in left_out]
     if not rows:
-        raise error("input.memory", "tasks", "; ".join(left_out.values()), "Name tasks that only ask what is likely.")
+        why = "; ".join(f"{name} is left out: {why}" for name, why in left_out.items())
+        raise error("input.tasks", "tasks", why, "Name tasks that only ask what is likely.")
 
     size = sum(row.questions(limit) for row in rows)
     found: dict[str, dict[str, Any]] = {}

@@ -128,7 +128,7 @@ def _dense(name: str, mark: object, weights: Weights, tokenizer: Any, dtype: tor
         return model
 
     exact = dtype == torch.float32
-    return Model(name, _digest(mark, exact), exact, weights, tokenizer, step_through, loaded)
+    return Model(name, _digest(mark, dtype), exact, weights, tokenizer, step_through, loaded)
 
 
 def _mixture(done: Finished, plan: Plan, tokenizer: Any, dtype: torch.dtype, device: str) -> Model:

@@ -42,6 +42,15 @@ class Row:
         """Whether a model must write a text to be measured."""
         return any(task.OUTPUT_TYPE == GENERATES for task in self.tasks)
 
+    @property
+    def barred(self) -> str:
+        """Why it isn't asked anywhere; empty if it may be."""
+        if any(getattr(task, "UNSAFE_CODE", False) for task in self.tasks):
+            return "it runs code that a model has written"
+        if any(getattr(task, "MULTIMODAL", False) for task in self.tasks):
+            return "it wants pictures or sound"
+        return ""
+
     def questions(self, limit: int | None) -> int:
         """Count its questions.
 

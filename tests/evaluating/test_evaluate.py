@@ -118,6 +118,20 @@ def test_where_nothing_can_be_loaded_nothing_is_written(
         lazymoe.evaluate(moe, "gsm8k", device="cpu")
 
 
+def test_no_code_of_a_model_runs(moe: Path, own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    load = asking.load_rows
+
+    def unsafe(*arguments: Any) -> list[Any]:
+        rows = load(*arguments)
+        rows[0].tasks[0].UNSAFE_CODE = True  # as lm-eval marks HumanEval
+        return rows
+
+    monkeypatch.setattr(asking, "load_rows", unsafe)
+    found = lazymoe.evaluate(moe, own, limit=2, models="base", device="cpu")
+    assert found.left_out == {"closed": "it runs code that a model has written"}
+    assert [result.task for result in found.results] == ["open"]
+
+
 RUN = """
 import sys
 import lazymoe
