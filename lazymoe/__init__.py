@@ -5,6 +5,7 @@ The functions do what the commands of the same names do::
     found = lazymoe.check("recipe.yaml")
     lazymoe.merge("recipe.yaml", "my-moe")
     print(lazymoe.report("my-moe"))
+    print(lazymoe.evaluate("my-moe", "arc_easy,hellaswag", limit=100))
     lazymoe.publish("my-moe", "you/my-moe")
     lazymoe.to_gguf("my-moe", "Q4_K_M")
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from lazymoe.checking_gguf import check_gguf
     from lazymoe.demonstration.story import Demo, demo
     from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
+    from lazymoe.evaluating.evaluate import evaluate
+    from lazymoe.evaluating.evaluation import Evaluation
     from lazymoe.exporting import Exported, to_gguf
     from lazymoe.forward.loading import load
     from lazymoe.gguf_to_hub import merge_gguf_to_hub
@@ -40,10 +43,10 @@ if TYPE_CHECKING:
     from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
-    "Check", "Demo", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem", "Published",
-    "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check", "check_gguf",
-    "demo", "load", "merge", "merge_gguf_to_hub", "merge_on_jobs", "merge_to_gguf", "merge_to_hub", "publish", "report",
-    "report_gguf", "to_gguf",
+    "Check", "Demo", "Evaluation", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem",
+    "Published", "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check",
+    "check_gguf", "demo", "evaluate", "load", "merge", "merge_gguf_to_hub", "merge_on_jobs", "merge_to_gguf",
+    "merge_to_hub", "publish", "report", "report_gguf", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -52,6 +55,8 @@ _HOMES = {
     "lazymoe.checking_gguf": ("check_gguf",),
     "lazymoe.demonstration.story": ("Demo", "demo"),
     "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
+    "lazymoe.evaluating.evaluate": ("evaluate",),
+    "lazymoe.evaluating.evaluation": ("Evaluation",),
     "lazymoe.exporting": ("Exported", "to_gguf"),
     "lazymoe.forward.loading": ("load",),
     "lazymoe.gguf_to_hub": ("merge_gguf_to_hub",),

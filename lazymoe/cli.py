@@ -1,4 +1,4 @@
-"""The command line: ``lazymoe check | merge | report | card | publish | gguf | demo``. Parses, calls, prints.
+"""The command line: ``lazymoe check | merge | report | evaluate | card | publish | gguf | demo``: parse, call, print.
 
 What was asked for goes to stdout, in words or with ``--json`` as JSON, errors included; progress, warnings and hints go
 to stderr, where ``--quiet`` leaves them out. The exit code is 0, or 2 for what the user can mend, 1 for what failed all
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from lazymoe.data import ready_made
 from lazymoe.errors import LazyMoEError, Problem, error, failure, nearest
+from lazymoe.evaluating.suites import KINDS, SUITES
 from lazymoe.files import absolute, shown
 from lazymoe.progress import bars
 from lazymoe.version import __version__
@@ -216,6 +217,22 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument("--layers", action="store_true", help="also print what each expert gets in each layer")
     about = "of GGUF files: the mixture in 16 bit to compare with (default: the one beside them)"
     sub.add_argument("--mixture", metavar="FOLDER", help=about)
+    sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
+    common(sub)
+
+    about = "compare a finished mixture with its parts on benchmarks, by EleutherAI's lm-eval"
+    example = "lazymoe evaluate my-moe --tasks arc_easy,hellaswag --limit 100"
+    sub = command("evaluate", _evaluate, about, example, "the same command goes on from here")
+    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    about = "lm-eval's, NAME:5 for five examples in the prompt; JSONL files of questions; suites: "
+    sub.add_argument("--tasks", default="", metavar="NAME[,NAME...]", help=f"{about}{', '.join(SUITES)}")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
+    about = f"who is asked (default: {','.join(KINDS)})"
+    sub.add_argument("--models", default=",".join(KINDS), metavar="KIND[,KIND...]", help=about)
+    about = "YAML: for each expert a list of texts, to measure bits for each byte"
+    sub.add_argument("--texts", type=Path, metavar="FILE", help=about)
+    about = "for what goes through a layer together (default: a quarter of what is free)"
+    sub.add_argument("--memory", type=_size, metavar="SIZE", help=about)
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
     common(sub)
 
@@ -442,6 +459,23 @@ def _report_gguf(options: Options, path: Path, texts: Any) -> Told:
         found = report_gguf(path, texts, mixture=options.mixture, device=options.device, progress=progress)
     saved = str(shown((path if path.is_dir() else path.parent) / QUALITY))
     return Told(f"{found}\n\nSaved for their card: {saved}.", saved, {"ok": True, **found.to_dict(), "saved": [saved]})
+
+
+def _evaluate(options: Options) -> Told:
+    from lazymoe.evaluating.evaluate import evaluate
+    from lazymoe.output.folder import EVALUATION
+    from lazymoe.reporting.measuring import read_texts
+
+    folder = absolute(options.folder)
+    texts = read_texts(options.texts) if options.texts else None
+    with bars(options.quiet) as progress:
+        found = evaluate(
+            folder, options.tasks, limit=options.limit, models=options.models, texts=texts, memory=options.memory,
+            device=options.device, progress=progress,
+        )  # fmt: skip
+    found.save(folder)
+    file = str(shown(folder / EVALUATION))
+    return Told(f"{found}\n\nSaved for its card: {file}.", file, {"ok": True, **found.to_dict(), "saved": file})
 
 
 def _card(options: Options) -> Told:

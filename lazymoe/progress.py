@@ -25,6 +25,7 @@ STAGES = {  # what a user reads, and the unit
     "upload": ("Uploading", "B"),
     "train": ("Training tiny models", "step"),
     "measure": ("Measuring", "model"),
+    "evaluate": ("Evaluating", "question"),
 }
 SENT = "sent"  # no stage: what a process says at its end, bytes that went to the Hub
 NARROW = 100  # columns under which a bar leaves out all but the figures

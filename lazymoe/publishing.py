@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from lazymoe.cards.card import render
 from lazymoe.cards.gguf_card import render_gguf
 from lazymoe.cards.naming import without_places
+from lazymoe.cards.results import NAME as RESULTS
+from lazymoe.cards.results import result_files
 from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.errors import error
 from lazymoe.files import absolute
@@ -23,6 +25,7 @@ from lazymoe.output.folder import (
     AGAIN,
     CARD,
     CONFIG,
+    EVALUATION,
     PICTURES,
     RECIPE,
     RECORD,
@@ -239,7 +242,7 @@ def open_repository(repo: str, token: str | None, private: bool, mark: str = REC
 
 
 def show(upload: Upload, small: dict[str, bytes], weights: set[str]) -> None:
-    """Commit what was sent with the small files, and without weights of before.
+    """Commit what was sent with the small files, and without weights and results of before.
 
     Args:
         upload: to the repository.
@@ -249,7 +252,8 @@ def show(upload: Upload, small: dict[str, bytes], weights: set[str]) -> None:
     Raises:
         HubError: as `publish`.
     """
-    stale = [name for name in upload.remote if Path(name).match(WEIGHTS) and name not in weights]
+    here, ours = {*weights, *small}, (WEIGHTS, RESULTS, EVALUATION)
+    stale = [name for name in upload.remote if name not in here and any(map(Path(name).match, ours))]
     upload.commit(small, stale, "A mixture of experts by LazyMoE")
 
 
@@ -298,7 +302,7 @@ def small_files(done: Finished) -> dict[str, bytes]:
             raise error("output.damaged", path, f"it can't be read ({e.strerror})", AGAIN) from None
         if name not in PICTURES:
             _no_tokens(path, files[name])
-    return files | {RECIPE: without_places(done.recipe).to_yaml().encode()}
+    return files | result_files(done) | {RECIPE: without_places(done.recipe).to_yaml().encode()}
 
 
 def _no_tokens(path: Path, text: bytes) -> None:

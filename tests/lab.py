@@ -19,7 +19,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 SETTINGS = "@jupyterlab/apputils-extension/{}.jupyterlab-settings"
-PANELS = ("setup", "recipe", "check", "merge", "try", "publish")
+PANELS = ("setup", "recipe", "check", "merge", "try", "evaluate", "publish")
 
 
 class Lab:

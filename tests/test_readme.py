@@ -5,12 +5,14 @@ The models that it names are on the Hub on loopback, where they are the demo's.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,11 @@ from jobs_server import Jobs
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
-    r"(?P<before>[^\n]*)\n\n```(?P<language>sh|python|yaml)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?P<before>[^\n]*)\n\n```(?P<language>sh|python|yaml|jsonl)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 FILE = re.compile(r"`([\w.-]+\.(?:yaml|jsonl|txt))`:$")  # "... into `recipe.yaml`:" says where a block belongs
 OWN = ("pip install -e", "git clone")  # what starts these tests, or needs a network
+ARC = ("A question?", {"text": ["yes", "no"], "label": ["A", "B"]}, "B")  # one of its questions, as its files have them
 MODELS = {  # the models that the pages name, and the demo's that stands in for each
     "mlabonne/AlphaMonarch-7B": "base",
     "beowolx/CodeNinja-1.0-OpenChat-7B": "python",
@@ -52,11 +55,26 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def make_questions(folder: Path) -> Path:
+    """The data set of lm-eval's arc_easy, as it lies on the Hub, with questions of our own."""
+    folder.mkdir()
+    question, choices, answer = ARC
+    lines = [{"id": str(i), "question": f"{i}. {question}", "choices": choices, "answerKey": answer} for i in range(9)]
+    files = []
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        files.append({"split": split, "path": f"{split}.jsonl"})
+    front = json.dumps({"configs": [{"config_name": "ARC-Easy", "data_files": files}]})
+    (folder / "README.md").write_text(f"---\n{front}\n---\n")
+    return folder
+
+
 @pytest.fixture
 def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A user's: pip installs into a folder of its own, what it needs being here already; the Hub is on loopback."""
     for name, stand_in in MODELS.items():
         hub.add(name, demo_models / stand_in)
+    hub.add("allenai/ai2_arc", make_questions(tmp_path / "questions"))
     site = installed.parent / "site"
     variables = {
         **os.environ,
@@ -81,11 +99,11 @@ def test_what_a_page_says_can_be_typed(
     folder = tmp_path / "empty"
     folder.mkdir()
     for language, code, before in blocks(page):
-        if language == "yaml":
+        if language in ("yaml", "jsonl"):
             if name := FILE.search(before):
                 (folder / name[1]).write_text(code, encoding="utf-8")
             continue
-        if code.startswith(OWN):
+        if code.startswith(OWN) or ("evaluate" in code and not find_spec("lm_eval")):
             continue
         command = ["bash", "-e", "-c", code] if language == "sh" else [sys.executable, "-c", code]
         where = installed if code.startswith("pip install .") else folder
@@ -95,6 +113,6 @@ def test_what_a_page_says_can_be_typed(
 
 def test_the_pages_are_looked_at_in_earnest() -> None:
     code = "".join(code for page in PAGES for _, code, _ in blocks(page))
-    for command in ("check", "merge", "report", "publish", "gguf", "demo"):
+    for command in ("check", "merge", "report", "evaluate", "publish", "gguf", "demo"):
         assert f"lazymoe {command}" in code
     assert "import lazymoe" in code and "base_model:" in code

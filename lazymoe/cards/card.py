@@ -9,6 +9,7 @@ from lazymoe.cards.filling import address, fill, front_matter, license_of, refus
 from lazymoe.cards.gguf_card import render_gguf
 from lazymoe.cards.license import License
 from lazymoe.cards.naming import spell, without_places
+from lazymoe.cards.results import model_index
 from lazymoe.data import folder as data
 from lazymoe.files import absolute
 from lazymoe.output.folder import PICTURE, Finished, Record, open_finished
@@ -88,8 +89,12 @@ def render(
     for where, given in (("repo", repo), ("license", license)):
         refuse_token(where, given)
     chosen = (license or "").strip() or license_of(done).name
+    title = repo.rpartition("/")[2] if repo else done.folder.name
     known = _known(done, chosen) | {
-        "title": repo.rpartition("/")[2] if repo else done.folder.name,
+        "front_matter": front_matter(
+            done, chosen, ["merge", done.host.name], library="transformers", title=title, results=model_index(done)
+        ),
+        "title": title,
         "repo": repo or place,
         "on_hub": bool(repo),
         "gguf": gguf,
@@ -102,7 +107,6 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
     record, experts, routed = done.record, _experts(done), len(done.recipe.experts)
     recipe = without_places(done.recipe)
     return {
-        "front_matter": front_matter(done, license, ["merge", done.host.name], library="transformers"),
         "license": license,
         "experts": experts[:routed],
         "shared_experts": experts[routed:],
@@ -125,6 +129,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "complete": _complete(done),
         "versions": record.versions,
         "report": done.report,
+        "evaluation": done.evaluation,
         "picture": PICTURE if done.report and (done.folder / PICTURE).is_file() else None,
         "chats": done.chats,
     }

@@ -87,7 +87,14 @@ def fill(template: Path, known: Mapping[str, Any]) -> str:
 
 
 def front_matter(
-    done: Finished, license: str, tags: Sequence[str], library: str | None = None, quantized: str | None = None
+    done: Finished,
+    license: str,
+    tags: Sequence[str],
+    *,
+    library: str | None = None,
+    quantized: str | None = None,
+    title: str | None = None,
+    results: Sequence[Any] = (),
 ) -> str:
     """Write what the Hub reads of a card, as YAML.
 
@@ -97,6 +104,8 @@ def front_matter(
         tags: further ones.
         library: that loads it, as the Hub calls it.
         quantized: the Hub id of what was quantized, for a card of GGUF files; else it is a merge of its models.
+        title: the model's name, where there are results.
+        results: what its evaluation found, as ``huggingface_hub.EvalResult``.
     """
     from huggingface_hub import ModelCardData
 
@@ -113,6 +122,8 @@ def front_matter(
         tags=["moe", "frankenmoe", *tags, "lazymoe"],
         base_model=quantized or hub_ids or None,
         base_model_relation="quantized" if quantized else "merge" if hub_ids else None,
+        model_name=title if results else None,
+        eval_results=list(results) or None,
     )
     return str(front.to_yaml(line_break="\n"))
 

@@ -7,8 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,19 +17,14 @@ from transformers import __version__ as transformers_version
 from lazymoe.architectures.records import LAYER
 from lazymoe.architectures.registry import host_of
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.checkpoint.source import GENERATION, Source
+from lazymoe.checkpoint.source import GENERATION
 from lazymoe.errors import error
 from lazymoe.files import absolute, readable
 from lazymoe.forward.device import pick_device
 from lazymoe.forward.packing import load_packed
-from lazymoe.forward.stream import settled_config
+from lazymoe.forward.stream import LEADING, Weights, settled_config
 from lazymoe.output.folder import CONFIG, Finished, check_code, open_finished, trusted
 from lazymoe.progress import Progress, silent
-
-LEADING = (  # keys of a config.json that no model here needs, that lead transformers to kernels, packages, other files
-    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
-    "quantization_config", "transformers_weights",
-)  # fmt: skip
 
 
 def load(
@@ -93,27 +86,30 @@ def _load(folder: Path, bits: int | None, device: str, progress: Progress) -> tu
 
 
 @torch.no_grad()
-def load_dense(source: Source, dtype: torch.dtype) -> Any:
-    """Load a model of a recipe, however its weights are stored: in 4 bit on a CUDA GPU, in dtype otherwise.
+def load_dense(source: Weights, dtype: torch.dtype, bits: Literal[4] | None = None, device: str = "cpu") -> Any:
+    """Load a model of a recipe, however its weights are stored.
 
     Args:
         source: the model; its weights must be on the disk.
-        dtype: of the weights where there is no CUDA GPU.
+        dtype: of the weights, or of what isn't packed.
+        bits: 4 for 4 bit, as in `load`; None for dtype.
+        device: where it goes, as torch names it.
 
     Raises:
         SourceError: if transformers can't make a model of its config, or it lacks weights.
+        LazyMoEError: if bits are asked for and bitsandbytes isn't here, or is too old.
     """
-    config = settled_config(replace(source, config={k: v for k, v in source.config.items() if k not in LEADING}))
-    if torch.cuda.is_available() and find_spec("bitsandbytes"):
-        model = load_packed(source, config, 1, 4, "cuda", torch.float16)
+    config = settled_config(source)
+    if bits:
+        model = load_packed(source, config, 1, bits, device, _narrow(dtype, device))
     else:
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         state = {name: source.load(name).to(dtype) for name in source.tensors}
         model, info = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
         if missing := sorted(info["missing_keys"]):
             what = f"it lacks '{missing[0]}', which a model of its config.json has"
-            raise error("source.incomplete", source.reference, what, "Download it again.")
-        model = model.to("cuda", torch.float16) if torch.cuda.is_available() else model
+            raise error("source.incomplete", source.folder, what, "Download it again.")
+        model = model.to(device)
     ends = readable(source.folder / GENERATION).get("eos_token_id")
     if isinstance(ends, int) or (isinstance(ends, list) and all(isinstance(end, int) for end in ends)):
         model.generation_config.eos_token_id = ends

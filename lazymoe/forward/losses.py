@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.checkpoint.source import Source
+from lazymoe.forward.head import predict
 from lazymoe.forward.llama import Told
 from lazymoe.forward.mixture import InMixture, Routing, Tally, run
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.plan import Plan
-
-AT_ONCE = 256  # tokens that go through the head at a time
 
 
 class Average:
@@ -107,50 +106,24 @@ def mixture_told(plan: Plan, mixture: Source, batches: Sequence[tuple[Tensor, Te
         SourceError: as `dense_losses`.
     """
     stream = run(plan, mixture, [ids for ids, _ in batches], device, lambda *_: None)
-    told = []
-    for parts in _logits(stream, InMixture(plan, mixture, 0), batches, device):
-        rows = [
-            (logits.log_softmax(-1).gather(-1, target[:, None])[:, 0], logits.argmax(-1)) for logits, target in parts
-        ]
-        known, best = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
-        told.append(Told(known, best))
-    return told
+    said = _said(stream, InMixture(plan, mixture, 0), batches, device)
+    return [Told(*(part.cpu().numpy() for part in of_each)) for of_each in said]
 
 
-@torch.no_grad()
 def _head(stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
     """Measure the mean loss per token of the next one, for each batch, from the states after all layers."""
-    losses = []
-    for parts in _logits(stream, source, batches, device):
-        found = [
-            (torch.nn.functional.cross_entropy(logits, target, reduction="sum").item(), len(target))
-            for logits, target in parts
-        ]
-        losses.append(sum(loss for loss, _ in found) / sum(n for _, n in found))
-    return losses
+    return [-float(said.double().mean()) for said, _ in _said(stream, source, batches, device)]
 
 
-@torch.no_grad()
-def _logits(
+def _said(
     stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
-) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Put the states after all layers through the head.
-
-    Yields:
-        Of each batch, for `AT_ONCE` of its tokens at a time, the logits ``[n, V]`` and the tokens that follow ``[n]``.
-    """
-    name = HEAD if HEAD in source.tensors else EMBEDDINGS
-    head = source.load(name).float().to(device)  # [V, H]
-    bias = source.load("lm_head.bias").float().to(device) if "lm_head.bias" in source.tensors else 0.0  # [V]
-    config = source.config
-    scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's
-    cap = config.get("final_logit_softcapping")  # Gemma's
-
-    def logits(x: Tensor) -> Tensor:
-        found: Tensor = scale * (x @ head.T + bias)
-        return cap * (found / cap).tanh() if cap else found
-
+) -> list[tuple[Tensor, Tensor]]:
+    """Hold the tokens of each batch against what is said of them: as `predict` does, both ``[n]``."""
+    read, targets = [], []
     for states, (ids, real) in zip(stream.finish(), batches, strict=True):
         known = real[:, 1:].to(device)
-        x, target = states[:, :-1][known], ids[:, 1:].to(device)[known]  # [n, H], [n]
-        yield ((logits(a), t) for a, t in zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True))
+        read.append(states[:, :-1][known])  # [n, H]
+        targets.append(ids[:, 1:].to(device)[known])  # [n]
+    sizes = [len(target) for target in targets]
+    said, likeliest = predict(source, torch.cat(read), torch.cat(targets))
+    return list(zip(said.split(sizes), likeliest.split(sizes), strict=True))

@@ -20,9 +20,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from lazymoe.architectures.records import LAYER
-from lazymoe.checkpoint.source import Source
 from lazymoe.errors import error
-from lazymoe.forward.stream import own_buffers
+from lazymoe.forward.stream import Weights, own_buffers
 from lazymoe.planning.plan import ATTENTION, BLOCK_4, BLOCK_8
 from lazymoe.progress import Progress, silent, switched_off
 
@@ -119,7 +118,7 @@ def _bitsandbytes() -> Any:
 
 @torch.no_grad()
 def load_packed(
-    source: Source,
+    source: Weights,
     config: Any,
     experts: int,
     bits: int,
@@ -194,7 +193,7 @@ def _linear(matrix: Tensor) -> nn.Linear:
     return linear
 
 
-def _read_layer(kind: Any, source: Source, config: Any, i: int, dtype: torch.dtype) -> Any:
+def _read_layer(kind: Any, source: Weights, config: Any, i: int, dtype: torch.dtype) -> Any:
     """Read one layer as transformers loads it, with what it does to names and shapes: that of a model of one layer."""
     own = config.per_layer_config[i] if getattr(config, "is_heterogeneous", False) else config
     alone = copy.deepcopy(own)

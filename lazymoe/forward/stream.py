@@ -25,6 +25,10 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, linear_maps
 
+LEADING = (  # keys of a config.json that no model here needs, that lead transformers to kernels, packages, other files
+    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
+    "quantization_config", "transformers_weights",
+)  # fmt: skip
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 
 
@@ -157,7 +161,11 @@ def settled_config(source: Weights) -> Any:
     Raises:
         SourceError: if transformers can't.
     """
-    given = {key: copy.deepcopy(value) for key, value in source.config.items() if key not in ("windows", "auto_map")}
+    given = {
+        key: copy.deepcopy(value)
+        for key, value in source.config.items()
+        if key not in ("windows", "auto_map", *LEADING)
+    }
     if given["model_type"] == "mistral" and given.get("layer_types"):
         given["model_type"] = "ministral"  # what transformers 5 takes such a model for
     try:

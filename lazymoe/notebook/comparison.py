@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ipywidgets as w
 import torch
@@ -128,7 +129,10 @@ class Comparison:
         """Load one of the recipe's models, in the mixture's dtype, with its own tokenizer, or else the mixture's."""
         source = open_source(model.reference, model.where, done.record.allow_pickle)
         fetch([(source, model.where)], self.work.progress)
-        return load_dense(source, _dtype(done)), _tokenizer(source, done)
+        if not torch.cuda.is_available():
+            return load_dense(source, _dtype(done)), _tokenizer(source, done)
+        bits: Literal[4] | None = 4 if find_spec("bitsandbytes") else None
+        return load_dense(source, torch.float16, bits, "cuda"), _tokenizer(source, done)
 
     def _answer(self, column: Column, asked: str) -> None:
         """Let a model answer, and let it go."""

@@ -1,4 +1,4 @@
-"""Step 6: onto the Hub, by the token of step 1. What is bad is said once more before it goes there."""
+"""Step 7: onto the Hub, by the token of step 1. What is bad is said once more before it goes there."""
 
 from __future__ import annotations
 

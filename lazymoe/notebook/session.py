@@ -16,7 +16,7 @@ from typing import get_args
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
 from lazymoe.hub.accounts import Account
-from lazymoe.output.folder import RECORD, REPORT, is_finished
+from lazymoe.output.folder import EVALUATION, RECORD, REPORT, is_finished
 from lazymoe.planning.checking import Check
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Way, among, choose
@@ -84,10 +84,10 @@ class Session:
         return (self.out, (self.out / RECORD).stat().st_mtime_ns) if self.merged else None
 
     @property
-    def measured(self) -> int | None:
-        """When the mixture that is there was measured; None if it wasn't."""
-        report = self.out / REPORT
-        return report.stat().st_mtime_ns if report.exists() else None
+    def measured(self) -> tuple[int, ...]:
+        """When the mixture that is there was measured and evaluated, 0 for what it wasn't."""
+        found = (self.out / REPORT, self.out / EVALUATION)
+        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in found)
 
     @property
     def is_older(self) -> bool:

@@ -60,6 +60,9 @@ class Verdict:
                 self.table.value = _losses(report)
             elif report:
                 self.said.show("note", "How good it is wasn't measured. That takes a while: press Measure below.")
+            said = done.evaluation.get("verdict", "")
+            if said and said not in report.get("verdict", ""):  # the report is older
+                self.said.add("note", said)
 
     def _list(self, names: list[str]) -> None:
         """Make a box for each expert."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from lazymoe.architectures.records import Host
 from lazymoe.architectures.registry import host_of
@@ -22,7 +22,8 @@ from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.files import is_sealed, readable, writable
+from lazymoe.files import is_sealed, readable
+from lazymoe.output.measured import Count, Read, Text, sound_evaluation, sound_report
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.plan import WORK as WORK
 from lazymoe.planning.prepared import Prepared, prepare
@@ -36,30 +37,22 @@ WEIGHTS = "model-*.safetensors"
 SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 REPORT = "report.json"
+EVALUATION = "evaluation.json"
 PICTURE = "routing.png"
 PICTURES = {PICTURE: False, "routing-dark.png": True}  # name to whether it is for a dark page
 SMALL = (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, RECIPE, RECORD)  # that is published, and the code of some hosts
 AGAIN = "Delete it, and merge again."
 
 
-Text = Annotated[str, BeforeValidator(lambda value: writable(value) if isinstance(value, str) else value)]
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Figure = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Read(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class SourceRecord(_Read):
+class SourceRecord(Read):
     """What a mixture keeps of one of its models: what its card states, and what tells its files from later ones."""
 
     license: Text | None
     languages: list[Text]
-    stamps: dict[Text, Text] = {}
+    stamps: dict[Text, Text] = Field(default_factory=dict)
 
 
-class Record(_Read):
+class Record(Read):
     """What a finished mixture says of itself in lazymoe.json, for its card, for a report and for a rerun.
 
     Attributes:
@@ -87,26 +80,7 @@ class Record(_Read):
     bytes_16bit: Count
     bytes_4bit: Count
     sources: list[SourceRecord]
-    files: dict[Text, Text] = {}
-
-
-class _Measured(_Read):
-    """What a card shows of report.json. D experts of the recipe have D domains."""
-
-    names: list[Text]
-    held_out: bool
-    mean_accuracy: Figure
-    mean_shares: list[list[Figure]]
-    losses: dict[Text, list[Figure]]
-    recovered: list[Figure] | None = None
-
-    def fits(self, experts: int) -> bool:
-        """Tell whether everything has the length that belongs to so many experts."""
-        rows: list[Any] = [self.names, self.mean_shares, *self.mean_shares]
-        if self.losses:
-            rows += [self.losses.get(key, []) for key in ("base", "average", "mixture", *self.names)]
-            rows.append(self.recovered or [])
-        return all(len(row) == experts for row in rows)
+    files: dict[Text, Text] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +93,7 @@ class Finished:
         record: of the merge: versions, seed, sizes, the sources' licences.
         config: its config.json.
         report: its report.json; empty if it wasn't measured, or if that can't be read.
+        evaluation: its evaluation.json; empty likewise, or if it is another mixture's.
         chats: whether its tokenizer has a chat template.
     """
 
@@ -127,6 +102,7 @@ class Finished:
     record: Record
     config: dict[str, Any]
     report: dict[str, Any]
+    evaluation: dict[str, Any]
     chats: bool
 
     @property
@@ -180,6 +156,7 @@ class Finished:
             OutputError: if its architecture is none of LazyMoE's, or something else is in place of such a file.
         """
         names = (*SMALL, *filter(None, [self.host.code]), *((REPORT, *PICTURES) if self.report else ()))
+        names += (EVALUATION,) if self.evaluation else ()
         there = dict.fromkeys(p for name in names for p in sorted(self.folder.glob(name)))
         if wrong := [p.name for p in there if not p.is_file() and not p.is_symlink()]:
             raise error("output.damaged", self.folder, f"{wrong[0]} isn't a file", AGAIN)
@@ -214,7 +191,9 @@ def open_finished(folder: Path) -> Finished:
         raise error("output.damaged", folder, what, AGAIN)
     tokenizer = _object(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     chats = (folder / "chat_template.jinja").is_file() or bool(tokenizer.get("chat_template"))
-    return Finished(folder, recipe, record, config, _measured(folder, len(recipe.experts)), chats)
+    report = sound_report(read_report(folder), len(recipe.experts))
+    evaluation = sound_evaluation(readable(folder / EVALUATION), record.fingerprint)
+    return Finished(folder, recipe, record, config, report, evaluation, chats)
 
 
 def reopen(folder: Path) -> Prepared:
@@ -302,15 +281,6 @@ def open_weights(done: Finished, path: Path, remedy: str) -> dict[str, TensorInf
     if not is_unchanged(path, done.record.files.get(path.name)):
         raise error("output.damaged", path, "its bytes aren't those that the merge wrote", remedy)
     return found
-
-
-def _measured(folder: Path, experts: int) -> dict[str, Any]:
-    """Read the report of a mixture of so many experts; empty if there is none, or if it isn't what LazyMoE wrote."""
-    found = read_report(folder)
-    try:
-        return found if _Measured.model_validate(found).fits(experts) else {}
-    except ValidationError:
-        return {}
 
 
 def read_report(folder: Path) -> dict[str, Any]:

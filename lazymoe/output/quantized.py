@@ -221,7 +221,7 @@ def open_quantized(folder: Path) -> Quantized:
     if len(about.record.sources) != len(recipe.models):
         what = f"its {GGUF} tells of {len(about.record.sources)} models, its {RECIPE} of {len(recipe.models)}"
         raise error("output.damaged", folder, what, AGAIN)
-    mixture = Finished(folder, recipe, about.record, about.config, {}, about.chats)
+    mixture = Finished(folder, recipe, about.record, about.config, {}, {}, about.chats)
     files = _whole(folder)
     matrix = next((path for path in sorted(folder.glob(f"*{MATRIX}")) if _noted(path)), None)
     found = Quantized(mixture, files, matrix, None)

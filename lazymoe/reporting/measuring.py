@@ -20,7 +20,7 @@ from lazymoe.forward.losses import Average, dense_losses, mixture_losses
 from lazymoe.forward.mixture import run
 from lazymoe.forward.stream import Weights
 from lazymoe.forward.tokens import WINDOW, load_tokenizer, windows
-from lazymoe.output.folder import reopen
+from lazymoe.output.folder import open_finished, reopen
 from lazymoe.planning.prepared import Prepared
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.yaml_text import parse
@@ -102,8 +102,9 @@ def measure(
     progress("measure", len(models) + 1, len(models) + 1)
     active = [plan.active(k) for k in range(1, plan.experts + 1)]
     return Report(
-        names, texts is not None, measured if losses else {}, active=active, top_k=plan.top_k, **routing._asdict()
-    )
+        names, texts is not None, measured if losses else {}, active=active, top_k=plan.top_k,
+        benchmarks=str(open_finished(folder).evaluation.get("verdict", "")), **routing._asdict(),
+    )  # fmt: skip
 
 
 def by_expert(texts: Texts, names: Sequence[str]) -> list[list[str]]:

@@ -39,6 +39,7 @@ class Report:
         first: of a domain's tokens, what part had each expert as their first choice ``[L][D][E]``. What is wrong is
             told by these: of all choices an expert gets ``1 / top_k`` at most, and where all experts are chosen each
             gets the same.
+        benchmarks: what an evaluation says of the mixture; empty if there was none.
     """
 
     names: list[str]
@@ -50,6 +51,7 @@ class Report:
     active: list[int]
     top_k: int
     first: list[list[list[float]]] = field(default_factory=list)
+    benchmarks: str = ""
 
     def recovered(self, model: str = "mixture", domain: int | None = None) -> float:
         """Work out how far a model came from the base model (0) to a domain's own expert (1).
@@ -127,7 +129,8 @@ class Report:
                 cells = [f"{x:.3f}" for x in [*row, sum(row) / len(row)]]
                 lines.append(self._row(name, [*cells, f"{self.recovered(name):.0%}"]))
             own = [f"{self.recovered(domain=d):.0%}" for d in range(len(self.names))]
-            lines += [self._row("recovered by mixture", own), "", self.verdict, ""]
+            lines += [self._row("recovered by mixture", own), "", self._verdict, ""]
+        lines += [self.benchmarks, ""] if self.benchmarks else []
         lines += [f"Where the tokens of {text} go ({self.mean_accuracy:.0%} to their own expert first):", ""]
         lines.append(self._row("", self.names))
         for e, name in enumerate(self.names):
@@ -153,7 +156,12 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence on how good the mixture is; empty if no losses were measured."""
+        """How good the mixture is, by its losses and on benchmarks; empty if neither was measured."""
+        return " ".join(filter(None, [self._verdict, self.benchmarks]))
+
+    @property
+    def _verdict(self) -> str:
+        """One sentence on the losses."""
         if not self.losses:
             return ""
         base, average, mixture = (sum(self.losses[key]) for key in ("base", "average", "mixture"))

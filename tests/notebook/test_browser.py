@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -492,3 +493,40 @@ def test_the_notebook_that_is_one_file(open_lab: Open, python: str, one_file: Pa
         lab.told("check", "note", "Waiting")
         assert not lab.errors
     assert list(newcomer.home.glob("lib/python*/site-packages/lazymoe/notebook"))
+
+
+def test_a_mixture_is_evaluated(
+    open_lab: Open, python: str, demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Questions of one's own, asked of the mixture and its parts; stopped, and gone on with; the card has the table."""
+    if subprocess.run([python, "-c", "import lm_eval, peft, scipy"], capture_output=True).returncode:
+        pytest.skip("needs EleutherAI's lm-eval in the notebook's Python")
+    recipe = demo_recipe(demo_models, domains(), "fit")
+    merge(recipe, tmp_path / "work" / "asked")
+    lines = [{"question": kind.held[i : i + 40], "choices": [kind.held[i + 40 : i + 60], "no"], "answer": 0}
+             for kind in domains() for i in range(0, 240, 60)]  # fmt: skip
+    (tmp_path / "work" / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    session = {"yaml": recipe.to_yaml(), "name": "asked"}
+    with open_lab(python=python, session=session, height=2400, variables=variables) as lab:
+        lab.run_all()
+        lab.told("evaluate", "note", "Choose what is asked, and press Evaluate.")
+        lab.choose("suite", "Questions of my own, or lm-eval's tasks by name")
+        lab.at("own-tasks").locator("input").fill("nothing.jsonl")
+        lab.at("evaluate-button").click()
+        lab.told("evaluate", "error", "nothing.jsonl: it can't be read", 60)
+        lab.at("own-tasks").locator("input").fill("mine.jsonl")
+        lab.at("evaluate-button").click()
+        expect(lab.at("bar-evaluate")).to_be_visible(timeout=60_000)
+        stop(lab, "evaluate", "evaluate", "button")
+        lab.at("evaluate-button").click()
+        lab.told("evaluate", "good", "The mixture against the base model: ", 60)
+        table = lab.at("evaluate").locator("table")
+        expect(table).to_contain_text("acc_norm, 16 questions")
+        expect(table.locator("tr")).to_have_count(4)
+        lab.shoot(request, "evaluate", "done")
+        lab.at("publish").get_by_text("Preview of the model card").click()
+        expect(lab.at("publish").get_by_role("heading", name="Evaluation")).to_be_visible()
+        lab.told("merge", "note", "The mixture against the base model: ")
+        assert not lab.errors
+    assert json.loads((tmp_path / "work" / "asked" / "evaluation.json").read_text())["limit"] == 100

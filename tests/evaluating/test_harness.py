@@ -1,0 +1,119 @@
+"""Models that go through a layer at a time answer as lm-eval's own model of transformers does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lazymoe.computing.shared_weights import Average
+from lazymoe.evaluating.harness import ask
+from lazymoe.evaluating.models import KINDS, Model, open_models
+from lazymoe.evaluating.tasks import Row, load_rows
+from lazymoe.output.folder import open_finished
+from lazymoe.progress import silent
+from lazymoe.reporting.measuring import reopen
+
+SMALL = 2_000_000  # bytes: room for few tokens, so that weights are read several times
+
+
+@pytest.fixture(scope="module")
+def models(moe: Path) -> dict[str, Model]:
+    opened = open_models(open_finished(moe), reopen(moe), KINDS, "cpu", silent)
+    return {model.name: model for model in opened}
+
+
+@pytest.fixture(scope="module")
+def rows(own: list[str], texts: list[list[str]]) -> list[Row]:
+    """Tasks of five kinds."""
+    from datasets import Dataset
+
+    names = ("python", "english", "unicode", "bytecode")
+    found = load_rows(own, dict(zip(names, texts, strict=True)))
+    docs = [{"question": text[:50], "answer": "self"} for text in texts[0]]
+    writing = {
+        "task": "writing", "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "answer",
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}, "test_split": "test", "num_fewshot": 0,
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    cloze = {"output_type": "loglikelihood", "metric_list": [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+    ]}  # fmt: skip
+    del (last := {**writing, **cloze, "task": "perplexity"})["generation_kwargs"]
+    made = TaskManager(include_defaults=False).load([writing, last])["tasks"]
+    return [*found, *(Row(name, (task,)) for name, task in made.items())]
+
+
+def whole(name: str, moe: Path, demo_models: Path, model: Model) -> HFLM:
+    """The same model as transformers loads it; the average made of the experts' own files."""
+    folder = moe if name == "mixture" else demo_models / ("base" if name == "average" else name)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if isinstance(model.weights, Average):
+        states = [AutoModelForCausalLM.from_pretrained(s.folder).state_dict() for s in model.weights.experts]
+        loaded.load_state_dict({key: sum(s[key] for s in states) / len(states) for key in states[0]})
+    return HFLM(pretrained=loaded, tokenizer=AutoTokenizer.from_pretrained(folder))
+
+
+def said(found: dict[str, Any], task: str) -> list[Any]:
+    """What was answered to each request of a task."""
+    return [answer for sample in found["samples"][task] for one in sample["resps"] for answer in one]
+
+
+@pytest.mark.parametrize("name", ["base", "english", "average", "mixture"])
+def test_every_answer_and_every_metric_is_that_of_the_loaded_model(
+    name: str, models: dict[str, Model], rows: list[Row], moe: Path, demo_models: Path
+) -> None:
+    ours = ask(models[name], rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+    tasks = [task for row in rows for task in row.tasks]
+    theirs = simple_evaluate(
+        model=whole(name, moe, demo_models, models[name]), tasks=tasks, bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )  # fmt: skip
+    for task in (task.task_name for task in tasks):
+        for mine, other in zip(said(ours, task), said(theirs, task), strict=True):
+            if task == "writing":
+                assert mine == other
+            elif isinstance(other, tuple):
+                assert mine[0] == pytest.approx(other[0], abs=1e-3) and mine[1] == other[1]
+            else:
+                assert mine == pytest.approx(other, abs=1e-3)
+        for metric, value in theirs["results"][task].items():
+            if isinstance(value, float):
+                assert ours["results"][task][metric] == pytest.approx(value, rel=1e-5), metric
+    kinds = {task.OUTPUT_TYPE for task in tasks}
+    assert kinds == {"multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"}
+
+
+def test_what_was_answered_is_not_asked_again(models: dict[str, Model], rows: list[Row], answers: Path) -> None:
+    before = ask(models["base"], rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("this model was asked")
+
+    import dataclasses
+
+    deaf = dataclasses.replace(models["base"], run=never, load=never)
+    after = ask(deaf, rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+    assert after["results"] == before["results"]
+    [kept] = [path for path in answers.iterdir() if path.stem == models["base"].fingerprint]
+    with kept.open("a") as f:
+        f.write('["half a li')  # a power cut
+    again = ask(deaf, rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+    assert again["results"] == before["results"] and kept.read_bytes().endswith(b"\n")
+
+
+def test_progress_goes_up_to_the_end(models: dict[str, Model], rows: list[Row]) -> None:
+    told: list[int] = []
+    ask(models["python"], rows[:3], 4, room=SMALL, bits=None, device="cpu", passed=told.append)
+    assert told == sorted(told) and told[-1] == sum(row.questions(4) for row in rows[:3])
+    assert len(set(told)) > 3
+    assert np.isfinite(told).all()
