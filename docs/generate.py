@@ -24,7 +24,8 @@ from lazymoe import Recipe, cli
 from lazymoe.data import ready_made
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.shapes import SHAPES, imagine
-from lazymoe.planning.ways import Way, choose, find_ways
+from lazymoe.planning.ways import Gguf, Way, choose, find_ways
+from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import billions, gigabytes, in_words
 
 REPOSITORY = ""  # set once: https://github.com/ with owner and name, and nothing after them
@@ -35,6 +36,7 @@ BEGIN, END = "<!-- from here on by docs/generate.py -->\n", "<!-- up to here by 
 CODE = re.compile(r'\b(?:error|Problem)\(\s*"([a-z]+\.[a-z-]+)"')  # where a problem is made
 ROW = re.compile(r"^\| `([a-z]+\.[a-z-]+)` \|", re.MULTILINE)  # and where python.md has it
 MEMORY, DISK = 12_700_000_000, 75_000_000_000  # bytes that a free Colab has, about
+GGUF = "Q4_K_M"  # the type of GGUF file that the README tells of
 COLAB = re.compile(r"^- \*\*A free Colab(?:.*\n)+?(?=- \*\*)", re.MULTILINE)
 BADGE = re.compile(r"(?<=^# LazyMoE\n\n)(?:\[!\[Open in Colab\].*\n\n)?")
 URLS = re.compile(r"(?:^\[project\.urls\]\n(?:.+\n)+\n)?(?=^\[project\.optional-dependencies\]$)", re.MULTILINE)
@@ -119,11 +121,17 @@ def with_colab(readme: str) -> str:
     """README.md with what a free Colab can make."""
     found = on_colab()
     name, (plan, way, least) = max(found.items(), key=lambda item: (item[1][0].parameters, item[1][1].brought))
+    shapes = {output.name: output.shape for output in plan.outputs}
+    size = sum(make_scheme(plan.host, plan.config, shapes, [GGUF], False, ROOT).sizes(GGUF).values())
+    quantized = Gguf({GGUF: size}, size)
+    prepared = imagine(Recipe.from_file(name), SHAPES[shape_of(Recipe.from_file(name))], ROOT)
+    as_gguf = min(find_ways(prepared, plan, ROOT, DISK, MEMORY, quantized), key=lambda way: way.disk)
     words = (
         f"- **A free Colab can make a 4x7B**, and all {in_words(len(found))} [ready-made recipes]"
         f"(docs/recipe.md#ready-made-recipes), with {gigabytes(MEMORY)} of memory and {DISK // 10**9} GB of disk. By "
         f"`check`'s count `{name}`, of {billions(plan.parameters)} parameters, is made in {gigabytes(way.memory)} of "
-        f"memory and {gigabytes(way.disk)} of disk{way.how}; straight to the Hub {gigabytes(least.disk)} will do."
+        f"memory and {gigabytes(way.disk)} of disk{way.how}; {gigabytes(least.disk)} will do straight to the Hub, "
+        f"{gigabytes(as_gguf.disk)} straight to a `{GGUF}` of {gigabytes(quantized.nbytes)}."
     )
     return _put(COLAB, textwrap.fill(words, 120, subsequent_indent="  ", break_on_hyphens=False) + "\n", readme)
 

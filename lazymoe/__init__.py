@@ -21,13 +21,14 @@ from lazymoe.version import __version__
 
 if TYPE_CHECKING:
     from lazymoe.cards.card import card
+    from lazymoe.checking_gguf import check_gguf
     from lazymoe.demonstration.story import Demo, demo
     from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
     from lazymoe.exporting import Exported, to_gguf
     from lazymoe.forward.loading import load
     from lazymoe.gguf_to_hub import merge_gguf_to_hub
     from lazymoe.merging import Merged, merge
-    from lazymoe.merging_to_gguf import check_gguf, merge_to_gguf
+    from lazymoe.merging_to_gguf import merge_to_gguf
     from lazymoe.output.quantized import Quality
     from lazymoe.planning.checking import Check, check
     from lazymoe.publishing import Published, publish
@@ -47,13 +48,14 @@ __all__ = [
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
 _HOMES = {
     "lazymoe.cards.card": ("card",),
+    "lazymoe.checking_gguf": ("check_gguf",),
     "lazymoe.demonstration.story": ("Demo", "demo"),
     "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
     "lazymoe.exporting": ("Exported", "to_gguf"),
     "lazymoe.forward.loading": ("load",),
     "lazymoe.gguf_to_hub": ("merge_gguf_to_hub",),
     "lazymoe.merging": ("Merged", "merge"),
-    "lazymoe.merging_to_gguf": ("check_gguf", "merge_to_gguf"),
+    "lazymoe.merging_to_gguf": ("merge_to_gguf",),
     "lazymoe.planning.checking": ("Check", "check"),
     "lazymoe.publishing": ("Published", "publish"),
     "lazymoe.recipe.schema": ("Expert", "Recipe", "Texts"),

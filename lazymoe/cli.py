@@ -273,8 +273,8 @@ def _check(options: Options) -> Told:
 
     there: dict[str, Any] = {"allow_pickle": options.allow_pickle, "source": options.source}
     if options.gguf:
+        from lazymoe.checking_gguf import check_gguf
         from lazymoe.exporting import LARGEST
-        from lazymoe.merging_to_gguf import check_gguf
 
         largest = options.shard_size or LARGEST
         found = check_gguf(
@@ -408,9 +408,10 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     from lazymoe.recipe.schema import Recipe
 
     given = Recipe.read(recipe)  # before what takes seconds to load
+    from lazymoe.checking_gguf import known
     from lazymoe.exporting import LARGEST, kinds_of, threads_of
     from lazymoe.gguf_to_hub import carry_gguf_to_hub
-    from lazymoe.merging_to_gguf import carry_to_gguf, known
+    from lazymoe.merging_to_gguf import carry_to_gguf
     from lazymoe.planning.prepared import prepare
 
     kinds = kinds_of(types)

@@ -217,11 +217,10 @@ def sizes(folder: str | os.PathLike[str], types: Sequence[str]) -> dict[str, int
         RecipeError: if the recipe in the folder can't be read.
         LazyMoEError: if the gguf package isn't installed.
     """
-    _check_packages()
-    done = open_finished(absolute(folder))
+    kinds, done = kinds_of(types), open_finished(absolute(folder))
     shapes = {name: tensor.shape for name, tensor in _tensors(done).items()}
-    scheme = make_scheme(done.host, done.config, shapes, types, True, done.folder)
-    return {kind: sum(scheme.sizes(kind).values()) for kind in types}
+    scheme = make_scheme(done.host, done.config, shapes, kinds, True, done.folder)
+    return {kind: sum(scheme.sizes(kind).values()) for kind in kinds}
 
 
 @dataclass(frozen=True)

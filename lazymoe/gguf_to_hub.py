@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lazymoe.checking_gguf import known, lay, weighted
 from lazymoe.exporting import LARGEST, gains, kinds_of, threads_of
 from lazymoe.files import absolute, write_whole
 from lazymoe.hub.uploading import Upload
 from lazymoe.making import fingerprint_of
-from lazymoe.merging_to_gguf import carry_to_gguf, known, lay, weighted
+from lazymoe.merging_to_gguf import carry_to_gguf
 from lazymoe.output.claims import clear
 from lazymoe.output.folder import RECIPE, REPORT, WORK
 from lazymoe.output.quantized import GGUF, MATRIX, QUALITY, is_quantized, open_quantized

@@ -117,3 +117,47 @@ def test_killed_between_hub_and_hub(models: Path, hub: Hub, tmp_path: Path) -> N
         assert {k: f for k, f in files.items() if k != "README.md"} == {
             k: f for k, f in wanted.items() if k != "README.md"
         }
+
+
+@pytest.mark.slow
+def test_killed_on_the_way_to_gguf(models: Path, tmp_path: Path) -> None:
+    command = ("gguf", models, "Q4_K_M,F16")
+    counted = run(0, *command, tmp_path / "counted" / "moe-GGUF")
+    assert counted.returncode == 0, counted.stderr
+    traces, wanted = int(counted.stdout.split()[-1]), visible(tmp_path / "counted" / "moe-GGUF")
+    assert {"moe-F16.gguf", "moe-Q4_K_M.gguf", "moe.imatrix.gguf", "report.json"} < wanted.keys()
+    for i in range(MOMENTS):
+        out = tmp_path / f"{i}" / "moe-GGUF"
+        killed = run(traces * (i + 1) // (MOMENTS + 1), *command, out)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        there = visible(out) if out.exists() else {}
+        assert all(wanted[name] == data for name, data in there.items())  # what has its name is whole
+        again = run(0, *command, out)
+        assert again.returncode == 0, again.stderr
+        assert visible(out) == wanted
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, without what is in folders of it."""
+    return {name: data for name, data in contents(folder).items() if "/" not in name and not name.startswith(".")}
+
+
+@pytest.mark.slow
+def test_killed_between_recipe_and_gguf_on_the_hub(models: Path, hub: Hub, tmp_path: Path) -> None:
+    command = ("merge", models, "--gguf", "Q4_K_M,F16", "--to")
+    counted = run(0, *command, "writer/counted-GGUF", tmp_path / "moe-GGUF", HF_TOKEN="hf_writer")
+    assert counted.returncode == 0, counted.stderr
+    traces, wanted = int(counted.stdout.split()[-1]), hub.repos["writer/counted-GGUF"].commits[-1].files
+    for i in range(MOMENTS):
+        name, work = f"writer/killed-{i}-GGUF", tmp_path / f"{i}" / "moe-GGUF"
+        killed = run(traces * (i + 1) // (MOMENTS + 1), *command, name, work, HF_TOKEN="hf_writer")
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        there = hub.repos[name].commits[-1].files if name in hub.repos else {}
+        assert set(there) <= {".gitattributes"} or set(there) == set(wanted)  # all of it, or nothing
+        again = run(0, *command, name, work, HF_TOKEN="hf_writer")
+        assert again.returncode == 0, again.stderr
+        files = hub.repos[name].commits[-1].files
+        assert {k: f for k, f in files.items() if k != "README.md"} == {
+            k: f for k, f in wanted.items() if k != "README.md"
+        }
+        assert not work.exists() or not list(work.glob("*.gguf"))
