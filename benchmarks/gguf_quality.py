@@ -1,11 +1,13 @@
 """What does quantizing cost, and what is an importance matrix worth? Losses of GGUF files beside the 16-bit mixture's.
 
     python benchmarks/gguf_quality.py BASE EXPERT=TEXTS ... [--types Q2_K,Q4_K_M] [--tokens 1024] [--widen]
+    python benchmarks/gguf_quality.py --demo
 
-TEXTS is a file; TEXTS.prompts.txt beside it has the expert's prompts, a JSON string a line, and TEXTS.held.txt the text
+TEXTS.prompts.txt beside it has the expert's prompts, a JSON string a line, and TEXTS.held.txt the text
 that is measured on. Makes the mixture, its files with an importance matrix of these prompts and without, and asks
 llama.cpp for the loss of each. --widen makes the models' widths multiples of 256 first, by zeros: they compute the
-same, and K-quants are what they are in larger models. At last, what F16 writes is held against transformers.
+same, and K-quants are what they are in larger models. --demo trains the demo's models at a width of 256 instead. What
+F16 writes is held against transformers.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from transformers.utils import logging
 
 from lazymoe import Recipe, merge, to_gguf
 from lazymoe.checkpoint.opening import open_folder
+from lazymoe.demonstration import models as demo
 from lazymoe.forward.llama import Told, tell
 from lazymoe.forward.losses import mixture_told
 from lazymoe.forward.tokens import load_tokenizer, windows
+from lazymoe.progress import silent
 from lazymoe.quantizing.file_types import UNWEIGHTED
 from lazymoe.units import gigabytes
 
@@ -39,27 +43,31 @@ PROMPT, WRITTEN = 32, 32  # tokens of a prompt, and of what is written after it
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("experts", nargs="+", metavar="EXPERT=TEXTS")
+    parser.add_argument("base", type=Path, nargs="?")
+    parser.add_argument("experts", nargs="*", metavar="EXPERT=TEXTS")
+    parser.add_argument("--demo", action="store_true")
     parser.add_argument("--types", default="Q2_K,Q3_K_M,Q4_K_M")
     parser.add_argument("--tokens", type=int, default=1024, help="of each domain's text")
     parser.add_argument("--widen", action="store_true")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
     logging.disable_progress_bar()
-    pairs = [pair.rpartition("=")[::2] for pair in options.experts]
     kinds = options.types.split(",")
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:
         folder = Path(name)
-        models = [options.base, *(Path(expert) for expert, _ in pairs)]
+        if options.demo:
+            models, prompts, held = trained(folder / "models")
+        else:
+            pairs = [pair.rpartition("=")[::2] for pair in options.experts]
+            models = [options.base, *(Path(expert) for expert, _ in pairs)]
+            prompts = [list(map(json.loads, Path(f"{t}.prompts.txt").read_text().splitlines())) for _, t in pairs]
+            held = [Path(f"{text}.held.txt").read_text() for _, text in pairs]
         if options.widen:
             models = [widened(model, folder / f"model-{i}") for i, model in enumerate(models)]
-        prompts = [list(map(json.loads, Path(f"{t}.prompts.txt").read_text().splitlines())) for _, t in pairs]
         experts = [{"source_model": str(m), "positive_prompts": p} for m, p in zip(models[1:], prompts, strict=True)]
         recipe = Recipe.model_validate({"base_model": str(models[0]), "experts": experts})
         plan = merge(recipe, folder / "moe").plan
         source = open_folder(folder / "moe")
-        held = [Path(f"{text}.held.txt").read_text() for _, text in pairs]
         batches = [windows(load_tokenizer(source), [text], options.tokens) for text in held]
         exact = mixture_told(plan, source, batches, "cpu")
         texts = [row[real].numpy() for ids, reals in batches for row, real in zip(ids, reals, strict=True)]
@@ -78,6 +86,18 @@ def main() -> None:
                 if kind == "F16":
                     compare_writing(folder / "moe", file, texts)
                 file.unlink()
+
+
+def trained(folder: Path) -> tuple[list[Path], list[list[str]], list[str]]:
+    """Train the demo's models at a width of 256: their folders, each expert's prompts, and its held-out text."""
+    demo.MODEL |= {"hidden_size": BLOCK, "intermediate_size": 4 * BLOCK}
+    demo.train_all(folder, silent)
+    kinds = demo.domains()
+    return (
+        [folder / "base", *(folder / k.name for k in kinds)],
+        [list(k.prompts) for k in kinds],
+        [k.held for k in kinds],
+    )
 
 
 def compare_writing(moe: Path, file: Path, texts: Sequence[np.ndarray]) -> None:
