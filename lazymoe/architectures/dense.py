@@ -122,6 +122,7 @@ OLMO2 = Dense(
         "self_attn.k_norm.weight": "kv_heads",
     },
     ffn=_FFN,
+    adds=False,
     defaults={
         **_DEFAULTS,
         "attention_bias": False,
@@ -252,6 +253,7 @@ GEMMA4 = Dense(
         },
     },
     ffn=_FFN,
+    adds=False,
     defaults={
         **_without(_DEFAULTS, "hidden_act", "rope_theta"),
         "attention_bias": False,

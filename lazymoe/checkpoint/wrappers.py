@@ -20,7 +20,6 @@ BEFORE = {"base_model", "model", "module", "pretrained_model", "_forward_module"
 WITHIN = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # anywhere in a name
 UNMERGED = re.compile(r"(?:.+\.)?(?:base_layer|lora_(?:embedding_)?[AB]|modules_to_save|original_module)(?:\..+)?")
 LANGUAGE = re.compile(r"(?:model\.)?language_model\.|lm_head\.")  # the text model's part of a multimodal one
-OUTER = "model."  # what a decoder is called in its causal model
 OLD = {"phi-msft": "transformer.embd.wte.weight"}  # where old layouts have the embeddings
 
 
@@ -43,8 +42,8 @@ def unwrapped(
     """
     language = _only_language(config, tensors)
     config = language or config
-    dense = dense_of(config.get("model_type"))
-    embeddings = next(iter(dense.outer)) if dense else OLD.get(str(config.get("model_type")))
+    dense = dense_of(config)
+    embeddings = dense.embeddings if dense else OLD.get(str(config.get("model_type")))
     if embeddings is None:
         return config, tensors
     if unmerged := sorted(name for name in tensors if UNMERGED.fullmatch(name)):
@@ -53,7 +52,7 @@ def unwrapped(
         raise error("source.names", where, what, remedy)
 
     plain = {name: WITHIN.sub("", name) for name in tensors}
-    outer = OUTER if embeddings.startswith(OUTER) else ""
+    outer = dense.prefix.partition(".")[0] + "." if dense else ""
     bare = embeddings.removeprefix(outer)
     found = sorted({name for name in plain.values() if f".{name}".endswith(f".{bare}")})
     if found and embeddings not in found:
@@ -92,7 +91,7 @@ def _today(name: str, prefix: str, outer: str, heads: set[str]) -> str:
 def _only_language(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, Any] | None:
     """Give the text config of a multimodal model that has no weights but its text model's; None if it isn't that."""
     text = config.get("text_config")
-    if dense_of(config.get("model_type")) or not isinstance(text, dict) or not dense_of(text.get("model_type")):
+    if not isinstance(text, dict) or dense_of(config) or not dense_of(text):
         return None
     names = [WITHIN.sub("", name) for name in tensors]
     if not all(LANGUAGE.match(name) or LEFTOVER.fullmatch(name) for name in names):

@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
-from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import InMemory
 from lazymoe.computing import STATES, broken
 from lazymoe.computing.correction import Correction
@@ -39,7 +38,7 @@ from lazymoe.computing.shared_weights import (
 )
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely, give_back
-from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
+from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.shards import Shards
@@ -75,21 +74,23 @@ def sweep(
     """
     order = canonical(recipe, plan)
     if reads_prompts(recipe, plan) and kept_embeddings(plan):
-        plan = _in_memory(plan, EMBEDDINGS)
+        plan = _in_memory(plan, plan.dense.embeddings)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, shards, folder, average, groups, order, device) if groups else None
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
-    head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
+    embeddings, head = plan.dense.embeddings, None
+    if plan.shared == "regmean":
+        head = plan.dense.head if plan.dense.head in outside else embeddings
     if plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
-        shards.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
-    elif head != EMBEDDINGS:
-        shards.give(0, EMBEDDINGS, means(average, EMBEDDINGS))
+        shards.pass_by(0, embeddings, in_blocks(plan.sources[0], embeddings))
+    elif head != embeddings:
+        shards.give(0, embeddings, means(average, embeddings))
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()
         elif plan.shared == "regmean":
-            maps = [name for name in _shared(plan, layer) if len(average.tensors[name].shape) == 2]
+            maps = [plan.dense.within(layer) + name for name in plan.dense.linear(layer, plan.sources[0].config)]
             _merge(average, plan, [name for name in maps if not shards.has(0, name)], None, device)
         for name in _shared(plan, layer) if plan.shared != "base" else ():
             shards.give(0, name, map(average.load, [name]))  # unless it is there
@@ -105,7 +106,7 @@ def sweep(
             shards.give(0, name, means(average, name))
         elif not shards.has(0, name):
             moments = (walk and walk.moments_at_end()) or _unknown(plan)
-            merged = Average(_in_memory(plan, HEAD), order) if kept_heads(plan) else average
+            merged = Average(_in_memory(plan, name), order) if kept_heads(plan) else average
             shards.give(0, name, merge_head(merged, name, moments, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
 
@@ -127,6 +128,7 @@ class _Passing:
     def __init__(self, source: Source, number: int, shards: Shards) -> None:
         self._source, self._number, self._shards = source, number, shards
         self.config, self.folder, self.tensors, self.rows = source.config, source.folder, source.tensors, source.rows
+        self.dense = source.dense
 
     def load(self, name: str) -> Tensor:
         """Read a tensor."""
@@ -181,7 +183,7 @@ class _Walk:
 
     def step(self) -> None:
         """Run a layer."""
-        feed_forward = module_name(self.plan), self._feed_forward
+        feed_forward = self.plan.dense.module, self._feed_forward
         self.stream.step(feed_forward=feed_forward, merge=self._merge if self.plan.shared == "regmean" else None)
 
     def moments_at_end(self) -> Moments | None:
@@ -190,7 +192,7 @@ class _Walk:
 
     def _merge(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Merge maps of this layer; see `parts.Merge`."""
-        whole = {f"{LAYER.format(layer=self.stream.next)}{name}.weight": name for name in names}
+        whole = {f"{self.plan.dense.within(self.stream.next)}{name}.weight": name for name in names}
         moments = self._moments(read) if self.by_states else None
         _merge(self.average, self.plan, list(whole), moments, self.device)
         return {short: self.average.load(name) for name, short in whole.items()}
@@ -235,7 +237,7 @@ class _Walk:
     def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fit or read this layer's router ``[E, H]``, its rows by their places, and its shared expert's gate
         ``[1, H]``, or of no rows."""
-        plan, prefix = self.plan, LAYER.format(layer=self.stream.next)
+        plan, prefix = self.plan, self.plan.dense.within(self.stream.next)
         gated = plan.gates > plan.experts
         names = [prefix + plan.host.router, *([f"{prefix}{plan.host.shared_gate}"] if gated else [])]
         if self.lesson:
@@ -284,7 +286,7 @@ class _Walk:
 
     def _is_written(self, layer: int) -> bool:
         """Tell whether all that is computed of a layer is written."""
-        prefix = LAYER.format(layer=layer)
+        prefix = self.plan.dense.within(layer)
         parts = (part for o in self.plan.outputs if o.name.startswith(prefix) for part in o.parts)
         return all(self.shards.has(p.source, p.name) for p in parts if isinstance(p, Computed))
 
@@ -298,7 +300,7 @@ class _Walk:
 
 def _shared(plan: Plan, layer: int) -> list[str]:
     """Name the tensors of a layer that all experts share, as the sources name them."""
-    return [LAYER.format(layer=layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
+    return [plan.dense.within(layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
 
 
 def _merge(average: Average, plan: Plan, names: Sequence[str], moments: Moments | None, device: str) -> None:

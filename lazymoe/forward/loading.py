@@ -16,8 +16,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
-from lazymoe.architectures.records import LAYER
-from lazymoe.architectures.registry import host_of
+from lazymoe.architectures.values import LEADING
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.checkpoint.source import GENERATION, Source
 from lazymoe.errors import error
@@ -27,11 +26,6 @@ from lazymoe.forward.packing import load_packed
 from lazymoe.forward.stream import settled_config
 from lazymoe.output.folder import CONFIG, Finished, check_code, open_finished, trusted
 from lazymoe.progress import Progress, silent
-
-LEADING = (  # keys of a config.json that no model here needs, that lead transformers to kernels, packages, other files
-    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
-    "quantization_config", "transformers_weights",
-)  # fmt: skip
 
 
 def load(
@@ -68,7 +62,7 @@ def load(
     check_code(done)
     with _own_files(done) as own:
         try:
-            return _load(own, bits, place, progress)
+            return _load(done, own, bits, place, progress)
         except torch.cuda.OutOfMemoryError:
             remedy = "Load it with bits=4." if bits != 4 else "Load it with device='cpu'."
             raise error("input.memory", "device", f"'{place}' has too little memory for it", remedy) from None
@@ -78,7 +72,7 @@ def load(
             raise error("output.damaged", done.folder, what, remedy) from e
 
 
-def _load(folder: Path, bits: int | None, device: str, progress: Progress) -> tuple[Any, Any]:
+def _load(done: Finished, folder: Path, bits: int | None, device: str, progress: Progress) -> tuple[Any, Any]:
     """Load as `load` does, from a folder without anything of somebody else's."""
     trust = trusted(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -86,10 +80,8 @@ def _load(folder: Path, bits: int | None, device: str, progress: Progress) -> tu
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
         return model.to(device), tokenizer
     source, config = open_folder(folder), AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    host = host_of(source.config["model_type"])
-    assert host, "it was made by LazyMoE"
-    experts, dtype = source.tensors[LAYER.format(layer=0) + host.router].shape[0], _narrow(config.dtype, device)
-    return load_packed(source, config, experts, bits, device, dtype, trust=trust, progress=progress), tokenizer
+    experts, within, dtype = len(done.recipe.experts), done.host.modules, _narrow(config.dtype, device)
+    return load_packed(source, config, experts, within, bits, device, dtype, trust=trust, progress=progress), tokenizer
 
 
 @torch.no_grad()
@@ -105,7 +97,8 @@ def load_dense(source: Source, dtype: torch.dtype) -> Any:
     """
     config = settled_config(replace(source, config={k: v for k, v in source.config.items() if k not in LEADING}))
     if torch.cuda.is_available() and find_spec("bitsandbytes"):
-        model = load_packed(source, config, 1, 4, "cuda", torch.float16)
+        within = frozenset({source.dense.module} if source.dense else ())
+        model = load_packed(source, config, 1, within, 4, "cuda", torch.float16)
     else:
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         state = {name: source.load(name).to(dtype) for name in source.tensors}

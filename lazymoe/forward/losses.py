@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
-from lazymoe.forward.mixture import InMixture, Routing, Tally, run
+from lazymoe.checkpoint.source import Source
+from lazymoe.forward.mixture import Routing, Tally, run
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.plan import Plan
 
@@ -21,7 +21,7 @@ class Average:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources, self.tensors = sources, {name: t for s in sources for name, t in s.tensors.items()}
-        self.config, self.folder = sources[0].config, sources[0].folder
+        self.config, self.folder, self.dense = sources[0].config, sources[0].folder, sources[0].dense
 
     def load(self, name: str) -> Tensor:
         """Average a whole tensor, float32.
@@ -64,7 +64,7 @@ def dense_losses(plan: Plan, source: Weights, batches: Sequence[tuple[Tensor, Te
     stream = Stream(source, [ids for ids, _ in batches], device)
     for _ in range(plan.layers):
         stream.step()
-    return _head(plan, stream, source, batches, device)
+    return _head(stream, batches, device)
 
 
 def mixture_losses(
@@ -91,28 +91,18 @@ def mixture_losses(
         tally.add(layer, domain, chosen[real], weights[real])
 
     stream = run(plan, mixture, [ids for ids, _ in batches], device, seen)
-    losses = _head(plan, stream, InMixture(plan, mixture, 0), batches, device)
+    losses = _head(stream, batches, device)
     return losses, tally.routing()
 
 
 @torch.no_grad()
-def _head(
-    plan: Plan, stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
-) -> list[float]:
+def _head(stream: Stream, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
     """Measure the mean loss per token of the next one, for each batch, from the states after all layers."""
-    name = HEAD if HEAD in source.tensors else EMBEDDINGS
-    head = source.load(name).float().to(device)  # [V, H]
-    bias = source.load("lm_head.bias").float().to(device) if "lm_head.bias" in source.tensors else 0.0  # [V]
-    config = source.config
-    scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's
-    cap = config.get("final_logit_softcapping")  # Gemma's
     losses = []
     for states, (ids, real) in zip(stream.finish(), batches, strict=True):
         known = real[:, 1:].to(device)
         x, target = states[:, :-1][known], ids[:, 1:].to(device)[known]  # [n, H], [n]
         parts = zip(x.split(AT_ONCE), target.split(AT_ONCE), strict=True)
-        logits = ((scale * (a @ head.T + bias), t) for a, t in parts)
-        logits = ((cap * (found / cap).tanh() if cap else found, t) for found, t in logits)
-        total = sum(torch.nn.functional.cross_entropy(found, t, reduction="sum").item() for found, t in logits)
-        losses.append(total / len(target))
+        found = (torch.nn.functional.cross_entropy(stream.logits(a), t, reduction="sum").item() for a, t in parts)
+        losses.append(sum(found) / len(target))
     return losses

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.forward.parts import After
@@ -18,16 +17,6 @@ from lazymoe.planning.plan import Constant, Piece, Plan
 
 NEGLIGIBLE = 0.02  # an expert's weight for a token under which it isn't run where only the states are wanted
 Load = Callable[[int, nn.Module], None]  # gives a dense feed-forward module the weights of an expert, by its number
-
-
-def module_name(plan: Plan) -> str:
-    """Name a dense layer's feed-forward module as transformers does.
-
-    Args:
-        plan: that has the dense architecture.
-    """
-    name, _ = next(iter(plan.dense.ffn.values()))
-    return name.split(".")[0]
 
 
 def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tuple[Tensor, Tensor]:
@@ -79,10 +68,10 @@ def fill(plan: Plan, module: nn.Module, load: Callable[[str], Tensor], layer: in
         scale: what its output is multiplied by, if anything.
     """
     outputs = [name for role, (name, _) in plan.dense.ffn.items() if role.startswith("down")]
-    for name, parameter in module.named_parameters():
-        name = f"{module_name(plan)}.{name}"
-        weight = load(LAYER.format(layer=layer) + name)
-        parameter.copy_(weight * scale if scale is not None and name in outputs else weight)
+    for name, tensor in module.state_dict().items():
+        name = f"{plan.dense.module}.{name}"
+        weight = load(plan.dense.within(layer) + name)
+        tensor.copy_(weight * scale if scale is not None and name in outputs else weight)
 
 
 def mix(
@@ -187,7 +176,7 @@ class InMixture:
             source: number of the source in the plan.
         """
         whole = plan.sources[source]
-        self.config, self.folder = whole.config, mixture.folder
+        self.config, self.folder, self.dense = whole.config, mixture.folder, whole.dense
         self._parts: dict[str, dict[int, TensorInfo]] = {}  # by their place in the source's tensor
         for output in plan.outputs:
             at = 0
@@ -250,7 +239,7 @@ def run(
 
     def gate(name: str | None) -> Tensor:
         assert name is not None  # asked for only where there is one
-        return mixture.load(LAYER.format(layer=stream.next) + name).float().to(device)
+        return mixture.load(plan.dense.within(stream.next) + name).float().to(device)
 
     def feed_forward(module: nn.Module, x: Tensor, _: After) -> Tensor:
         chosen, weights = route(gate(plan.host.router), x, plan.top_k, plan.host.scores)
@@ -261,5 +250,5 @@ def run(
         return out.add_(shared(plan, load, module, x, own))
 
     for _ in range(plan.layers):
-        stream.step(feed_forward=(module_name(plan), feed_forward))
+        stream.step(feed_forward=(plan.dense.module, feed_forward))
     return stream

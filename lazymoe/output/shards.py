@@ -19,7 +19,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.checkpoint.tensors import BITS, TensorInfo
 from lazymoe.files import SEAL, checksum_of, combined, is_sealed, read_seal, readable, seal, settle, write_whole
@@ -148,7 +147,7 @@ class Shards:
         Raises:
             SourceError, RecipeError, OSError: as `Slot.write`; or what the taker raises.
         """
-        prefix = "" if layer is None else LAYER.format(layer=layer)
+        prefix = "" if layer is None else self._plan.dense.within(layer)
         for file in self._files:
             for i in list(file.lacking):
                 if (slot := file.slots[i]).output.name.startswith(prefix):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lazymoe.architectures.configs import rope_spellings, window
 from lazymoe.architectures.records import Dense, Host, Shapes
-from lazymoe.checkpoint.source import HEAD, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import FLOATS
 from lazymoe.errors import Problem
 from lazymoe.planning import vocabularies
@@ -161,7 +161,7 @@ def _computed_otherwise(where: str, base: Source, expert: Source, dense: Dense) 
         what = f"{expert.reference} was trained with {listed}"
         remedy = "The base model's way is used for all experts: it may answer worse than by itself."
         yield Problem("source.otherwise", where, what, remedy)
-    if base.config["tie_word_embeddings"] and HEAD in expert.tensors:
+    if base.config["tie_word_embeddings"] and base.head in expert.tensors:
         what = f"{expert.reference} has an output head of its own, the base model reads its embeddings as one"
         yield Problem("source.head", where, what, "That head is left out; choose this model as base to keep it.")
 
@@ -200,7 +200,7 @@ def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
     """Yield what is missing from a source, or has another shape or dtype than a merge can use."""
     name, found = source.reference, [t for t in source.tensors.values() if t.name in shapes]
     tied = bool(source.config.get("tie_word_embeddings"))
-    lost = [n for n in shapes if n not in source.tensors and not (tied and n == HEAD)]
+    lost = [n for n in shapes if n not in source.tensors and not (tied and n == source.head)]
     if lost:
         remedy = "Download it again, or name another model."
         yield Problem("source.incomplete", where, f"{name} lacks {some(lost)}", remedy)
