@@ -47,7 +47,8 @@ class Mixture(nn.Module):
 def _mix(model):
     """Put mixtures in the place of a dense model's feed-forward networks."""
     mixture = model.config.mixture
-    for layer in model.base_model.get_submodule(mixture["layers"]):
+    lists = (part for name, part in model.named_modules() if f".{name}".endswith(f".{mixture['layers']}"))
+    for layer in next(lists):
         network = getattr(layer, mixture["feed_forward"])
         setattr(layer, mixture["feed_forward"], Mixture(network, model.config.hidden_size, **mixture))
 
