@@ -69,6 +69,7 @@ MISTRAL = Dense(
     layer=_LAYER,
     ffn=_FFN,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    computes="llama",
     settle=settling.mistral,
     windows=settling.mistral_windows,
 )

@@ -49,6 +49,7 @@ class Dense:
         each: in place of ``layer`` and ``kinds`` the tensors of each layer by its number, where no word tells them.
         adds: whether a layer adds what its feed-forward network gives as it is, or scaled, with no norm in between.
         maps: which tensors of the layers are weights of linear maps ``[out, in]``; None for all that are matrices.
+        computes: the architecture whose layers it has, where it is another's but for what a config tells.
         gives: how long a tuple transformers' layers give; 0 for the states by themselves.
         windows: how far attention looks back in each layer, in tokens; None where it sees everything.
     """
@@ -69,6 +70,16 @@ class Dense:
     adds: bool = True
     maps: frozenset[str] | None = None
     gives: int = 0
+    computes: str = ""
+
+    def is_like(self, other: Dense | None) -> bool:
+        """Tell whether experts of another architecture fit, if their sizes do.
+
+        Args:
+            other: its record; None fits nowhere.
+        """
+        kinds = {d.computes or d.model_type for d in (self, other) if d}
+        return other is not None and len(kinds) == 1
 
     @property
     def embeddings(self) -> str:

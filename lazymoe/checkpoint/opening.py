@@ -22,10 +22,11 @@ from lazymoe.checkpoint.leftovers import LEFTOVER, without_leftovers
 from lazymoe.checkpoint.legacy import open_pickle
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.lora import open_adapter
+from lazymoe.checkpoint.multimodal import text_part
 from lazymoe.checkpoint.quantized import unpacked
 from lazymoe.checkpoint.safetensors import open_file, read_header
 from lazymoe.checkpoint.source import CARD, SMALL_FILES, Source, read_json
-from lazymoe.checkpoint.tensors import CODES, FLOATS, Remote, TensorInfo, same_bytes
+from lazymoe.checkpoint.tensors import CODES, FLOATS, Remote, TensorInfo, same_bytes, some
 from lazymoe.checkpoint.wrappers import unwrapped
 from lazymoe.errors import error, failure
 from lazymoe.progress import Progress, silent
@@ -173,10 +174,14 @@ def _open(
         what = f"{name}: its index names '{lost[0]}', which no file has"
         raise error("source.incomplete", where, what, "Download it again, whole.")
 
+    whole = str(config.get("model_type"))
+    config, tensors, left = text_part(config, tensors)
+    remarks = (f"it is a {whole}, and only its text model is taken: {some(left)} stay behind",) if left else ()
     config, tensors = translate(*unwrapped(config, tensors, where, name))
     tensors, ignored = without_leftovers(config, tensors)
     weights = {file: sizes[file] for file in chosen.files}
-    return _settle(Source(reference, folder, origin, config, tensors, weights, ignored=ignored), where, remote)
+    source = Source(reference, folder, origin, config, tensors, weights, remarks=remarks, ignored=ignored)
+    return _settle(source, where, remote)
 
 
 def _settle(source: Source, where: str, remote: Remote | None) -> Source:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lazymoe.architectures.configs import rope_spellings, window
 from lazymoe.architectures.records import Dense, Host, Shapes
 from lazymoe.checkpoint.source import Source
-from lazymoe.checkpoint.tensors import FLOATS
+from lazymoe.checkpoint.tensors import FLOATS, some
 from lazymoe.errors import Problem
 from lazymoe.planning import vocabularies
 from lazymoe.recipe.schema import Recipe
@@ -70,7 +70,7 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
 
     for (where, _), source in zip(recipe.models[1:], sources[1:], strict=True):
         kind = source.config.get("model_type")
-        if kind != dense.model_type:
+        if kind != dense.model_type and not (base.dense and base.dense.is_like(source.dense)):
             what = f"{source.reference} is a {kind} model, the base model a {dense.model_type}"
             yield Problem("source.mismatch", where, what, "All models must have one architecture.")
             continue
@@ -212,12 +212,3 @@ def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
         what = f"{name} has '{wrong[0].name}' as {shape}, where its config says {expected}"
         remedy = "The file and its config don't belong together: download it again."
         yield Problem("source.config", where, what, remedy)
-
-
-def some(names: Sequence[str]) -> str:
-    """Spell tensors in a few words: the first by name.
-
-    Args:
-        names: theirs, at least one.
-    """
-    return f"the tensor '{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -100,7 +100,7 @@ def _rope(written: Config, kind: str) -> dict[str, Any]:
         main, local = settings["full_attention"], settings["sliding_attention"]
         spelled = rope_spellings({**written, "rope_parameters": main})
         return {**spelled, "rope_parameters": settings, "rope_local_base_freq": local["rope_theta"]}
-    spelled = rope_spellings(written)
+    spelled = {**rope_spellings(written), "rope_parameters": settings}
     if settings.get("rope_type") == "longrope":  # transformers 4 takes these three and no other
         factors = {key: settings[key] for key in ("long_factor", "short_factor") if key in settings}
         spelled["rope_scaling"] = {"type": "longrope", **factors}
