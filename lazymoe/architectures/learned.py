@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazymoe.architectures.records import Config, Dense
@@ -119,8 +119,9 @@ def _learned(text: str) -> Dense | str:
         made = transformers_config(config)
         if type(made) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             return f"has no causal language model in transformers {version}"
+        record = _Seen(made).record(config)
         _steps(config["model_type"])
-        return _Seen(made).record(config)
+        return record
     except _Unfit as e:
         return str(e)
     except Exception as e:  # whatever a config's values make the class raise
@@ -144,6 +145,8 @@ class _Seen:
         path: name of the list of its layers.
         layers: the layers.
         calls: of each layer, how its modules were called.
+        states: what each layer was given, and what it gave.
+        aside: whether something that layers have left for later ones was taken away.
         gives: how long a tuple a layer gives, 0 for its states by themselves.
     """
 
@@ -164,13 +167,27 @@ class _Seen:
                 raise _Unfit("has attention that looks both ways")
             self.calls: list[list[Call]] = [[] for _ in self.layers]
             self.states: list[tuple[Any, Any]] = []  # what each layer is given and gives
+            self.aside = False  # whether something that layers have left for later ones was taken away
             for layer, calls in zip(self.layers, self.calls, strict=True):
+                layer.register_forward_pre_hook(self._take_away, with_kwargs=True)
                 layer.register_forward_hook(self._watch_layer, with_kwargs=True)
                 for path, module in layer.named_modules():
                     if path:
                         module.register_forward_hook(self._watch(path, calls), with_kwargs=True)
-            self.model(input_ids=torch.zeros(1, TOKENS, dtype=torch.int64), use_cache=False)
+            try:
+                self.model(input_ids=torch.zeros(1, TOKENS, dtype=torch.int64), use_cache=False)
+            except LookupError:
+                if self.aside:  # a sweep that was stopped couldn't go on
+                    raise _Unfit("has layers that share keys and values") from None
+                raise
         self.gives = len(self.states[-1][1]) if self.states and isinstance(self.states[-1][1], tuple) else 0
+
+    def _take_away(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Leave a layer nothing of those before it but their states."""
+        for value in kwargs.values():
+            if isinstance(value, MutableMapping) and value:
+                value.clear()
+                self.aside = True
 
     def _watch_layer(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         self.states.append((next(iter((*args, *kwargs.values()))), made))
