@@ -10,6 +10,7 @@ import copy
 import functools
 
 import torch
+import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
@@ -96,7 +97,12 @@ class GenericMoeConfig(PretrainedConfig):
     @classmethod
     def from_pretrained(cls, path, **kwargs):
         settings, _ = PretrainedConfig.get_config_dict(path, **kwargs)
-        return _config_class(settings["mixture"]["dense"]).from_pretrained(path, **kwargs)
+        mixture = settings["mixture"]
+        found = _config_class(mixture["dense"]).from_pretrained(path, **kwargs)
+        if transformers.__version__ < "5":  # which has its rotary settings in another key
+            config = found[0] if isinstance(found, tuple) else found
+            config.rope_scaling = mixture["rope_scaling"]
+        return found
 
 
 class _Loaded(PreTrainedModel):

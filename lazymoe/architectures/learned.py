@@ -48,8 +48,8 @@ def transformers_config(config: Config) -> Any:
     if kind == "mistral" and config.get("layer_types"):
         kind = "ministral"  # what transformers 5 takes such a model for
     made = CONFIG_MAPPING[kind]
-    fixed = {n for n, of in inspect.getmembers(made) if isinstance(of, property) and of.fset is None}
-    kept = {k: v for k, v in config.items() if k not in (*LEADING, "windows", "given", "auto_map", *fixed)}
+    aside = {*LEADING, "windows", "given", "auto_map", *_fixed(made)}
+    kept = {k: v for k, v in config.items() if k not in aside}
     given = json.loads(json.dumps({**kept, "model_type": kind}))
     decode = getattr(PretrainedConfig, "_decode_special_floats", None)  # transformers 5 writes infinity its own way
     return made.from_dict(decode(given) if decode else given)
@@ -402,17 +402,22 @@ def _role(name: str, down: str) -> str:
     return {f"{down}.weight": "down", f"{down}.bias": "down_bias"}.get(name, name.removesuffix(".weight"))
 
 
-def known_keys(made: Any) -> set[str]:
-    """Name the keys that a config's class has itself, beside those of all classes.
+def general_keys(made: Any) -> set[str]:
+    """Name the config keys that tell nothing of an architecture, that lead to code or other files, or that the class
+    works out for itself.
 
     Args:
         made: transformers' config.
     """
     from transformers import PretrainedConfig
 
-    general = PretrainedConfig().to_dict().keys() - {"tie_word_embeddings", *TOKEN_IDS}
-    own = type(made)().to_dict().keys() | made.attribute_map.keys()
-    return set(own - general - set(LEADING)) | {"rope_parameters"}
+    aside = {*LEADING, *ASIDE, "model_type", "rope_scaling", *_fixed(type(made))}
+    return (PretrainedConfig().to_dict().keys() | aside) - {"tie_word_embeddings", *TOKEN_IDS}
+
+
+def _fixed(kind: type) -> set[str]:
+    """Name the keys of a config's class that can't be set."""
+    return {name for name, of in inspect.getmembers(kind) if isinstance(of, property) and of.fset is None}
 
 
 def _defaults(made: Any, down: tuple[int, ...]) -> dict[str, Any]:
@@ -422,8 +427,8 @@ def _defaults(made: Any, down: tuple[int, ...]) -> dict[str, Any]:
         made: transformers' config.
         down: shape of the map that a feed-forward network ends in; empty if there is none.
     """
-    full, known = json.loads(json.dumps(made.to_dict(), default=str)), known_keys(made)
-    found = {key: value for key, value in full.items() if key in known}
+    full, general = json.loads(json.dumps(made.to_dict(), default=str)), general_keys(made)
+    found = {key: value for key, value in full.items() if key not in general}
     heads = _stated(made, "num_attention_heads") or 1
     found |= {key: found.get(key) or _stated(made, key) for key in NAMED}
     inner = max(down) if down else 0

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from lazymoe.architectures.learned import layers_of
@@ -65,7 +66,7 @@ class Stacked(nn.ModuleList):
         return super().__getitem__(int(expert)).weight
 
 
-def pack(linear: nn.Linear, bits: int) -> None:
+def pack(linear: nn.Linear | Conv1D, bits: int) -> None:
     """Pack the weight of a linear layer, in place; it is unpacked whenever it is asked for.
 
     No kernel of bitsandbytes multiplies with it: on some processors these take only matrices of certain sizes.
@@ -179,7 +180,8 @@ def load_packed(
 def _pack_own(module: nn.Module, bits: int, experts: int) -> None:
     """Pack what a module itself holds of matrices, in place. Routers and gates, of a row for each expert or of one,
     stay as they are."""
-    if isinstance(module, nn.Linear) and module.out_features > experts:
+    width = getattr(module, "out_features", 0) if isinstance(module, nn.Linear) else getattr(module, "nf", 0)
+    if isinstance(module, (nn.Linear, Conv1D)) and width > experts:
         pack(module, bits)
     for name, parameter in list(module._parameters.items()):
         if parameter is not None and parameter.dim() == 3 and len(parameter) == experts:  # [E, N, K]

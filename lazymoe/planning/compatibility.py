@@ -63,6 +63,11 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
         what = f"{base.reference} has {some(alien)}, for which {host.name} has no place"
         yield Problem("source.no-place", "base_model", what, "Use a base model without such weights.")
 
+    scaled = [i for i, e in enumerate(recipe.every_expert) if e.residual_scale is not None]
+    if scaled and not any(role.startswith("down") for role in dense.ffn):
+        what = f"the feed-forward networks of a {dense.model_type} don't end in a map that could be scaled"
+        yield Problem("recipe.scale", recipe.place(scaled[0], "residual_scale"), what, "Leave residual_scale out.")
+
     if base.unread:
         what = f"{base.reference} has '{base.unread[0]}', which transformers doesn't read from a GGUF file"
         remedy = "Name the model it was made from; as an expert this one will do."
@@ -117,6 +122,11 @@ def uncorrectable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> It
     remedy = "Use 'expert_weights: own'."
     if not dense.adds:
         what = f"a {dense.model_type} norms what its feed-forward networks give, so what is missing there can't be told"
+        yield Problem("recipe.corrected", "expert_weights", what, remedy)
+        return
+    down = dense.roles(sources[0].config).get("down")
+    if down is None or down.shape[0] != sources[0].config["hidden_size"]:
+        what = f"the feed-forward networks of a {dense.model_type} don't end in a linear map, which could be corrected"
         yield Problem("recipe.corrected", "expert_weights", what, remedy)
         return
     for (where, _), expert, source in zip(recipe.models[1:], recipe.experts, sources[1:], strict=False):

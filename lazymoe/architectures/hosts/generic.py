@@ -11,15 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from lazymoe.architectures.configs import auto_map, rope_spellings
-from lazymoe.architectures.learned import known_keys, transformers_config
+from lazymoe.architectures.learned import general_keys, transformers_config
 from lazymoe.architectures.records import Config, Dense, Host, MoE
 
 CODE = "modeling_generic_moe.py"
 GEMMA3 = "gemma3_text"  # the kind that has two rotary settings in transformers 4 too
-OLD = {  # keys that transformers 4 reads and 5 has put into others
-    "original_max_position_embeddings", "partial_rotary_factor", "rope_local_base_freq", "rope_theta", "rotary_pct",
-    "sliding_window_pattern",
-}  # fmt: skip
 
 
 def _doubt(moe: MoE) -> str:
@@ -67,12 +63,16 @@ def host_in(config: Config) -> Host | None:
 def _config(moe: MoE, dense: Dense) -> dict[str, Any]:
     """Make its config.json: the dense model's as it was given, completed, and what is in place of its networks."""
     made, layers = transformers_config(moe.dense), dense.prefix.removesuffix(".{layer}.")
-    known, given = known_keys(made), moe.dense.get("given", moe.dense)
-    written = {key: value for key, value in made.to_dict().items() if key in known}
-    written |= {key: value for key, value in given.items() if key in known | OLD and value is not None}
+    general, given = general_keys(made), moe.dense.get("given", moe.dense)
+    written = {
+        key: value
+        for key, value in (made.to_dict() | {k: v for k, v in given.items() if v is not None}).items()
+        if key not in general and not key.startswith("_")
+    }
+    rope = _rope(written, made.model_type)
     return {
         **written,
-        **_rope(written, made.model_type),
+        **{key: value for key, value in rope.items() if key != "rope_scaling"},
         "hidden_size": moe.dense["hidden_size"],
         "num_hidden_layers": moe.dense["num_hidden_layers"],
         "architectures": ["GenericMoeForCausalLM"],
@@ -85,6 +85,8 @@ def _config(moe: MoE, dense: Dense) -> dict[str, Any]:
             "experts": moe.experts,
             "experts_per_token": moe.top_k,
             "shared_experts": moe.shared,
+            # beside the rest transformers 5 would stumble over it, where it looks for a tokenizer's class
+            "rope_scaling": rope.get("rope_scaling"),
         },
     }
 
