@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.files import absolute, shown, unwritten
@@ -200,7 +201,7 @@ def write_layers(writer: Writer, layers: int) -> None:
         layers: of the mixture.
     """
     for layer in range(layers):
-        writer.finish(layer)
+        writer.finish(LAYER.format(layer=layer))
         writer.keep()
     writer.finish()
 

@@ -115,7 +115,7 @@ def write_recipe(path: Path, recipe: Recipe) -> Path:
 
 def sparse(folder: Path, config: dict[str, object], shards: int = 1) -> Path:
     """A checkpoint of any size that takes no room: true headers over holes in the file."""
-    dense = dense_of(config["model_type"])
+    dense = dense_of(config)
     assert dense is not None
     backbone, ffn = dense.all_shapes(dense.complete(config))
     shapes = list((backbone | ffn).items())

@@ -163,7 +163,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     ),
     # models that don't fit
     "architecture": (lambda k: configure(k.expert, model_type="qwen2"), ("is a qwen2 model", "one architecture")),
-    "architecture of all": (lambda k: configure(k.base, model_type="gpt2"), ("'gpt2'", "mixtral takes llama")),
+    "architecture of all": (lambda k: configure(k.base, model_type="nothing"), ("'nothing'", "none that transformers")),
     "hidden size": (lambda k: k.other(hidden_size=64, head_dim=8), ("hidden size 64 instead of 32",)),
     "layers": (lambda k: k.other(num_hidden_layers=3), ("number of layers 3 instead of 2",)),
     "heads": (lambda k: k.other(num_attention_heads=2, head_dim=8), ("number of attention heads 2 instead of 4",)),

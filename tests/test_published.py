@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from generic_models import make_family
 from hub_server import Hub
-from small_models import Make, configure, make_model, recipe, rewrite
+from small_models import Make, configure, load_model, logits, make_model, recipe, rewrite
+from transformers import AutoModelForCausalLM
 
-from lazymoe import LazyMoEError, Recipe, RecipeError, merge
+from lazymoe import LazyMoEError, Recipe, RecipeError, load, merge
 from lazymoe.cards.card import card
 from lazymoe.cards.naming import spell, without_places
 from lazymoe.output.folder import INDEX, RECIPE, RECORD
@@ -221,3 +223,25 @@ def test_models_by_name(name: str, published: str, spelled: str) -> None:
     assert (shown.base_model, shown.experts[0].source_model) == (published, published)
     assert Recipe.from_yaml(shown.to_yaml()) == shown
     assert spell(Reference.parse(name)) == spelled
+
+
+def test_a_generic_mixture_goes_up_and_comes_down(clean_hub: Hub, tmp_path: Path) -> None:
+    base, *experts = (make_family(tmp_path, "Gemma 2", seed=i, name=f"model-{i}") for i in range(3))
+    moe = merge(recipe(base, *experts), tmp_path / "moe").folder
+    publish(moe, REPO)
+    assert b"trust_remote_code=True" in files(clean_hub)["README.md"]
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(REPO, trust_remote_code=False)
+    found = AutoModelForCausalLM.from_pretrained(REPO, trust_remote_code=True, dtype="auto")
+    assert (logits(found.eval()) - logits(load_model(moe))).abs().max() < 1e-5
+
+    (moe / "modeling_generic_moe.py").write_text("raise SystemExit")
+    assert "modeling_generic_moe.py" in refused(clean_hub, moe)
+    with pytest.raises(LazyMoEError, match="isn't LazyMoE's own"):
+        load(moe)
+
+
+@pytest.mark.parametrize("mixture", [None, 3, {}, {"feed_forward": 1}, {"feed_forward": None}])
+def test_a_generic_config_that_says_nothing_usable_is_refused(clean_hub: Hub, moe: Path, mixture: object) -> None:
+    configure(moe, model_type="generic_moe", mixture=mixture)
+    assert "which LazyMoE doesn't make" in refused(clean_hub, moe)

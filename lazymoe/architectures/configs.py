@@ -84,7 +84,7 @@ def rope_spellings(config: Config) -> dict[str, Any]:
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, dict) for value in settings.values()):  # one for each type of layer: transformers 5 alone
         return {"rope_parameters": settings}
-    theta = settings.pop("rope_theta", config["rope_theta"])
+    theta = settings.pop("rope_theta", config.get("rope_theta"))
     part = settings.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))  # partial rotary, if < 1
     kind = settings["rope_type"] = settings.get("rope_type") or settings.get("type") or "default"
     if "type" in settings:

@@ -69,6 +69,7 @@ MISTRAL = Dense(
     layer=_LAYER,
     ffn=_FFN,
     defaults={**_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    computes="llama",
     settle=settling.mistral,
     windows=settling.mistral_windows,
 )
@@ -122,6 +123,7 @@ OLMO2 = Dense(
         "self_attn.k_norm.weight": "kv_heads",
     },
     ffn=_FFN,
+    adds=False,
     defaults={
         **_DEFAULTS,
         "attention_bias": False,
@@ -252,6 +254,7 @@ GEMMA4 = Dense(
         },
     },
     ffn=_FFN,
+    adds=False,
     defaults={
         **_without(_DEFAULTS, "hidden_act", "rope_theta"),
         "attention_bias": False,

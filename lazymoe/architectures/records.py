@@ -4,7 +4,7 @@ become."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ SMALL = 256  # width of a shared expert that has nothing to do
 # one expert's tensors as most mixtures name them, and the role they come from
 MLP_EXPERTS = {f"mlp.experts.{{expert}}.{role}_proj.weight": role for role in ("gate", "up", "down")}
 SHARED_EXPERTS = {f"mlp.shared_experts.{role}_proj.weight": role for role in ("gate", "up", "down")}
-LAYER = "model.layers.{layer}."  # how every architecture here names its layers
+LAYER = "model.layers.{layer}."  # how nearly every architecture names its layers
 
 Config = Mapping[str, Any]  # the contents of a config.json
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
@@ -44,6 +44,13 @@ class Dense:
         stacked: tensors that lie one below the other in a larger one, in the order given: name to the larger one's.
         renamed: what older versions call a config key, to its name.
         settle: works out what a config only implies, in place.
+        prefix: how its layers are named.
+        head: name of the output head's weight.
+        each: in place of ``layer`` and ``kinds`` the tensors of each layer by its number, where no word tells them.
+        adds: whether a layer adds what its feed-forward network gives as it is, or scaled, with no norm in between.
+        maps: which tensors of the layers are weights of linear maps ``[out, in]``; None for all that are matrices.
+        computes: the architecture whose layers it has, where it is another's but for what a config tells.
+        gives: how long a tuple transformers' layers give; 0 for the states by themselves.
         windows: how far attention looks back in each layer, in tokens; None where it sees everything.
     """
 
@@ -57,11 +64,59 @@ class Dense:
     renamed: Mapping[str, str] = field(default_factory=dict)
     settle: Callable[[dict[str, Any]], None] | None = None
     windows: Callable[[Config], list[int | None]] = lambda config: [None] * int(config["num_hidden_layers"])
+    prefix: str = LAYER
+    head: str = "lm_head.weight"
+    each: tuple[Mapping[str, str], ...] = ()
+    adds: bool = True
+    maps: frozenset[str] | None = None
+    gives: int = 0
+    computes: str = ""
+
+    def is_like(self, other: Dense | None) -> bool:
+        """Tell whether experts of another architecture fit, if their sizes do.
+
+        Args:
+            other: its record; None fits nowhere.
+        """
+        kinds = {d.computes or d.model_type for d in (self, other) if d}
+        return other is not None and len(kinds) == 1
 
     @property
-    def adds(self) -> bool:
-        """Whether a layer adds what its feed-forward network gives as it is, or scaled, with no norm in between."""
-        return not any(name.startswith("post_feedforward") for name in self.layer)
+    def embeddings(self) -> str:
+        """Name of the token embeddings' weight."""
+        return next(iter(self.outer))
+
+    @property
+    def module(self) -> str:
+        """Name of a layer's feed-forward module, as transformers has it."""
+        name, _ = next(iter(self.ffn.values()))
+        return name.partition(".")[0]
+
+    def head_in(self, names: Container[str]) -> str:
+        """Name the weight of a model's head: its own, or the embeddings where these are tied.
+
+        Args:
+            names: of the model's tensors.
+        """
+        return self.head if self.head in names else self.embeddings
+
+    def within(self, layer: int) -> str:
+        """Give what is before the names of a layer's tensors.
+
+        Args:
+            layer: its number, from 0.
+        """
+        return self.prefix.format(layer=layer)
+
+    def layer_of(self, name: str) -> int | None:
+        """Tell which layer a tensor is in, by its full name; None if it is outside of them.
+
+        Args:
+            name: as in a dense model, or in a mixture of them.
+        """
+        before, _ = self.prefix.split("{layer}")
+        number = name[len(before) :].partition(".")[0] if name.startswith(before) else ""
+        return int(number) if number.isdecimal() else None
 
     def fill(self, config: Config) -> dict[str, Any]:
         """Fill in the keys of a config.json that it may leave out or call otherwise; nothing is computed.
@@ -103,6 +158,8 @@ class Dense:
             layer: its number, from 0.
             config: a complete config.
         """
+        if self.each:
+            return self._places(self.each[layer], config)
         kind = (config.get("layer_types") or {layer: ""})[layer]
         return self._places({**self.layer, **self.kinds.get(kind, {})}, config)
 
@@ -140,6 +197,16 @@ class Dense:
         """
         return _whole(self.roles(config))
 
+    def linear(self, layer: int, config: Config) -> list[str]:
+        """List the weights of a layer's linear maps outside its feed-forward network, as they lie on disk, by name.
+
+        Args:
+            layer: its number, from 0.
+            config: a complete config.
+        """
+        shapes = self.layer_shapes(layer, config)
+        return [n for n, size in shapes.items() if (len(size) == 2 if self.maps is None else n in self.maps)]
+
     def all_shapes(self, config: Config) -> tuple[Shapes, Shapes]:
         """List all tensors of a model, full names to shape: those of its backbone, those of its feed-forward networks.
 
@@ -148,7 +215,7 @@ class Dense:
         """
         backbone, ffn = self.outer_shapes(config), Shapes()
         for layer in range(config["num_hidden_layers"]):
-            prefix = LAYER.format(layer=layer)
+            prefix = self.within(layer)
             backbone |= {prefix + name: of for name, of in self.layer_shapes(layer, config).items()}
             ffn |= {prefix + name: of for name, of in self.ffn_shapes(config).items()}
         return backbone, ffn
@@ -168,8 +235,8 @@ def _whole(places: Mapping[str, Place]) -> Shapes:
     """Work out what lies on disk, from where the parts of it lie: they are stacked by their rows."""
     shapes: Shapes = {}
     for place in places.values():
-        above = shapes.get(place.name, (0,))[0]
-        shapes[place.name] = (above + place.shape[0], *place.shape[1:])
+        above = shapes.get(place.name, (0,))[0] if place.shape else 0
+        shapes[place.name] = (above + place.shape[0], *place.shape[1:]) if place.shape else ()
     return shapes
 
 
@@ -177,7 +244,7 @@ def shape(words: str, config: Config) -> tuple[int, ...]:
     """Put a shape in words, such as ``"ffn hidden"``, into numbers.
 
     Args:
-        words: the size of each dimension.
+        words: the size of each dimension, a word or a number.
         config: a complete config, with the number of ``experts`` where that is one of the words.
     """
     sizes = {
@@ -197,7 +264,7 @@ def shape(words: str, config: Config) -> tuple[int, ...]:
         "small": SMALL,
     }
     sizes["global_values"] = 0 if config.get("attention_k_eq_v") else sizes["global_keys"]
-    return tuple(sizes[word] for word in words.split())
+    return tuple(int(word) if word.isdigit() else sizes[word] for word in words.split())
 
 
 @dataclass(frozen=True)
@@ -262,3 +329,8 @@ class Host:
     elsewhere: frozenset[Literal["llama.cpp", "vLLM"]] = frozenset()
     since: Literal["4.57", "5"] = "4.57"
     aliases: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Names of the modules in a layer that hold its experts, on disk and in transformers 5."""
+        return frozenset({"mlp", *(name.partition(".")[0] for name in self.experts)})

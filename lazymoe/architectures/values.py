@@ -12,6 +12,10 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NULLABLE = (*OPTIONAL_SIZES, *TOKEN_IDS, "layer_types")  # where null means something else than the default
 MOST = {"num_hidden_layers": 10_000}  # far above any model there is; other sizes fit 31 bits
 LAYER_TYPES = ("full_attention", "sliding_attention", "conv")
+LEADING = (  # keys that no model here needs, that lead transformers to kernels, packages, other files
+    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
+    "quantization_config", "transformers_weights",
+)  # fmt: skip
 
 
 def unusable(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
@@ -31,7 +35,7 @@ def unusable(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | No
     for key, default in defaults.items():
         if not _is_like(config[key], default, key):
             return _named(key, config[key])
-    types = config.get("layer_types")
+    types = None if "layer_types" in defaults else config.get("layer_types")  # of what is learned transformers judged
     known = isinstance(types, list) and all(isinstance(kind, str) and kind in LAYER_TYPES for kind in types)
     if types is not None and not (known and len(types) == config["num_hidden_layers"]):
         return _named("layer_types", types)

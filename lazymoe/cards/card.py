@@ -140,7 +140,7 @@ def _computed(done: Finished) -> str | None:
     if done.recipe.expert_weights == "own":
         return None
     roles = {role for words in done.host.experts.values() for role in words.split() if not role.endswith("_bias")}
-    return "a third" if len(roles) == 3 else "half"
+    return {2: "half", 3: "a third"}.get(len(roles), "a part")
 
 
 def _command(record: Record) -> str:

@@ -1,7 +1,9 @@
-"""Old spellings of an architecture: the same weights under other names, read as if they had today's.
+"""Other spellings of an architecture: the same weights under other names, read as if they had those of transformers'
+class.
 
-Only Phi-2's first layout, ``phi-msft``, from before transformers had a class for it; phixtral itself was published in
-it. Its queries, keys and values lie one below the other in one matrix, so nothing has to be moved.
+Of architectures that have a record only Phi-2's first layout, ``phi-msft``, from before transformers had a class for
+it; phixtral itself was published in it. Its queries, keys and values lie one below the other in one matrix, so nothing
+has to be moved. Of those that are learned, what transformers itself renames (EXAONE 3.5, Pythia).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lazymoe.architectures.learned import renamed
+from lazymoe.architectures.registry import dense_of, recorded
 from lazymoe.checkpoint.tensors import TensorInfo
 
 CONFIG = {
@@ -42,7 +46,9 @@ def translate(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[d
         tensors: all its tensors, by name.
     """
     if config.get("model_type") != "phi-msft":
-        return config, tensors
+        if recorded(config) or not dense_of(config):
+            return config, tensors
+        return config, {new: replace(tensors[name], name=new) for name, new in renamed(config, tensors).items()}
     today = {CONFIG.get(key, key): value for key, value in config.items() if key != "auto_map"}
     hidden, heads, rotary = (today.get(key) for key in ("hidden_size", "num_attention_heads", "rotary_dim"))
     if isinstance(hidden, int):

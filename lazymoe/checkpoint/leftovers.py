@@ -31,7 +31,7 @@ def without_leftovers(
     Returns:
         The other tensors by name, and the names of those that were left out, sorted.
     """
-    if dense_of(config.get("model_type")) is None:
+    if dense_of(config) is None:
         return dict(tensors), ()
     ignored = {name for name, tensor in tensors.items() if _is_leftover(tensor)}
     return {name: tensor for name, tensor in tensors.items() if name not in ignored}, tuple(sorted(ignored))

@@ -22,10 +22,11 @@ from lazymoe.checkpoint.leftovers import LEFTOVER, without_leftovers
 from lazymoe.checkpoint.legacy import open_pickle
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.lora import open_adapter
+from lazymoe.checkpoint.multimodal import text_part
 from lazymoe.checkpoint.quantized import unpacked
 from lazymoe.checkpoint.safetensors import open_file, read_header
-from lazymoe.checkpoint.source import CARD, EMBEDDINGS, HEAD, SMALL_FILES, Source, read_json
-from lazymoe.checkpoint.tensors import CODES, FLOATS, Remote, TensorInfo, same_bytes
+from lazymoe.checkpoint.source import CARD, SMALL_FILES, Source, read_json
+from lazymoe.checkpoint.tensors import CODES, FLOATS, Remote, TensorInfo, same_bytes, some
 from lazymoe.checkpoint.wrappers import unwrapped
 from lazymoe.errors import error, failure
 from lazymoe.progress import Progress, silent
@@ -73,8 +74,8 @@ def _with_adapter(reference: Reference, below: Source, where: str) -> Source:
         LazyMoEError: as `lora.open_adapter`.
     """
     adapter = open_adapter(str(reference.adapter), where, below.tensors)
-    config = below.config
-    if HEAD in adapter.tensors and HEAD not in below.tensors:  # a head was trained apart from the embeddings
+    config, head = below.config, below.head
+    if head in adapter.tensors and head not in below.tensors:  # a head was trained apart from the embeddings
         config = config | {"tie_word_embeddings": False}
     return replace(
         below,
@@ -173,10 +174,14 @@ def _open(
         what = f"{name}: its index names '{lost[0]}', which no file has"
         raise error("source.incomplete", where, what, "Download it again, whole.")
 
+    whole = str(config.get("model_type"))
+    config, tensors, left = text_part(config, tensors)
+    remarks = (f"it is a {whole}, and only its text model is taken: {some(left)} stay behind",) if left else ()
     config, tensors = translate(*unwrapped(config, tensors, where, name))
     tensors, ignored = without_leftovers(config, tensors)
     weights = {file: sizes[file] for file in chosen.files}
-    return _settle(Source(reference, folder, origin, config, tensors, weights, ignored=ignored), where, remote)
+    source = Source(reference, folder, origin, config, tensors, weights, remarks=remarks, ignored=ignored)
+    return _settle(source, where, remote)
 
 
 def _settle(source: Source, where: str, remote: Remote | None) -> Source:
@@ -185,7 +190,7 @@ def _settle(source: Source, where: str, remote: Remote | None) -> Source:
     Raises:
         SourceError: if a value of the config can't be meant.
     """
-    dense, config = dense_of(source.config.get("model_type")), source.config
+    dense, config = dense_of(source.config), source.config
     if dense is None:
         return source  # `find_host` says what can be made of which
     try:
@@ -198,16 +203,16 @@ def _settle(source: Source, where: str, remote: Remote | None) -> Source:
     plain = all(tensor.dtype in FLOATS for tensor in tensors.values())
     if plain and config.pop("quantization_config", None) and not quantized:
         remarks.append("its config.json says that it is quantized, but no weight is: that is ignored")
-    if config["tie_word_embeddings"] and (head := tensors.get(HEAD)):
-        embeddings = tensors.get(EMBEDDINGS)
+    if config["tie_word_embeddings"] and (head := tensors.get(dense.head)):
+        embeddings = tensors.get(dense.embeddings)
         if embeddings is None or same_bytes(embeddings, head, remote):
-            del tensors[HEAD]  # some store it all the same, and nothing reads it
+            del tensors[dense.head]  # some store it all the same, and nothing reads it
         else:  # transformers 5 doesn't tie these
             config["tie_word_embeddings"] = False
             remarks.append("its output head differs from its embeddings, though its config.json ties them: it is kept")
     stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     dtype = source.dtype or quantized or CODES.get(stated) or _most(tensors)
-    return replace(source, config=config, tensors=tensors, dtype=dtype, remarks=tuple(remarks))
+    return replace(source, config=config, tensors=tensors, dtype=dtype, remarks=tuple(remarks), dense=dense)
 
 
 def _most(tensors: Mapping[str, TensorInfo]) -> str:

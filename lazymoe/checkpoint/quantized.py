@@ -87,7 +87,7 @@ def unpacked(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tu
     for key, tensor in tensors.items():
         if (match := BESIDE.fullmatch(key)) and f"{match['module']}weight" in tensors:
             beside.setdefault(f"{match['module']}weight", {})[match["four"] or match["other"]] = tensor
-    dense = dense_of(config.get("model_type"))
+    dense = dense_of(config)
     if not beside or dense is None:
         return None, dict(tensors)
     stated = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")

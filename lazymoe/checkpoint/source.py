@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.lfs import START, refusal
 from lazymoe.checkpoint.lora import Adapter
 from lazymoe.checkpoint.tensors import TensorInfo
@@ -31,7 +32,6 @@ TOKENIZER_FILES = (
 GENERATION = "generation_config.json"
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", GENERATION, "*.index.json")
 CARD = "README.md"
-HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Source:
             else that of most weights; of quantized weights what they had before.
         unread: names of tensors that nothing here can read.
         ignored: names of tensors in its files that no model of its kind reads, left out of ``tensors``.
+        dense: the record of its architecture; None if there is none, as for a mixture.
         remarks: what was found odd in it and how it was taken, in words.
         adapter: a LoRA adapter on top; ``tensors`` are those with it.
     """
@@ -64,6 +65,17 @@ class Source:
     remarks: tuple[str, ...] = ()
     adapter: Adapter | None = None
     ignored: tuple[str, ...] = ()
+    dense: Dense | None = None
+
+    @property
+    def embeddings(self) -> str:
+        """Name of the token embeddings' weight; empty if the architecture has no record."""
+        return self.dense.embeddings if self.dense else ""
+
+    @property
+    def head(self) -> str:
+        """Name of the output head's weight; empty if the architecture has no record."""
+        return self.dense.head if self.dense else ""
 
     @property
     def revision(self) -> str | None:
@@ -107,11 +119,11 @@ class Source:
         Raises:
             KeyError: if there is none.
         """
-        return self.tensors[name if name in self.tensors or not self.has(name) else EMBEDDINGS]
+        return self.tensors[name if name in self.tensors or not self.has(name) else self.embeddings]
 
     def has(self, name: str) -> bool:
         """Tell whether `tensor` finds a tensor of this name."""
-        return name in self.tensors or (name == HEAD and bool(self.config.get("tie_word_embeddings")))
+        return name in self.tensors or (name == self.head and bool(self.config.get("tie_word_embeddings")))
 
     def load(self, name: str) -> torch.Tensor:
         """Read a whole tensor, in its dtype, or wider under an adapter.

@@ -4,7 +4,7 @@ safetensors format."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -171,3 +171,12 @@ def _raw(tensor: TensorInfo, remote: Remote | None) -> bytes:
     if lies is None:
         return tensor.read().float().numpy().tobytes()
     return bytes(read_bytes(*lies) if lies.path.exists() or remote is None else remote(lies.path.name, *lies[1:]))
+
+
+def some(names: Sequence[str]) -> str:
+    """Spell tensors in a few words: the first by name.
+
+    Args:
+        names: theirs, at least one.
+    """
+    return f"the tensor '{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

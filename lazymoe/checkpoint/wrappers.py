@@ -1,5 +1,5 @@
-"""Prefixes that a model's names get from what it was wrapped in when it was saved: PEFT, torch.compile, DDP, trainers,
-a multimodal model. They are taken off; a decoder that was saved by itself gets its ``model.`` back.
+"""Prefixes that a model's names get from what it was wrapped in when it was saved: PEFT, torch.compile, DDP, trainers.
+They are taken off; a decoder that was saved by itself gets its ``model.`` back.
 
 Where the token embeddings lie says what is before them.
 """
@@ -7,20 +7,16 @@ Where the token embeddings lie says what is before them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from lazymoe.architectures.registry import dense_of
-from lazymoe.checkpoint.leftovers import LEFTOVER
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
 
 BEFORE = {"base_model", "model", "module", "pretrained_model", "_forward_module"}  # PEFT, Lightning, DDP, TRL, Fabric
 WITHIN = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # anywhere in a name
 UNMERGED = re.compile(r"(?:.+\.)?(?:base_layer|lora_(?:embedding_)?[AB]|modules_to_save|original_module)(?:\..+)?")
-LANGUAGE = re.compile(r"(?:model\.)?language_model\.|lm_head\.")  # the text model's part of a multimodal one
-OUTER = "model."  # what a decoder is called in its causal model
 OLD = {"phi-msft": "transformer.embd.wte.weight"}  # where old layouts have the embeddings
 
 
@@ -36,15 +32,13 @@ def unwrapped(
         model: what messages call it.
 
     Returns:
-        The config, a multimodal model's text config where there is nothing but text; and the tensors by name.
+        The config, and the tensors by name.
 
     Raises:
         SourceError: if there is a prefix that nothing is known of, or an adapter that isn't merged.
     """
-    language = _only_language(config, tensors)
-    config = language or config
-    dense = dense_of(config.get("model_type"))
-    embeddings = next(iter(dense.outer)) if dense else OLD.get(str(config.get("model_type")))
+    dense = dense_of(config)
+    embeddings = dense.embeddings if dense else OLD.get(str(config.get("model_type")))
     if embeddings is None:
         return config, tensors
     if unmerged := sorted(name for name in tensors if UNMERGED.fullmatch(name)):
@@ -53,13 +47,12 @@ def unwrapped(
         raise error("source.names", where, what, remedy)
 
     plain = {name: WITHIN.sub("", name) for name in tensors}
-    outer = OUTER if embeddings.startswith(OUTER) else ""
+    outer = dense.prefix.partition(".")[0] + "." if dense else ""
     bare = embeddings.removeprefix(outer)
     found = sorted({name for name in plain.values() if f".{name}".endswith(f".{bare}")})
     if found and embeddings not in found:
         prefix = found[0].removesuffix(bare)
-        known = BEFORE | {"language_model"} if language else BEFORE
-        if len(found) > 1 or not known.issuperset(prefix.split(".")[:-1]):
+        if len(found) > 1 or not BEFORE.issuperset(prefix.split(".")[:-1]):
             what = f"{model} has '{found[0]}': the prefix '{prefix}' is none that its architecture has"
             remedy = "Load it with what saved it, and save the model inside by its save_pretrained()."
             raise error("source.names", where, what, remedy)
@@ -87,16 +80,3 @@ def _today(name: str, prefix: str, outer: str, heads: set[str]) -> str:
         rest = name.removeprefix(prefix)
         return rest if rest in heads else outer + rest
     return name.removeprefix(around)
-
-
-def _only_language(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, Any] | None:
-    """Give the text config of a multimodal model that has no weights but its text model's; None if it isn't that."""
-    text = config.get("text_config")
-    if dense_of(config.get("model_type")) or not isinstance(text, dict) or not dense_of(text.get("model_type")):
-        return None
-    names = [WITHIN.sub("", name) for name in tensors]
-    if not all(LANGUAGE.match(name) or LEFTOVER.fullmatch(name) for name in names):
-        return None
-    kept = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
-    tied = not any(name.endswith("lm_head.weight") for name in names)
-    return {"tie_word_embeddings": tied, "torch_dtype": config.get("torch_dtype"), **text, **kept}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.checkpoint.source import EMBEDDINGS, HEAD
 from lazymoe.errors import error
 from lazymoe.forward.inputs import Inputs
 from lazymoe.forward.mixture import run
@@ -52,7 +51,7 @@ def calibrate(prepared: Prepared, folder: Path, file: Path, device: str, progres
             progress("imatrix", layer, plan.layers)
 
     stream = run(plan, mixture, [ids for ids, _ in texts], device, seen, inputs)
-    head = HEAD if HEAD in plan.sources[0].tensors else EMBEDDINGS
+    head = plan.dense.head_in(plan.sources[0].tensors)
     inputs.body([head], stream.finish().__getitem__)
     progress("imatrix", plan.layers, plan.layers)
     write_importance(file, gathered(plan, inputs), "the recipe's prompts", [len(s) for s in sequences])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.tensors import CODES
 from lazymoe.computing import ROUTERS, ROUTING, broken
@@ -87,7 +86,7 @@ def _write_routers(plan: Plan, folder: Path, gates: np.ndarray) -> None:
         raise broken()
     rows = {}
     for layer, gate in enumerate(gates):
-        prefix = LAYER.format(layer=layer)
+        prefix = plan.dense.within(layer)
         rows[prefix + plan.host.router] = gate[: plan.experts]
         if plan.gates > plan.experts:
             rows[f"{prefix}{plan.host.shared_gate}"] = gate[plan.experts :]
@@ -117,7 +116,7 @@ def degenerate(plan: Plan, folder: Path) -> Iterator[Problem]:
     """
     found, gates = open_file(folder / ROUTERS), []
     for layer in range(plan.layers):
-        tensor = found[LAYER.format(layer=layer) + plan.host.router]
+        tensor = found[plan.dense.within(layer) + plan.host.router]
         gates.append(tensor.floats().reshape(tensor.shape))
     rows = np.stack(gates)  # [L, E, H]
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)

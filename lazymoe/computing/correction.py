@@ -19,11 +19,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lazymoe.architectures.records import LAYER
-from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.errors import error
 from lazymoe.forward.device import exactly
-from lazymoe.forward.mixture import module_name
 from lazymoe.forward.parts import After
 from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
@@ -57,7 +54,7 @@ class Correction:
             RecipeError: if there is a token that its embeddings lack.
         """
         source = plan.sources[expert + 1]
-        if max(int(ids.max()) for ids, _ in batches.values()) >= source.tensor(EMBEDDINGS).shape[0]:
+        if max(int(ids.max()) for ids, _ in batches.values()) >= source.tensor(plan.dense.embeddings).shape[0]:
             what = f"{source.reference} lacks a token of its prompts, so it can't read these for itself"
             raise error("recipe.corrected", "expert_weights", what, "Use 'expert_weights: own'.")
         self.plan, self.penalty = plan, PENALTY / tokens
@@ -83,10 +80,10 @@ class Correction:
         def own(_: nn.Module, x: Tensor, __: After) -> Tensor:
             return torch.cat([forward(module, some) for some in x.split(BATCH)])
 
-        self.stream.step(feed_forward=(module_name(plan), own))
+        self.stream.step(feed_forward=(plan.dense.module, own))
 
         name, _ = plan.dense.ffn["down"]
-        projection = module.get_submodule(name.removeprefix(f"{module_name(plan)}.").removesuffix(".weight"))
+        projection = module.get_submodule(name.removeprefix(f"{plan.dense.module}.").removesuffix(".weight"))
         assert isinstance(projection, nn.Linear)  # as in every dense architecture here
         inputs: list[Tensor] = []
         hook = projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -108,7 +105,7 @@ class Correction:
         factor = (after(batch, torch.ones_like(read[batch])) - after(batch, torch.zeros_like(read[batch]))).median()
         with exactly():
             moved = projection.weight + ridge(x, missing.div_(factor), weights, self.penalty)
-        name = LAYER.format(layer=layer) + name
+        name = plan.dense.within(layer) + name
         corrected = moved.to(getattr(torch, plan.config["dtype"]))
         if not torch.isfinite(corrected).all():
             what = f"'{name}' came out NaN or infinite when it was corrected"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.source import EMBEDDINGS, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.forward.stream import Stream
 from lazymoe.forward.tokens import batches, load_tokenizer, tokenize
 from lazymoe.planning.memory import ROUND
@@ -78,7 +78,7 @@ def prompt_gates(recipe: Recipe, plan: Plan, device: str, progress: Progress) ->
 def _summed_embeddings(base: Source, tokens: Sequence[Tensor], groups: Sequence[Group], gates: int) -> Tensor:
     """Sum the embeddings of all tokens of each group of prompts: ``[1, gates, 2, H]``."""
     ids, places = torch.unique(torch.cat(list(tokens)), return_inverse=True)
-    embeddings = base.rows(EMBEDDINGS, ids.tolist()).float()  # [tokens that there are, H]
+    embeddings = base.rows(base.embeddings, ids.tolist()).float()  # [tokens that there are, H]
     summed = torch.zeros(1, gates, 2, embeddings.shape[1])
     for (expert, side), text in zip(groups, places.split([len(t) for t in tokens]), strict=True):
         summed[0, expert, side] += embeddings[text].sum(0)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
@@ -48,6 +49,10 @@ class Average:
     @property
     def config(self) -> dict[str, Any]:
         return self.base.config
+
+    @property
+    def dense(self) -> Dense | None:
+        return self.base.dense
 
     @property
     def folder(self) -> Path:

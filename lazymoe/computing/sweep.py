@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.safetensors import open_file, write_header
-from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import InMemory
 from lazymoe.computing import STATES, broken
 from lazymoe.computing.correction import Correction
@@ -40,7 +39,7 @@ from lazymoe.computing.shared_weights import (
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely, give_back
 from lazymoe.forward.inputs import Inputs, Map
-from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, module_name, route, shared
+from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.writer import Writer
@@ -85,19 +84,22 @@ def sweep(
     """
     order = canonical(recipe, plan)
     if reads_prompts(recipe, plan) and kept_embeddings(plan):
-        plan = _in_memory(plan, EMBEDDINGS)
+        plan = _in_memory(plan, plan.dense.embeddings)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, writer, folder, average, groups, order, device) if groups else None
-    late = plan.weighted and HEAD not in average.tensors  # embeddings whose columns count by what the head reads
+    tied = plan.dense.head not in average.tensors
+    late = plan.weighted and tied  # embeddings whose columns count by what the head reads
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
-    head = (HEAD if HEAD in outside else EMBEDDINGS) if plan.shared == "regmean" else None
+    embeddings, head = plan.dense.embeddings, None
+    if plan.shared == "regmean":
+        head = plan.dense.head if plan.dense.head in outside else embeddings
     if late:
         pass
     elif plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
-        writer.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
-    elif head != EMBEDDINGS:
-        writer.give(0, EMBEDDINGS, means(average, EMBEDDINGS))
+        writer.pass_by(0, embeddings, in_blocks(plan.sources[0], embeddings))
+    elif head != embeddings:
+        writer.give(0, embeddings, means(average, embeddings))
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()
@@ -105,28 +107,28 @@ def sweep(
                 weigh(walk.inputs)
             walk.give()
         elif plan.shared == "regmean":
-            maps = [name for name in _shared(plan, layer) if len(average.tensors[name].shape) == 2]
+            maps = [plan.dense.within(layer) + name for name in plan.dense.linear(layer, plan.sources[0].config)]
             _merge(average, plan, [name for name in maps if not writer.has(0, name)], None, device)
         for name in _shared(plan, layer) if plan.shared != "base" else ():
             writer.give(0, name, map(average.load, [name]))  # unless it is there
         average.made.clear()
-        writer.finish(layer)
+        writer.finish(plan.dense.within(layer))
         writer.keep()
         if walk:
             walk.keep()
         give_back()
         progress("sweep", layer + 1, plan.layers)
     if walk and walk.inputs and weigh:
-        walk.inputs.body([HEAD if HEAD in average.tensors else EMBEDDINGS], walk.stream.finish().__getitem__)
+        walk.inputs.body([plan.dense.head_in(average.tensors)], walk.stream.finish().__getitem__)
         weigh(walk.inputs)
     if late and plan.shared == "base":
-        writer.pass_by(0, EMBEDDINGS, in_blocks(plan.sources[0], EMBEDDINGS))
+        writer.pass_by(0, embeddings, in_blocks(plan.sources[0], embeddings))
     for name in outside:
         if name != head:
             writer.give(0, name, means(average, name))
         elif not writer.has(0, name):
             moments = (walk and walk.moments_at_end()) or _unknown(plan)
-            merged = Average(_in_memory(plan, HEAD), order) if kept_heads(plan) else average
+            merged = Average(_in_memory(plan, name), order) if kept_heads(plan) else average
             writer.give(0, name, merge_head(merged, name, moments, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
 
@@ -148,6 +150,7 @@ class _Passing:
     def __init__(self, source: Source, number: int, writer: Writer) -> None:
         self._source, self._number, self._writer = source, number, writer
         self.config, self.folder, self.tensors, self.rows = source.config, source.folder, source.tensors, source.rows
+        self.dense = source.dense
 
     def load(self, name: str) -> Tensor:
         """Read a tensor."""
@@ -210,7 +213,7 @@ class _Walk:
 
     def step(self) -> None:
         """Run a layer."""
-        feed_forward = module_name(self.plan), self._feed_forward
+        feed_forward = self.plan.dense.module, self._feed_forward
         halted = self.plan.shared == "regmean" or self.inputs
         self.stream.step(feed_forward=feed_forward, merge=self._put if halted else None)
 
@@ -226,7 +229,7 @@ class _Walk:
 
     def _put(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Look at what maps of this layer read, and merge them if they are merged by that; see `parts.Merge`."""
-        whole = {f"{LAYER.format(layer=self.stream.next)}{name}.weight": name for name in names}
+        whole = {f"{self.plan.dense.within(self.stream.next)}{name}.weight": name for name in names}
         if self.inputs:
             self.inputs.body(list(whole), read)
         if self.plan.shared == "regmean":
@@ -267,7 +270,7 @@ class _Walk:
             for real, *routing in (routed[i] for i in batches):
                 self.tally.add(layer, expert, *(of_each[real.flatten()] for of_each in routing))
         chosen, weights = leave_out(chosen, weights)
-        names = f"{LAYER.format(layer=layer)}{module_name(plan)}."
+        names = f"{plan.dense.within(layer)}{plan.dense.module}."
         watch = [self.inputs.experts(names)] if self.inputs else []
         with coarsely():
             out = mix(load, module, x, chosen, weights, self.order.tolist(), *watch)
@@ -278,7 +281,7 @@ class _Walk:
     def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fit or read this layer's router ``[E, H]``, its rows by their places, and its shared expert's gate
         ``[1, H]``, or of no rows."""
-        plan, prefix = self.plan, LAYER.format(layer=self.stream.next)
+        plan, prefix = self.plan, self.plan.dense.within(self.stream.next)
         gated = plan.gates > plan.experts
         names = [prefix + plan.host.router, *([f"{prefix}{plan.host.shared_gate}"] if gated else [])]
         if self.lesson:
@@ -335,7 +338,7 @@ class _Walk:
 
     def _is_written(self, layer: int) -> bool:
         """Tell whether all that is computed of a layer is written."""
-        prefix = LAYER.format(layer=layer)
+        prefix = self.plan.dense.within(layer)
         parts = (part for o in self.plan.outputs if o.name.startswith(prefix) for part in o.parts)
         return all(self.writer.has(p.source, p.name) for p in parts if isinstance(p, Computed))
 
@@ -354,7 +357,7 @@ def _counted(inputs: Inputs, which: Map) -> Tensor:
 
 def _shared(plan: Plan, layer: int) -> list[str]:
     """Name the tensors of a layer that all experts share, as the sources name them."""
-    return [LAYER.format(layer=layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
+    return [plan.dense.within(layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
 
 
 def _merge(average: Average, plan: Plan, names: Sequence[str], moments: Moments | None, device: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lazymoe.checkpoint.source import EMBEDDINGS, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.planning.memory import ROWS
 
 REPLACED = 0.6  # of a copy's tokens
@@ -33,10 +33,10 @@ class Variety:
             tokens: ids of those that there are in the prompts, int64, in any number.
             device: where to compute.
         """
-        table, tokens = base.tensor(EMBEDDINGS), torch.unique(tokens)  # [n]
+        table, tokens = base.tensor(base.embeddings), torch.unique(tokens)  # [n]
         rows, width = min(COMMON, table.shape[0]), table.shape[1]
         numbers = tokens.to(device)[:, None]  # [n, 1]
-        own = normalize(base.rows(EMBEDDINGS, tokens.tolist()).float().to(device), dim=-1)  # [n, H]
+        own = normalize(base.rows(base.embeddings, tokens.tolist()).float().to(device), dim=-1)  # [n, H]
         nearest = torch.full((len(own), NEAR), -torch.inf, device=device)
         near = numbers.repeat(1, NEAR)  # if nothing else is, it stays itself
         for start in range(0, rows, ROWS):

@@ -115,7 +115,7 @@ def _read(
         for row, (_, some) in zip(states, left, strict=False):
             following += [row[len(one.read) - len(one.answer) : len(one.read)] for one in some]
     target = torch.tensor([token for one in asked for token in one.answer], device=stream.device)
-    said, likeliest = predict(source, torch.cat(following), target)
+    said, likeliest = predict(stream, torch.cat(following), target)
     sizes = [len(one.answer) for one in asked]
     return {
         one: Answered(float(a.double().sum()), bool(b.all()))

@@ -14,15 +14,14 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
-from lazymoe.architectures.records import LAYER
-from lazymoe.architectures.registry import host_of
+from lazymoe.architectures.values import LEADING
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.checkpoint.source import GENERATION
 from lazymoe.errors import error
 from lazymoe.files import absolute, readable
 from lazymoe.forward.device import pick_device
 from lazymoe.forward.packing import load_packed
-from lazymoe.forward.stream import LEADING, Weights, settled_config
+from lazymoe.forward.stream import Weights, settled_config
 from lazymoe.output.folder import CONFIG, Finished, check_code, open_finished, trusted
 from lazymoe.progress import Progress, silent
 
@@ -61,7 +60,7 @@ def load(
     check_code(done)
     with _own_files(done) as own:
         try:
-            return _load(own, bits, place, progress)
+            return _load(done, own, bits, place, progress)
         except torch.cuda.OutOfMemoryError:
             remedy = "Load it with bits=4." if bits != 4 else "Load it with device='cpu'."
             raise error("input.memory", "device", f"'{place}' has too little memory for it", remedy) from None
@@ -71,7 +70,7 @@ def load(
             raise error("output.damaged", done.folder, what, remedy) from e
 
 
-def _load(folder: Path, bits: int | None, device: str, progress: Progress) -> tuple[Any, Any]:
+def _load(done: Finished, folder: Path, bits: int | None, device: str, progress: Progress) -> tuple[Any, Any]:
     """Load as `load` does, from a folder without anything of somebody else's."""
     trust = trusted(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -79,10 +78,8 @@ def _load(folder: Path, bits: int | None, device: str, progress: Progress) -> tu
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
         return model.to(device), tokenizer
     source, config = open_folder(folder), AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    host = host_of(source.config["model_type"])
-    assert host, "it was made by LazyMoE"
-    experts, dtype = source.tensors[LAYER.format(layer=0) + host.router].shape[0], _narrow(config.dtype, device)
-    return load_packed(source, config, experts, bits, device, dtype, trust=trust, progress=progress), tokenizer
+    experts, within, dtype = len(done.recipe.experts), done.host.modules, _narrow(config.dtype, device)
+    return load_packed(source, config, experts, within, bits, device, dtype, trust=trust, progress=progress), tokenizer
 
 
 @torch.no_grad()
@@ -101,7 +98,8 @@ def load_dense(source: Weights, dtype: torch.dtype, bits: Literal[4] | None = No
     """
     config = settled_config(source)
     if bits:
-        model = load_packed(source, config, 1, bits, device, _narrow(dtype, device))
+        within = frozenset({source.dense.module} if source.dense else ())
+        model = load_packed(source, config, 1, within, bits, device, _narrow(dtype, device))
     else:
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         state = {name: source.load(name).to(dtype) for name in source.tensors}

@@ -11,7 +11,7 @@ from torch import Tensor
 from lazymoe.checkpoint.source import Source
 from lazymoe.forward.head import predict
 from lazymoe.forward.llama import Told
-from lazymoe.forward.mixture import InMixture, Routing, Tally, run
+from lazymoe.forward.mixture import Routing, Tally, run
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.plan import Plan
 
@@ -21,7 +21,7 @@ class Average:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources, self.tensors = sources, {name: t for s in sources for name, t in s.tensors.items()}
-        self.config, self.folder = sources[0].config, sources[0].folder
+        self.config, self.folder, self.dense = sources[0].config, sources[0].folder, sources[0].dense
 
     def load(self, name: str) -> Tensor:
         """Average a whole tensor, float32.
@@ -64,7 +64,7 @@ def dense_losses(plan: Plan, source: Weights, batches: Sequence[tuple[Tensor, Te
     stream = Stream(source, [ids for ids, _ in batches], device)
     for _ in range(plan.layers):
         stream.step()
-    return _head(stream, source, batches, device)
+    return _head(stream, batches, device)
 
 
 def mixture_losses(
@@ -91,7 +91,7 @@ def mixture_losses(
         tally.add(layer, domain, chosen[real], weights[real])
 
     stream = run(plan, mixture, [ids for ids, _ in batches], device, seen)
-    losses = _head(stream, InMixture(plan, mixture, 0), batches, device)
+    losses = _head(stream, batches, device)
     return losses, tally.routing()
 
 
@@ -106,18 +106,16 @@ def mixture_told(plan: Plan, mixture: Source, batches: Sequence[tuple[Tensor, Te
         SourceError: as `dense_losses`.
     """
     stream = run(plan, mixture, [ids for ids, _ in batches], device, lambda *_: None)
-    said = _said(stream, InMixture(plan, mixture, 0), batches, device)
+    said = _said(stream, batches, device)
     return [Told(*(part.cpu().numpy() for part in of_each)) for of_each in said]
 
 
-def _head(stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
+def _head(stream: Stream, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[float]:
     """Measure the mean loss per token of the next one, for each batch, from the states after all layers."""
-    return [-float(said.double().mean()) for said, _ in _said(stream, source, batches, device)]
+    return [-float(said.double().mean()) for said, _ in _said(stream, batches, device)]
 
 
-def _said(
-    stream: Stream, source: Weights, batches: Sequence[tuple[Tensor, Tensor]], device: str
-) -> list[tuple[Tensor, Tensor]]:
+def _said(stream: Stream, batches: Sequence[tuple[Tensor, Tensor]], device: str) -> list[tuple[Tensor, Tensor]]:
     """Hold the tokens of each batch against what is said of them: as `predict` does, both ``[n]``."""
     read, targets = [], []
     for states, (ids, real) in zip(stream.finish(), batches, strict=True):
@@ -125,5 +123,5 @@ def _said(
         read.append(states[:, :-1][known])  # [n, H]
         targets.append(ids[:, 1:].to(device)[known])  # [n]
     sizes = [len(target) for target in targets]
-    said, likeliest = predict(source, torch.cat(read), torch.cat(targets))
+    said, likeliest = predict(stream, torch.cat(read), torch.cat(targets))
     return list(zip(said.split(sizes), likeliest.split(sizes), strict=True))

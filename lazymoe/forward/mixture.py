@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.forward.inputs import Inputs, Watch
@@ -20,16 +19,6 @@ from lazymoe.planning.plan import Constant, Piece, Plan
 
 NEGLIGIBLE = 0.02  # an expert's weight for a token under which it isn't run where only the states are wanted
 Load = Callable[[int, nn.Module], None]  # gives a dense feed-forward module the weights of an expert, by its number
-
-
-def module_name(plan: Plan) -> str:
-    """Name a dense layer's feed-forward module as transformers does.
-
-    Args:
-        plan: that has the dense architecture.
-    """
-    name, _ = next(iter(plan.dense.ffn.values()))
-    return name.split(".")[0]
 
 
 def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tuple[Tensor, Tensor]:
@@ -81,10 +70,10 @@ def fill(plan: Plan, module: nn.Module, load: Callable[[str], Tensor], layer: in
         scale: what its output is multiplied by, if anything.
     """
     outputs = [name for role, (name, _) in plan.dense.ffn.items() if role.startswith("down")]
-    for name, parameter in module.named_parameters():
-        name = f"{module_name(plan)}.{name}"
-        weight = load(LAYER.format(layer=layer) + name)
-        parameter.copy_(weight * scale if scale is not None and name in outputs else weight)
+    for name, tensor in module.state_dict().items():
+        name = f"{plan.dense.module}.{name}"
+        weight = load(plan.dense.within(layer) + name)
+        tensor.copy_(weight * scale if scale is not None and name in outputs else weight)
 
 
 def mix(
@@ -206,7 +195,7 @@ class InMixture:
             source: number of the source in the plan.
         """
         whole = plan.sources[source]
-        self.config, self.folder = whole.config, mixture.folder
+        self.config, self.folder, self.dense = whole.config, mixture.folder, whole.dense
         self._parts: dict[str, dict[int, TensorInfo]] = {}  # by their place in the source's tensor
         for output in plan.outputs:
             at = 0
@@ -272,23 +261,23 @@ def run(
 
     def gate(name: str | None) -> Tensor:
         assert name is not None  # asked for only where there is one
-        return mixture.load(LAYER.format(layer=stream.next) + name).float().to(device)
+        return mixture.load(plan.dense.within(stream.next) + name).float().to(device)
 
     def feed_forward(module: nn.Module, x: Tensor, _: After) -> Tensor:
         chosen, weights = route(gate(plan.host.router), x, plan.top_k, plan.host.scores)
         for batch, routing in enumerate(zip(chosen.split(sizes), weights.split(sizes), strict=True)):
             seen(stream.next, batch, *routing)
         own = gate(plan.host.shared_gate) if plan.gates > plan.experts else x[:0]
-        watch = [inputs.experts(f"{LAYER.format(layer=stream.next)}{module_name(plan)}.")] if inputs else []
+        watch = [inputs.experts(f"{plan.dense.within(stream.next)}{plan.dense.module}.")] if inputs else []
         out = mix(load, module, x, chosen, weights, range(plan.experts), *watch)
         return out.add_(shared(plan, load, module, x, own, *watch))
 
     def put(names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         assert inputs
-        whole = {f"{LAYER.format(layer=stream.next)}{name}.weight": name for name in names}
+        whole = {f"{plan.dense.within(stream.next)}{name}.weight": name for name in names}
         inputs.body(list(whole), read)
         return {short: body.load(name) for name, short in whole.items()}
 
     for _ in range(plan.layers):
-        stream.step(feed_forward=(module_name(plan), feed_forward), merge=put if inputs else None)
+        stream.step(feed_forward=(plan.dense.module, feed_forward), merge=put if inputs else None)
     return stream

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from lazymoe.architectures.learned import layers_of
 from lazymoe.architectures.records import LAYER
 from lazymoe.errors import error
-from lazymoe.forward.stream import Weights, own_buffers
-from lazymoe.planning.plan import ATTENTION, BLOCK_4, BLOCK_8
+from lazymoe.forward.stream import Weights, allocate, unweighted
+from lazymoe.planning.plan import BLOCK_4, BLOCK_8
 from lazymoe.progress import Progress, silent, switched_off
 
 OLDEST = (0, 50)  # bitsandbytes with 4 bit in blocks of 32 on every device
@@ -63,7 +65,7 @@ class Stacked(nn.ModuleList):
         return super().__getitem__(int(expert)).weight
 
 
-def pack(linear: nn.Linear, bits: int) -> None:
+def pack(linear: nn.Linear | Conv1D, bits: int) -> None:
     """Pack the weight of a linear layer, in place; it is unpacked whenever it is asked for.
 
     No kernel of bitsandbytes multiplies with it: on some processors these take only matrices of certain sizes.
@@ -121,6 +123,7 @@ def load_packed(
     source: Weights,
     config: Any,
     experts: int,
+    within: frozenset[str],
     bits: int,
     device: str,
     dtype: torch.dtype,
@@ -136,6 +139,7 @@ def load_packed(
         source: the mixture, or a dense model; its weights must be on the disk.
         config: of it, as transformers has it.
         experts: how many there are; 1 for a dense model.
+        within: names of the modules in a layer that hold them, or a dense model's feed-forward network.
         bits: 4 for feed-forward networks in 4 bit and attention in 8, or 8.
         device: where it goes, as torch names it.
         dtype: of the rest, and of what is computed.
@@ -147,35 +151,36 @@ def load_packed(
     """
     _bitsandbytes()
     config._experts_implementation = "eager"  # the others want all experts in one tensor
-    with torch.device("meta"):
+    with unweighted():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
-    for name, module in list(model.model.named_children()):
-        if type(module).__name__.endswith("RotaryEmbedding"):
-            setattr(model.model, name, type(module)(config=config).to(device))
-
-    own_buffers(model, model.model.embed_tokens, device)
-    progress("load", 0, config.num_hidden_layers)
-    for i in range(config.num_hidden_layers):
-        layer = model.model.layers[i] = _read_layer(type(model), source, config, i, dtype).to(device)
+    _, layers = layers_of(model)
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    progress("load", 0, len(layers))
+    for i in range(len(layers)):
+        layer = layers[i] = _read_layer(model, f"{prefix}.{i}.", source, i, dtype).to(device)
         for path, module in list(layer.named_modules()):
             if hasattr(module, "layer_idx"):
                 module.layer_idx = i
-            _pack_own(module, 8 if path.split(".")[0] in ATTENTION else bits, experts)
-        progress("load", i + 1, config.num_hidden_layers)
+            _pack_own(module, bits if path.partition(".")[0] in within else 8, experts)
+        progress("load", i + 1, len(layers))
 
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta and name in source.tensors:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta and name in source.tensors:
             module_name, _, leaf = name.rpartition(".")
             value = source.load(name).to(device, dtype)
             setattr(model.get_submodule(module_name), leaf, nn.Parameter(value, requires_grad=False))
     model.tie_weights()
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = buffer if buffer is None else buffer.to(device)
     return model.eval()
 
 
 def _pack_own(module: nn.Module, bits: int, experts: int) -> None:
     """Pack what a module itself holds of matrices, in place. Routers and gates, of a row for each expert or of one,
     stay as they are."""
-    if isinstance(module, nn.Linear) and module.out_features > experts:
+    width = getattr(module, "out_features", 0) if isinstance(module, nn.Linear) else getattr(module, "nf", 0)
+    if isinstance(module, (nn.Linear, Conv1D)) and width > experts:
         pack(module, bits)
     for name, parameter in list(module._parameters.items()):
         if parameter is not None and parameter.dim() == 3 and len(parameter) == experts:  # [E, N, K]
@@ -193,15 +198,20 @@ def _linear(matrix: Tensor) -> nn.Linear:
     return linear
 
 
-def _read_layer(kind: Any, source: Weights, config: Any, i: int, dtype: torch.dtype) -> Any:
+def _read_layer(model: Any, prefix: str, source: Weights, i: int, dtype: torch.dtype) -> Any:
     """Read one layer as transformers loads it, with what it does to names and shapes: that of a model of one layer."""
+    layer, config = layers_of(model)[1][i], model.config
+    if all(prefix + name in source.tensors for name in layer.state_dict()):  # it does nothing to them
+        allocate(layer, "cpu")
+        for name, tensor in layer.state_dict().items():
+            tensor.copy_(source.load(prefix + name))
+        return layer
     own = config.per_layer_config[i] if getattr(config, "is_heterogeneous", False) else config
     alone = copy.deepcopy(own)
     alone._experts_implementation = "eager"
     alone.num_hidden_layers, alone.vocab_size, alone.pad_token_id = 1, 1, None
     if getattr(config, "layer_types", None):
         alone.layer_types = [config.layer_types[i]]
-    prefix = LAYER.format(layer=i)
     state = {
         LAYER.format(layer=0) + name.removeprefix(prefix): source.load(name)
         for name in source.tensors
@@ -211,6 +221,8 @@ def _read_layer(kind: Any, source: Weights, config: Any, i: int, dtype: torch.dt
         if ".layers." not in name:  # these are read only once, at the end
             state[name] = torch.zeros(1 if tensor.shape[0] == config.vocab_size else tensor.shape[0], *tensor.shape[1:])
     with switched_off(is_progress_bar_enabled(), disable_progress_bar, enable_progress_bar):
-        model, info = kind.from_pretrained(None, config=alone, state_dict=state, dtype=dtype, output_loading_info=True)
+        one, info = type(model).from_pretrained(
+            None, config=alone, state_dict=state, dtype=dtype, output_loading_info=True
+        )
     assert not any(info.values()), info
-    return model.model.layers[0]
+    return one.model.layers[0]

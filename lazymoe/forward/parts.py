@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lazymoe.architectures.learned import linear_maps
 
 Names = tuple[str, ...]  # of linear maps in a layer that read the same
 # such maps, and what gives the input of a batch by its number [B, T, in]: the maps' weights [out, in] by name
@@ -29,32 +31,35 @@ class Enough(Exception):
 class Parts:
     """A layer and the batches that go through it, part by part.
 
-    All linear maps outside the feed-forward network are in one module, its attention or what is in the place of that;
-    the last of them makes what this module gives.
+    Attributes:
+        groups: the linear maps that run before the feed-forward network, in their order, those that read the same
+            together.
     """
 
-    def __init__(self, layer: nn.Module, feed_forward: str, run: Callable[[int], Tensor], batches: int) -> None:
-        """Find the parts.
+    def __init__(self, layer: nn.Module, feed_forward: str, run: Callable[[int], Tensor], states: list[Tensor]) -> None:
+        """Find the parts; for that a batch runs, with whatever weights the layer has.
 
         Args:
-            layer: with weights, but for those of the feed-forward network and what is merged on the way.
+            layer: it may be without weights.
             feed_forward: name of its feed-forward module.
             run: runs the layer on a batch, by its number.
-            batches: how many there are.
+            states: the batches, what the layer is given of each ``[B, T, H]``; not changed.
         """
-        self.run, self.batches = run, batches
+        self.run, self.shapes, self.device = run, [batch.shape for batch in states], states[0].device
         self.network = layer.get_submodule(feed_forward)
         self.maps = linear_maps(layer, feed_forward)
-        [mixer] = {name.rpartition(".")[0] for name in self.maps}
-        self.mixer = layer.get_submodule(mixer)
-        self.groups, self.given = self._groups()
+        self.groups: list[Names] = []
+        self.mixer: nn.Module | None = None  # attention or what is in its place, if all these maps are in one module
+        self.given = 0  # how long a tuple it gives, 0 for none
+        self._find(layer)
 
-    def _groups(self) -> tuple[list[Names], int]:
-        """Run a batch without the maps: which of them read the same, in their order, and how long a tuple the mixer
-        gives, 0 for none."""
+    def _find(self, layer: nn.Module) -> None:
+        """Run a batch without the maps: which of them read the same, and whether the last of them makes what a module
+        that has all of them gives."""
         groups: list[list[str]] = []
         read: list[Tensor] = []
-        given: list[Any] = []
+        made: list[Tensor] = []
+        given: dict[str, Any] = {}
 
         def stand_in(name: str, width: int) -> Callable[[Tensor], Tensor]:
             def forward(x: Tensor) -> Tensor:
@@ -62,21 +67,36 @@ class Parts:
                     groups.append([])
                     read.append(x)
                 groups[-1].append(name)
-                return x.new_zeros(1).expand(*x.shape[:-1], width)
+                made.append(x.new_zeros(*x.shape[:-1], width))
+                return made[-1]
 
             return forward
 
-        def end(_: nn.Module, __: Any, output: Any) -> None:
-            given.append(output)
+        def end(*_: Any) -> Tensor:
             raise Enough
 
-        hook = self.mixer.register_forward_hook(end)
+        def note(path: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_: nn.Module, __: Any, output: Any) -> None:
+                given[path] = output
+
+            return hook
+
+        parents = {name.rpartition(".")[0] for name in self.maps}
+        hooks = [layer.get_submodule(path).register_forward_hook(note(path)) for path in parents if path]
         with ExitStack() as stack, suppress(Enough):
             for name, module in self.maps.items():
-                stack.enter_context(_instead(module, stand_in(name, module.out_features)))
+                stack.enter_context(instead(module, stand_in(name, module.out_features)))
+            stack.enter_context(instead(self.network, end))
             self.run(0)
-        hook.remove()
-        return [tuple(group) for group in groups], len(given[0]) if isinstance(given[0], tuple) else 0
+        for hook in hooks:
+            hook.remove()
+        self.groups = [tuple(group) for group in groups]
+        if len(owners := {name.rpartition(".")[0] for group in groups for name in group}) == 1 and len(groups[-1]) == 1:
+            [owner] = owners
+            output = given.get(owner)
+            if (output[0] if isinstance(output, tuple) else output) is made[-1]:
+                self.mixer = layer.get_submodule(owner)
+                self.given = len(output) if isinstance(output, tuple) else 0
 
     def _read(self, module: nn.Module, batch: int) -> Tensor:
         """Run a batch up to a module: what that reads."""
@@ -86,35 +106,36 @@ class Parts:
             seen.append(x)
             raise Enough
 
-        with _instead(module, forward), suppress(Enough):
+        with instead(module, forward), suppress(Enough):
             self.run(batch)
         return seen[0]
 
-    def attend(self, merge: Merge | None) -> list[Tensor]:
-        """Run the mixer on all batches.
+    def attend(self, merge: Merge | None) -> list[Tensor] | None:
+        """Give the maps their weights, and run the mixer on all batches.
 
         Args:
             merge: gives the maps their weights, as soon as what they read is known; None if they have them.
 
         Returns:
-            What it makes of each batch ``[B, T, H]``.
+            What the mixer makes of each batch ``[B, T, H]``; None if there is no such module.
         """
-        *first, last = self.groups
 
         def put(names: Names, read: Callable[[int], Tensor]) -> None:
             for name, weight in merge(names, read).items() if merge else ():
                 self.maps[name].weight.copy_(weight)
 
-        for names in first:
+        for names in self.groups[:-1] if self.mixer else self.groups:
             put(names, functools.partial(self._read, self.maps[names[0]]))
-        [name] = last
-        made = [self._read(self.maps[name], batch) for batch in range(self.batches)]  # [B, T, in]
-        put(last, made.__getitem__)
-        for batch in range(self.batches):  # each takes the place of the one before
+        if not self.mixer:
+            return None
+        [name] = self.groups[-1]
+        made = [self._read(self.maps[name], batch) for batch in range(len(self.shapes))]  # [B, T, in]
+        put(self.groups[-1], made.__getitem__)
+        for batch in range(len(made)):  # each takes the place of the one before
             made[batch] = self.maps[name](made[batch])
         return made
 
-    def finish(self, attended: list[Tensor], together: FeedForward) -> Iterator[Tensor]:
+    def finish(self, attended: list[Tensor] | None, together: FeedForward) -> Iterator[Tensor]:
         """Run what comes after the mixer on all batches.
 
         Args:
@@ -127,43 +148,36 @@ class Parts:
         at = 0
 
         def mixer(*_: Any, **__: Any) -> Any:
+            assert attended
             return (attended[at], *[None] * (self.given - 1)) if self.given else attended[at]
 
         def after(batch: int, rows: Tensor) -> Tensor:
             nonlocal at
             at = batch
-            with _instead(self.network, lambda x: rows.view_as(x)):
+            with instead(self.network, lambda x: rows.view_as(x)):
                 return self.run(batch)
 
-        with _instead(self.mixer, mixer):
-            sizes = [states.shape[:-1].numel() for states in attended]
-            read = torch.empty(sum(sizes), attended[0].shape[-1], device=attended[0].device)  # [N, H]
+        with instead(self.mixer, mixer) if self.mixer else nullcontext():
+            sizes = [shape[:-1].numel() for shape in self.shapes]
+            read = torch.empty(sum(sizes), self.shapes[0][-1], device=self.device)  # [N, H]
             for at, rows in enumerate(read.split(sizes)):
                 rows.copy_(self._read(self.network, at).flatten(0, 1))
             made = together(self.network, read, after).split(sizes)
             del read, rows
             for batch, given in enumerate(made):
                 yield after(batch, given)
-                attended[batch] = attended[batch][:0]  # lets it go
-
-
-def linear_maps(layer: nn.Module, feed_forward: str) -> dict[str, nn.Linear]:
-    """List the linear maps of a layer outside its feed-forward network, by name.
-
-    Args:
-        layer: the layer.
-        feed_forward: name of its feed-forward module.
-    """
-    return {
-        name: module
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(feed_forward + ".")
-    }
+                if attended:
+                    attended[batch] = attended[batch][:0]  # lets it go
 
 
 @contextmanager
-def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Have a module do something else for a while."""
+def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Have a module do something else for a while.
+
+    Args:
+        module: it, changed in place.
+        forward: what it does.
+    """
     module.forward = forward
     try:
         yield

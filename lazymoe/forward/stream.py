@@ -7,23 +7,23 @@ time: what a layer needs while it runs depends on the largest batch, what is kep
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from torch.utils.hooks import RemovableHandle
+from transformers import AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 
-from lazymoe.architectures.records import LAYER
-from lazymoe.checkpoint.source import EMBEDDINGS
+from lazymoe.architectures.learned import layers_of, transformers_config
+from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, linear_maps
+from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
 
 LEADING = (  # keys of a config.json that no model here needs, that lead transformers to kernels, packages, other files
     "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
@@ -43,6 +43,9 @@ class Weights(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    @property
+    def dense(self) -> Dense | None: ...
 
     def load(self, name: str) -> Tensor: ...
 
@@ -74,8 +77,15 @@ class Stream:
             SourceError: if there is a token that its embeddings lack.
         """
         self.source, self.device, self.next = source, device, 0
-        self._decoder = _skeleton(source, device)
-        self.states, self._calls = _record(self._decoder, source, batches, device)
+        self._model = _skeleton(source)
+        _, self._layers = layers_of(self._model)
+        self._ids = [batch.to(device) for batch in batches]
+        self._made: Any = None  # what the decoder gave last
+        self._waiting: dict[str, RemovableHandle] = {}  # modules outside the layers whose weights aren't read yet
+        for name, module in self._model.named_modules():
+            if not (f"{name}.".startswith(self._within) or isinstance(module, nn.Embedding)):
+                self._waiting[name] = module.register_forward_pre_hook(functools.partial(self._bring, name))
+        self.states, self._calls = self._record()
 
     @torch.no_grad()
     def step(
@@ -96,9 +106,12 @@ class Stream:
         Raises:
             SourceError: if a state becomes NaN or infinite.
         """
-        layer, prefix = self._decoder.layers[self.next], LAYER.format(layer=self.next)
-        layer.to_empty(device=self.device)
-        merged = {f"{name}.weight" for name in linear_maps(layer, feed_forward[0])} if merge and feed_forward else ()
+        layer, prefix = self._layers[self.next], _dense(self.source).within(self.next)
+        allocate(layer, self.device)
+        parts, merged = None, set[str]()
+        if feed_forward:
+            parts = Parts(layer, feed_forward[0], functools.partial(self._run, layer), list(self.states))
+            merged = {f"{name}.weight" for group in parts.groups for name in group if merge}
         for name, tensor in layer.state_dict().items():  # buffers too, where they are kept on disk
             if name not in merged and not (feed_forward and name.startswith(feed_forward[0] + ".")):
                 tensor.copy_(_promised(self.source, prefix + name))
@@ -106,12 +119,11 @@ class Stream:
             watch(layer)
         self.states = list(self.states)
         made: Iterator[Tensor] = (self._run(layer, i) for i in range(len(self.states)))
-        if feed_forward:
-            parts = Parts(layer, feed_forward[0], functools.partial(self._run, layer), len(self.states))
+        if parts and feed_forward:
             made = parts.finish(parts.attend(merge), feed_forward[1])
         for i, states in enumerate(made):  # each takes the place of the one before at once
             self.states[i] = states
-        self._decoder.layers[self.next] = nn.Identity()  # lets the weights go
+        layer.to("meta")  # lets the weights go
         self.next += 1
         if not all(torch.isfinite(s).all() for s in self.states):
             what = f"the hidden states after layer {self.next - 1} are NaN or infinite"
@@ -120,23 +132,142 @@ class Stream:
 
     def _run(self, layer: nn.Module, batch: int) -> Tensor:
         args, kwargs = self._calls[self.next][batch]
-        states: Tensor = layer(self.states[batch], *args, **kwargs)
+        made = layer(self.states[batch], *args, **kwargs)
+        states: Tensor = made[0] if isinstance(made, tuple) else made
         return states
 
     @torch.no_grad()
     def finish(self) -> list[Tensor]:
-        """Put the states through the final norm, after all steps: what the head reads.
+        """Put the states through what comes after the layers, after all steps: what the head reads.
 
         Returns:
             The states of each batch, float32 ``[B, T, H]``.
         """
-        inner = ("embed_tokens", "layers")
-        [name] = {n.split(".")[0] for n, _ in self._decoder.named_parameters()} - set(inner)
-        norm = getattr(self._decoder, name)
-        norm.to_empty(device=self.device)
-        for part, parameter in norm.named_parameters():
-            parameter.copy_(self.source.load(f"model.{name}.{part}"))
-        return [norm(s) for s in self.states]
+        finished = []
+        for ids, states in zip(self._ids, self.states, strict=True):
+            given = self._given(states)
+            with ExitStack() as stack:
+                for module in self._tables():  # what they give goes nowhere
+                    stack.enter_context(instead(module, functools.partial(_nothing, module.embedding_dim)))
+                for layer in self._layers:
+                    stack.enter_context(instead(layer, lambda *_, given=given, **__: given))
+                self._made = self._model.base_model(input_ids=ids, use_cache=False)
+            finished.append(self._made[0])
+        return finished
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Put states through the head, after `finish`, and through what the model does to what that gives.
+
+        Args:
+            x: what the head reads ``[n, H]``.
+
+        Returns:
+            The logits ``[n, V]``.
+        """
+        self._made.last_hidden_state = x[None]
+        with instead(self._model.base_model, lambda *_, **__: self._made):
+            found: Tensor = self._model(input_ids=self._ids[0], use_cache=False).logits
+        return found[0]
+
+    @property
+    def _within(self) -> str:
+        """What is before the names of all layers."""
+        return _dense(self.source).prefix.partition("{")[0]
+
+    def _tables(self) -> list[nn.Embedding]:
+        """List the embeddings, of tokens, and of positions or whatever else the model has."""
+        return [module for module in self._model.modules() if isinstance(module, nn.Embedding)]
+
+    def _given(self, states: Tensor) -> Any:
+        """Give states as a layer does."""
+        gives = _dense(self.source).gives
+        return (states, *[None] * (gives - 1)) if gives else states
+
+    def _bring(self, name: str, module: nn.Module, _: Any) -> None:
+        """Read a module's own weights, when it is first called."""
+        self._waiting.pop(name).remove()
+        allocate(module, self.device, recurse=False)
+        for own, tensor in module.state_dict().items():
+            if "." not in own:
+                tensor.copy_(_promised(self.source, f"{name}.{own}"))
+
+    def _record(self) -> tuple[list[Tensor], list[list[Call]]]:
+        """Run the model without its layers, and record how these are called.
+
+        Returns:
+            The residual stream before the first layer, float32 ``[B, T, H]`` for each batch; and for each layer what it
+            is given beside that, for each batch.
+
+        Raises:
+            SourceError: if there is a token that its embeddings lack.
+        """
+        states: list[Tensor] = []
+        calls: list[list[Call]] = [[] for _ in self._layers]
+
+        def recorder(i: int) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                calls[i].append((args[1:], kwargs))
+                if i == 0:
+                    states.append(hidden)
+                if i + 1 == len(calls):
+                    raise Enough
+                return self._given(hidden)
+
+            return forward
+
+        known = torch.unique(torch.cat([ids.reshape(-1) for ids in self._ids]))
+        with ExitStack() as stack:
+            for i, layer in enumerate(self._layers):
+                stack.enter_context(instead(layer, recorder(i)))
+            tables = {id(module): name for name, module in self._model.named_modules()}
+            for module in self._tables():
+                name = f"{tables[id(module)]}.weight"
+                stack.enter_context(instead(module, _rows_of(self.source, name, module, known, self._ids)))
+            for ids in self._ids:
+                with suppress(Enough):
+                    self._model.base_model(input_ids=ids, use_cache=False)
+        for module in self._tables():
+            module.to("meta")  # lets the embeddings go
+        return states, calls
+
+
+def _rows_of(
+    source: Weights, name: str, module: nn.Embedding, known: Tensor, texts: Sequence[Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """Make what stands for embeddings: of tokens it reads only the rows that there are in the texts, once.
+
+    Args:
+        source: the model.
+        name: of the weight.
+        module: the embeddings.
+        known: all tokens in the texts, sorted ``[n]``.
+        texts: token ids, each ``[B, T]``.
+    """
+
+    def forward(ids: Tensor) -> Tensor:
+        of_tokens = any(ids.shape == text.shape and torch.equal(ids, text) for text in texts)
+        wanted = known if of_tokens else torch.unique(ids)
+        if module.weight.is_meta or not of_tokens:
+            module.padding_idx = None  # a number among all tokens, of which only some are here
+            rows = source.rows(name, wanted.tolist()).float().to(ids.device)
+            module.weight = nn.Parameter(rows, requires_grad=False)
+        found: Tensor = type(module).forward(module, torch.searchsorted(wanted, ids))
+        return found
+
+    return forward
+
+
+def _nothing(width: int, ids: Tensor) -> Tensor:
+    """Stand for embeddings of a width that nobody looks at."""
+    return torch.zeros(*ids.shape, width, device=ids.device)
+
+
+def _dense(source: Weights) -> Dense:
+    """Give the record of a model's architecture, which every model that is read here has."""
+    assert source.dense
+    return source.dense
 
 
 def _promised(source: Weights, name: str) -> Tensor:
@@ -146,7 +277,8 @@ def _promised(source: Weights, name: str) -> Tensor:
         SourceError: if the checkpoint hasn't got it.
     """
     try:
-        return source.load(name)
+        tied = name == _dense(source).head and name not in source.tensors
+        return source.load(_dense(source).embeddings if tied else name)
     except KeyError:
         what = f"it lacks '{name}', which a model of its config.json has"
         raise error("source.incomplete", source.folder, what, "Mend its config.json, or download it again.") from None
@@ -161,15 +293,8 @@ def settled_config(source: Weights) -> Any:
     Raises:
         SourceError: if transformers can't.
     """
-    given = {
-        key: copy.deepcopy(value)
-        for key, value in source.config.items()
-        if key not in ("windows", "auto_map", *LEADING)
-    }
-    if given["model_type"] == "mistral" and given.get("layer_types"):
-        given["model_type"] = "ministral"  # what transformers 5 takes such a model for
     try:
-        return CONFIG_MAPPING[given["model_type"]].from_dict(given)
+        return transformers_config(source.config)
     except Exception as e:  # whatever its values make the class raise, or a transformers that is too old
         raise _unmade(source, e) from None
 
@@ -182,81 +307,45 @@ def _unmade(source: Weights, e: Exception) -> LazyMoEError:
     return error("source.config", source.folder, what, "Mend it, or use a newer transformers.")
 
 
-def _skeleton(source: Weights, device: str) -> Any:
-    """Make the model's decoder without weights; only what it computes for itself (rotary tables) is real."""
+def _skeleton(source: Weights) -> Any:
+    """Make the model without weights; only what it computes for itself (rotary tables, scales) is real."""
     config = settled_config(source)
     try:
         config.use_cache = False
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
-            )
-        decoder = model.base_model
-        for name, module in list(decoder.named_children()):
-            if name.startswith("rotary_emb"):
-                setattr(decoder, name, type(module)(config=config).to(device))
+        with unweighted():
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     except Exception as e:  # whatever a config's values make the class raise
         raise _unmade(source, e) from None
-    own_buffers(decoder, decoder.embed_tokens, device)
-    return decoder.eval()
 
 
-def own_buffers(model: Any, module: nn.Module, device: str) -> None:
-    """Make the buffers of a model's module real, such as the scale of Gemma's embeddings, if it has any.
+@contextmanager
+def unweighted() -> Iterator[None]:
+    """Have modules that are made meanwhile keep their parameters nowhere; buffers are real."""
+    register = nn.Module.register_parameter
+
+    def nowhere(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = nowhere  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def allocate(module: nn.Module, device: str, recurse: bool = True) -> None:
+    """Give a module's parameters memory, of whatever is there, and bring its buffers along.
 
     Args:
-        model: the model, or its decoder.
-        module: part of it, changed in place.
+        module: it, changed in place.
         device: where they go.
+        recurse: whether the modules in it are meant too.
     """
-    buffers = dict(module.named_buffers(recurse=False))
-    for name, buffer in buffers.items():
-        setattr(module, name, torch.empty_like(buffer, device=device))
-    if buffers:
-        model._init_weights(module)  # weights that aren't real stay so
-
-
-def _record(
-    decoder: Any, source: Weights, batches: Sequence[Tensor], device: str
-) -> tuple[list[Tensor], list[list[Call]]]:
-    """Run the model without its layers, and record how these are called.
-
-    Returns:
-        The residual stream before the first layer, float32 ``[B, T, H]`` for each batch; and for each layer what it is
-        given beside that, for each batch.
-
-    Raises:
-        SourceError: if there is a token that its embeddings lack.
-    """
-    ids, places = torch.unique(torch.cat([b.reshape(-1) for b in batches]), return_inverse=True)
-    decoder.embed_tokens.padding_idx = None  # a number among all tokens, of which only some are here
-    decoder.embed_tokens.weight = nn.Parameter(
-        source.rows(EMBEDDINGS, ids.tolist()).float().to(device), requires_grad=False
-    )
-
-    states: list[Tensor] = []
-    calls: list[list[Call]] = [[] for _ in decoder.layers]
-
-    def recorder(i: int) -> Any:
-        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            calls[i].append((args, kwargs))
-            if i == 0:
-                states.append(hidden)
-            if i + 1 == len(calls):
-                raise Enough
-            return hidden
-
-        return forward
-
-    for i, layer in enumerate(decoder.layers):
-        layer.forward = recorder(i)
-    start = 0
-    for batch in batches:
-        local = places[start : start + batch.numel()].reshape(batch.shape).to(device)  # rows of the few embeddings read
-        start += batch.numel()
-        with suppress(Enough):
-            decoder(input_ids=local, use_cache=False)
-    for layer in decoder.layers:
-        del layer.forward  # back to the class's own
-    decoder.embed_tokens = nn.Identity()  # lets the embeddings go
-    return states, calls
+    for part in module.modules() if recurse else [module]:
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                part._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = buffer if buffer is None else buffer.to(device)

@@ -112,8 +112,7 @@ class Finished:
         Raises:
             OutputError: if it is none of LazyMoE's.
         """
-        named = self.config.get("model_type")
-        host = host_of(named)
+        named, host = self.config.get("model_type"), host_of(self.config)
         if host is None:
             says = f"says '{named}', which LazyMoE doesn't make" if isinstance(named, str) else "names no model_type"
             raise error("output.damaged", self.folder, f"its config.json {says}", AGAIN)
@@ -304,7 +303,7 @@ def trusted(folder: Path) -> bool:
         config = _object(folder, CONFIG)
     except LazyMoEError:
         return False
-    host, named = host_of(config.get("model_type")), config.get("auto_map", {})
+    host, named = host_of(config), config.get("auto_map", {})
     if not host or not host.code or not isinstance(named, dict) or not (folder / host.code).is_file():
         return False
     own = [str(name).startswith(f"{Path(host.code).stem}.") for name in named.values()]

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from lazymoe.architectures.records import LAYER
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.output.parts import Looker, Pen, Slot, Taken
 from lazymoe.planning.plan import Computed, Piece
@@ -128,19 +127,18 @@ class Writer:
             at += len(flat)
             self._looker.wait()  # before the next one needs the memory
 
-    def finish(self, layer: int | None = None) -> None:
+    def finish(self, within: str = "") -> None:
         """Write all parts that aren't there yet, and give what is complete its name.
 
         Args:
-            layer: whose parts are meant; all by default.
+            within: how the names of the tensors begin that are meant, such as those of a layer; all by default.
 
         Raises:
             SourceError, RecipeError, OSError: as `Slot.write`; or what the taker raises.
         """
-        prefix = "" if layer is None else LAYER.format(layer=layer)
         for target in self._targets:
             for i in list(target.lacking):
-                if (slot := target.slots[i]).output.name.startswith(prefix):
+                if (slot := target.slots[i]).output.name.startswith(within):
                     slot.write(self._pen(target, i), self.computed.get(slot.taken.name) if slot.taken else None)
             if not target.lacking:
                 self._looker.wait()

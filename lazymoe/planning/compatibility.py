@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from lazymoe.architectures.configs import rope_spellings, window
 from lazymoe.architectures.records import Dense, Host, Shapes
-from lazymoe.checkpoint.source import HEAD, Source
-from lazymoe.checkpoint.tensors import FLOATS
+from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.tensors import FLOATS, some
 from lazymoe.errors import Problem
 from lazymoe.planning import vocabularies
 from lazymoe.recipe.schema import Recipe
@@ -63,6 +63,11 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
         what = f"{base.reference} has {some(alien)}, for which {host.name} has no place"
         yield Problem("source.no-place", "base_model", what, "Use a base model without such weights.")
 
+    scaled = [i for i, e in enumerate(recipe.every_expert) if e.residual_scale is not None]
+    if scaled and not any(role.startswith("down") for role in dense.ffn):
+        what = f"the feed-forward networks of a {dense.model_type} don't end in a map that could be scaled"
+        yield Problem("recipe.scale", recipe.place(scaled[0], "residual_scale"), what, "Leave residual_scale out.")
+
     if base.unread:
         what = f"{base.reference} has '{base.unread[0]}', which transformers doesn't read from a GGUF file"
         remedy = "Name the model it was made from; as an expert this one will do."
@@ -70,7 +75,7 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
 
     for (where, _), source in zip(recipe.models[1:], sources[1:], strict=True):
         kind = source.config.get("model_type")
-        if kind != dense.model_type:
+        if kind != dense.model_type and not (base.dense and base.dense.is_like(source.dense)):
             what = f"{source.reference} is a {kind} model, the base model a {dense.model_type}"
             yield Problem("source.mismatch", where, what, "All models must have one architecture.")
             continue
@@ -119,6 +124,11 @@ def uncorrectable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> It
         what = f"a {dense.model_type} norms what its feed-forward networks give, so what is missing there can't be told"
         yield Problem("recipe.corrected", "expert_weights", what, remedy)
         return
+    down = dense.roles(sources[0].config).get("down")
+    if down is None or down.shape[0] != sources[0].config["hidden_size"]:
+        what = f"the feed-forward networks of a {dense.model_type} don't end in a linear map, which could be corrected"
+        yield Problem("recipe.corrected", "expert_weights", what, remedy)
+        return
     for (where, _), expert, source in zip(recipe.models[1:], recipe.experts, sources[1:], strict=False):
         if expert.positive and not vocabularies.same_tokens(sources[0], source):
             what = f"{source.reference} numbers tokens otherwise than the base model, so it can't read these for itself"
@@ -161,7 +171,7 @@ def _computed_otherwise(where: str, base: Source, expert: Source, dense: Dense) 
         what = f"{expert.reference} was trained with {listed}"
         remedy = "The base model's way is used for all experts: it may answer worse than by itself."
         yield Problem("source.otherwise", where, what, remedy)
-    if base.config["tie_word_embeddings"] and HEAD in expert.tensors:
+    if base.config["tie_word_embeddings"] and base.head in expert.tensors:
         what = f"{expert.reference} has an output head of its own, the base model reads its embeddings as one"
         yield Problem("source.head", where, what, "That head is left out; choose this model as base to keep it.")
 
@@ -200,7 +210,7 @@ def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
     """Yield what is missing from a source, or has another shape or dtype than a merge can use."""
     name, found = source.reference, [t for t in source.tensors.values() if t.name in shapes]
     tied = bool(source.config.get("tie_word_embeddings"))
-    lost = [n for n in shapes if n not in source.tensors and not (tied and n == HEAD)]
+    lost = [n for n in shapes if n not in source.tensors and not (tied and n == source.head)]
     if lost:
         remedy = "Download it again, or name another model."
         yield Problem("source.incomplete", where, f"{name} lacks {some(lost)}", remedy)
@@ -212,12 +222,3 @@ def _tensors(where: str, source: Source, shapes: Shapes) -> Iterator[Problem]:
         what = f"{name} has '{wrong[0].name}' as {shape}, where its config says {expected}"
         remedy = "The file and its config don't belong together: download it again."
         yield Problem("source.config", where, what, remedy)
-
-
-def some(names: Sequence[str]) -> str:
-    """Spell tensors in a few words: the first by name.
-
-    Args:
-        names: theirs, at least one.
-    """
-    return f"the tensor '{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import PROMPTED, STREAMED, Recipe
 
@@ -152,7 +152,7 @@ def kept_heads(plan: Plan) -> int:
     Args:
         plan: what is wanted.
     """
-    size = _in_memory(plan.shared_sources, HEAD)
+    size = _in_memory(plan.shared_sources, plan.dense.head)
     return size if size <= HELD else 0
 
 
@@ -163,7 +163,7 @@ def kept_embeddings(plan: Plan) -> int:
     Args:
         plan: what is wanted.
     """
-    size = _in_memory(plan.shared_sources, EMBEDDINGS)
+    size = _in_memory(plan.shared_sources, plan.dense.embeddings)
     return size if size <= FEW else 0
 
 

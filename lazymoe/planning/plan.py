@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lazymoe.architectures.records import LAYER, Dense, Host, MoE, Place, shape
-from lazymoe.checkpoint.source import HEAD, Source
+from lazymoe.architectures.records import Dense, Host, MoE, Place, shape
+from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import BITS, CODES, FLOATS, TensorInfo
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
 WORK = ".lazymoe"  # folder in the output for what is half-made
 SHARD_SIZE = 4_000_000_000  # bytes
-ATTENTION = ("self_attn", "conv")  # modules of a layer that every token passes
 BLOCK_4, BLOCK_8 = 32, 256  # weights that have a scale in common, in 4 bit (half of what is usual) and in 8
 BITS_8 = 8 + 32 / BLOCK_8  # of a weight, with its part of a float32
 BITS_4 = 4 + BITS_8 / BLOCK_4  # and of a scale in 8 bit
@@ -203,14 +202,14 @@ class Plan:
         for o in self.outputs:
             _, _, inside = o.name.partition(".layers.")
             module = inside.partition(".")[2].partition(".")[0]
-            packed = BITS_8 if module in ATTENTION else BITS_4
+            packed = BITS_4 if module in self.host.modules else BITS_8
             bits += o.parameters * (packed if inside and len(o.shape) > 1 else 16)
         return int(bits / 8)
 
     @property
     def dense_layer_bytes(self) -> int:
         """One layer of the base model in float32: what the layer-streamed pass holds."""
-        prefix = LAYER.format(layer=0)
+        prefix = self.dense.within(0)
         return 4 * sum(t.elements for name, t in self.sources[0].tensors.items() if name.startswith(prefix))
 
     @property
@@ -325,7 +324,7 @@ def make_plan(
     # the shape of roles that lie one below the other in one tensor
     def stacked(words: str) -> tuple[int, ...]:
         shapes = [roles[role].shape for role in words.split()]
-        return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+        return shapes[0] if len(shapes) == 1 else (sum(rows for rows, *_ in shapes), *shapes[0][1:])
 
     # what a layer has instead of its dense feed-forward network
     def feed_forward(prefix: str, places: dict[str, Place]) -> Iterator[Output]:
@@ -362,12 +361,12 @@ def make_plan(
     # in the order of a forward pass: embeddings, layer after layer, final norm and head; embeddings that are the head
     # too are merged as that, at the end
     first, *last = (Place(name, 0, size) for name, size in dense.outer_shapes(config).items())
-    if shared == "regmean" and HEAD not in base.tensors:
+    if shared == "regmean" and dense.head not in base.tensors:
         outputs, last = [], [*last, first]
     else:
         outputs = list(backbone(first.name, "", first))
     for layer in range(config["num_hidden_layers"]):
-        prefix = LAYER.format(layer=layer)
+        prefix = dense.within(layer)
         places = dense.backbone(layer, config)
         for name, place in places.items():
             outputs += backbone(name, prefix, place)

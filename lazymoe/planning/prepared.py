@@ -11,8 +11,9 @@ from lazymoe.architectures.records import MoE
 from lazymoe.architectures.registry import find_host
 from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.checkpoint.source import Source
+from lazymoe.checkpoint.tensors import some
 from lazymoe.errors import LazyMoEError, Problem, error, failure
-from lazymoe.planning.compatibility import adapters, differences, misfits, some, uncorrectable, unmergeable, unusable
+from lazymoe.planning.compatibility import adapters, differences, misfits, uncorrectable, unmergeable, unusable
 from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
 from lazymoe.planning.vocabularies import forget, same_tokens
 from lazymoe.progress import Progress, silent

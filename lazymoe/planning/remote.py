@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import NamedTuple
 
-from lazymoe.architectures.records import LAYER
-from lazymoe.checkpoint.source import EMBEDDINGS, HEAD, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.planning.memory import kept_embeddings, reads_prompts, sweeps
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.recipe.schema import STREAMED, Recipe
 
 WINDOW = 400_000_000  # bytes held where each is read once: enough to have many ranges on their way
-PREFIX = re.compile(re.escape(LAYER).replace(r"\{layer\}", r"(\d+)"))
 
 
 class Remote(NamedTuple):
@@ -43,15 +40,14 @@ def remote(recipe: Recipe, plan: Plan, elsewhere: bool = False) -> Remote:
         plan: what it comes to.
         elsewhere: find it for another machine, which has none of them.
     """
-    layers, kept, held = Counter[str](), _kept(recipe, plan), 0
+    layers, kept, held = Counter[int | None](), _kept(recipe, plan), 0
     models = {source.reference: source for source in plan.sources}  # the base model is often an expert too
     for reference, name in {(plan.sources[number].reference, name) for number, name in _read(recipe, plan)}:
         source = models[reference]
         if name in source.tensors and _is_away(source, name, elsewhere):
-            match = PREFIX.match(name)
-            layers[match[1] if match else ""] += source.tensors[name].nbytes
+            layers[plan.dense.layer_of(name)] += source.tensors[name].nbytes
             held += source.tensors[name].nbytes if name in kept else 0
-    total, outside = layers.total(), layers.pop("", 0)
+    total, outside = layers.total(), layers.pop(None, 0)
     room = 2 * max(layers.values(), default=outside)
     if recipe.gate_mode in STREAMED or sweeps(recipe, plan):
         return Remote(total, room + held, 0, kept, held)
@@ -62,7 +58,7 @@ def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:
     """Name what is read when a sweep begins and again when it ends: tied embeddings, which are written as the head."""
     late = plan.shared == "regmean" or plan.weighted
     swept = late and reads_prompts(recipe, plan) and not kept_embeddings(plan)
-    return frozenset({EMBEDDINGS} if swept and HEAD not in plan.sources[0].tensors else ())
+    return frozenset({plan.dense.embeddings} if swept and plan.dense.head not in plan.sources[0].tensors else ())
 
 
 def _read(recipe: Recipe, plan: Plan) -> set[tuple[int, str]]:

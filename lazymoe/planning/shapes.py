@@ -9,7 +9,7 @@ from typing import Any
 
 from lazymoe.architectures.registry import dense_of, find_host
 from lazymoe.checkpoint.safetensors import Stored
-from lazymoe.checkpoint.source import HEAD, Source
+from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.planning.plan import make_plan
 from lazymoe.planning.prepared import Prepared
@@ -57,12 +57,12 @@ def imagine(recipe: Recipe, config: dict[str, Any], folder: Path) -> Prepared:
         config: what counts of the models' config.json.
         folder: where they would be downloaded to.
     """
-    given = dense_of(config["model_type"])
+    given = dense_of(config)
     assert given
     dense, host = find_host(full := given.complete(config), recipe)
     backbone, ffn = dense.all_shapes(full)
     tied = full.get("tie_word_embeddings")
-    shapes = {name: of for name, of in (backbone | ffn).items() if math.prod(of) and not (tied and name == HEAD)}
+    shapes = {name: of for name, of in (backbone | ffn).items() if math.prod(of) and not (tied and name == dense.head)}
 
     def model(reference: Reference) -> Source:
         place, file = folder / "imagined" / reference.model, "model.safetensors"
@@ -70,7 +70,7 @@ def imagine(recipe: Recipe, config: dict[str, Any], folder: Path) -> Prepared:
         for name, shape in shapes.items():
             tensors[name] = TensorInfo(name, "BF16", shape, Stored(place, file, size, "BF16"))
             size += tensors[name].nbytes
-        return Source(reference, place, None, full, tensors, {file: size}, "BF16")
+        return Source(reference, place, None, full, tensors, {file: size}, "BF16", dense=dense)
 
     models = {reference: model(replace(reference, adapter=None)) for _, reference in recipe.models}
     sources = tuple(models[named.reference] for named in recipe.models)

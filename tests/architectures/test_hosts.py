@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import IDS, KINDS, Make, configure, load_model, logits, recipe, rewrite, tensors_of
+from small_models import IDS, KINDS, SHAPE, Make, configure, load_model, logits, recipe, rewrite, tensors_of
 
 from lazymoe import LazyMoEError, Recipe, merge
 from lazymoe.architectures.configs import rope_spellings
+from lazymoe.architectures.dense import MISTRAL
 from lazymoe.architectures.records import LAYER
 from lazymoe.architectures.registry import HOSTS, find_host
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.losses import dense_losses, mixture_losses
-from lazymoe.forward.mixture import module_name
 
 CONFIGS = {
     "grouped attention": {},
@@ -153,7 +153,7 @@ def test_a_forced_router_gives_that_experts_feed_forward_in_the_bases_body(
     fields = {"shared_experts": [{"source_model": str(other)}]} if shared else {}
     plan = merge(recipe(base, *experts, architecture=family, experts_per_token=1, **fields), tmp_path / "moe").plan
     mixture, dense, written = load_model(tmp_path / "moe"), load_model(base), tensors_of(tmp_path / "moe")
-    name = module_name(plan)
+    name = plan.dense.module
     own = [[getattr(layer, name) for layer in load_model(expert).model.layers] for expert in (*experts, other)]
     for i, layer in enumerate(mixture.model.layers):
         # every token looks the same to the router, so all go to the expert whose row has the largest sum
@@ -235,5 +235,5 @@ def test_rope_in_both_spellings(config: dict, expected: tuple) -> None:
 
 
 def test_what_fits_nowhere_is_told_what_would() -> None:
-    with pytest.raises(LazyMoEError, match=r"'gemma2'.*mixtral takes llama, mistral"):
-        find_host({"model_type": "gemma2"}, recipe("a", "b"))
+    with pytest.raises(LazyMoEError, match=r"a mistral model doesn't fit \(qwen3_moe takes qwen3\).*mixtral or"):
+        find_host(MISTRAL.complete({"model_type": "mistral"} | SHAPE), recipe("a", "b", architecture="qwen3_moe"))

@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import Make, recipe
+import torch
+from generic_models import make_family
+from small_models import IDS, Make, load_model, recipe
+from transformers import AutoModelForCausalLM
 
 from lazymoe import merge
+from lazymoe.architectures.hosts.generic import GENERIC
 from lazymoe.architectures.registry import HOSTS
 from lazymoe.data import folder as assets
 
@@ -55,7 +59,8 @@ for checkpoints in (False, True):
     gradients.append({name: p.grad for name, p in trained.named_parameters() if p.grad is not None})
 assert gradients[0].keys() == gradients[1].keys()
 assert all((gradients[0][name] - g).abs().max() < 1e-5 for name, g in gradients[1].items())
-assert any("mlp.gate" in name for name in gradients[0]) and any("experts" in name for name in gradients[0])
+assert any(part in name for part in (".gate.", ".router.") for name in gradients[0])
+assert any("experts" in name for name in gradients[0])
 
 # 4 bit: experts too, routers not
 four = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32, device_map="cpu",
@@ -90,5 +95,53 @@ def test_the_code_does_what_transformers_own_does(
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("where", ["this Python", "--transformers4"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("family", ["Gemma 2", "GLM-4 0414", "SmolLM3", "Qwen 3.5"])
+def test_the_generic_code_does_too(
+    family: str, shared: bool, where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    python = sys.executable if where == "this Python" else request.config.getoption("transformers4")
+    if not python or (where != "this Python" and family == "Qwen 3.5"):
+        pytest.skip("no --transformers4, or not in it")
+    wide = SIZES | {"head_dim": 16} | ({"linear_num_value_heads": 64, "std": 0.05} if family == "Qwen 3.5" else {})
+    models = [make_family(tmp_path, family, seed=i, name=f"model-{i}", **wide) for i in range(4)]
+    fields = {"shared_experts": [{"source_model": str(models[3])}]} if shared else {}
+    merge(recipe(*models, architecture="generic", **fields), tmp_path / "moe")
+    done = subprocess.run([python, "-c", USE, tmp_path / "moe", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("targets", [["router"], ["gate_proj", "up_proj", "down_proj"]])
+def test_lora_trains_routers_and_experts(targets: list[str], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    models = [make_family(tmp_path, "Gemma 2", seed=i, name=f"model-{i}") for i in range(3)]
+    merge(recipe(*models, architecture="generic"), tmp_path / "moe")
+    torch.manual_seed(0)
+    trained = get_peft_model(load_model(tmp_path / "moe"), LoraConfig(target_modules=targets, r=4))
+    optimizer = torch.optim.Adam([p for p in trained.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(20):
+        loss = trained(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.05
+    changed = [name for name, p in trained.named_parameters() if p.requires_grad and "lora_B" in name and p.any()]
+    assert len(changed) == (2 if targets == ["router"] else 2 * 2 * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_router_chooses_in_any_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    base = make_family(tmp_path, "Gemma 3")
+    merge(recipe(base, base, base, architecture="generic"), tmp_path / "moe")
+    given = {"dtype": dtype, "trust_remote_code": True}
+    mixture, dense = (AutoModelForCausalLM.from_pretrained(f, **given) for f in (tmp_path / "moe", base))
+    with torch.no_grad():
+        assert torch.cosine_similarity(mixture(IDS).logits.flatten(), dense(IDS).logits.flatten(), dim=0) > 0.99
+
+
 def test_every_file_of_code_belongs_to_a_family() -> None:
-    assert {path.name for path in assets("templates").glob("*.py")} == {f.code for f in HOSTS if f.code}
+    assert {path.name for path in assets("templates").glob("*.py")} == {f.code for f in (*HOSTS, GENERIC) if f.code}

@@ -12,7 +12,7 @@ from small_models import recipe
 from transformers import AutoModelForCausalLM
 
 from lazymoe import check, merge
-from lazymoe.architectures.registry import HOSTS, dense_of
+from lazymoe.architectures.registry import HOSTS
 from lazymoe.checkpoint.opening import open_folder
 
 MODELS = sorted((Path(__file__).parents[1] / "data" / "transformers4").iterdir())
@@ -52,7 +52,7 @@ def test_what_it_left_out_is_the_class_default(folder: Path) -> None:
 
     source = open_folder(folder)
     theirs = AutoConfig.from_pretrained(folder).to_dict()
-    dense = dense_of(source.config["model_type"])
+    dense = source.dense
     assert dense is not None
     spelled_otherwise = {
         "rope_theta", "partial_rotary_factor", "layer_types", "max_window_layers", "original_max_position_embeddings",

@@ -119,5 +119,5 @@ def test_the_text_part_of_a_multimodal_model_by_itself(names: Callable[[str], st
     assert same(open_folder(folder), expected)
     assert not check(recipe(folder, folder, folder)).errors
     rewrite(folder, lambda t: t.update({"vision_tower.patch.weight": torch.ones(3)}))
-    [problem] = check(recipe(folder, folder, folder)).errors  # multimodal proper
-    assert "llava" in problem.what and len(str(problem).splitlines()) == 1
+    found = check(recipe(folder, folder, folder))  # multimodal proper
+    assert not found.errors and any("'vision_tower.patch.weight' stay behind" in str(w) for w in found.warnings)

@@ -133,7 +133,7 @@ def test_every_dense_kind_is_corrected_by_the_formula(kind: str, given: Given, t
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kinds_whose_layers_add_what_their_networks_give_are_known(kind: str, make: Make) -> None:
     """Found out on transformers' own layers: twice the answer, twice the step."""
-    steps, dense = [], dense_of(kind)
+    steps, dense = [], dense_of({"model_type": kind})
     assert dense
 
     def network(module: torch.nn.Module, x: torch.Tensor, after: After) -> torch.Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import Make, rewrite
+from stored_models import EMBEDDINGS
 
 from lazymoe import Recipe, check
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.checkpoint.source import EMBEDDINGS
 from lazymoe.computing import variety
 from lazymoe.computing.groups import read_groups
 from lazymoe.computing.variety import NEAR, REPLACED, Variety

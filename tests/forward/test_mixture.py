@@ -12,7 +12,7 @@ from lazymoe import merge
 from lazymoe.architectures.records import LAYER, Host
 from lazymoe.architectures.registry import HOSTS
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.forward.mixture import InMixture, mix, module_name, route, run
+from lazymoe.forward.mixture import InMixture, mix, route, run
 
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
@@ -63,7 +63,7 @@ def test_every_source_is_found_again_in_the_mixture(host: Host, make: Make, tmp_
     models = [make(f"model-{i}", seed=i, kind=kind) for i in range(3)]
     fields = {"shared_experts": [{"source_model": str(models[0])}]} if host.shared else {}
     plan = merge(recipe(*models, architecture=host.name, **fields), tmp_path / "moe").plan
-    mixture, ffn = open_folder(tmp_path / "moe"), f".{module_name(plan)}."
+    mixture, ffn = open_folder(tmp_path / "moe"), f".{plan.dense.module}."
     for number, source in enumerate(plan.sources):
         found, own = InMixture(plan, mixture, number), tensors_of(source.folder)
         names = {name for name in found.tensors if ffn in name} if number else found.tensors.keys()

@@ -48,7 +48,7 @@ def test_every_matrix_of_a_layer_is_packed(family: Host, tied: bool, make: Make,
     for bits, alike in ((4, 0.95), (8, 0.997)):
         config, source = AutoConfig.from_pretrained(folder, trust_remote_code=trust), open_folder(folder)
         experts = source.tensors[LAYER.format(layer=0) + family.router].shape[0]
-        model = load_packed(source, config, experts, bits, "cpu", torch.float32, trust=trust)
+        model = load_packed(source, config, experts, family.modules, bits, "cpu", torch.float32, trust=trust)
         for name, parameter in model.model.layers.named_parameters():
             spared = name.split(".")[-2] in ROUTERS or any(part in name for part in SPARED)
             assert (parameter.dtype == torch.uint8) != spared, name
@@ -81,6 +81,7 @@ import sys
 sys.path.append(sys.argv[1])  # what LazyMoE needs, if it isn't here
 import torch, transformers
 from pathlib import Path
+from lazymoe.architectures.registry import host_of
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.packing import load_packed
 assert transformers.__version__.startswith("4.")
@@ -89,7 +90,8 @@ for name in sys.argv[2:]:
     folder, trust = Path(name), any(Path(name).glob("*.py"))
     whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    model = load_packed(open_folder(folder), config, 3, 4, "cpu", torch.float32, trust=trust)
+    source = open_folder(folder)
+    model = load_packed(source, config, 3, host_of(source.config).modules, 4, "cpu", torch.float32, trust=trust)
     stored = sum(p.nbytes for p in model.model.layers.parameters())
     assert stored < whole.num_parameters() * 4 / 5.5, name
     with torch.no_grad():

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from small_models import Make, recipe, sparse
+import torch
+from small_models import Make, recipe, sparse, tensors_of, warnings
 
-from lazymoe import Recipe, check
+from lazymoe import Recipe, check, merge
 from lazymoe.architectures.dense import LLAMA
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
 from lazymoe.checkpoint.opening import open_folder
@@ -118,3 +119,19 @@ def test_of_a_corrected_expert_the_down_projections_alone_are_computed(make: Mak
     copied = [part for part in parts if isinstance(part, Piece) and part.source == 1]
     assert sum(p.elements for p in copied) == 2 * sum(p.elements for p in computed)
     assert (corrected.parameters, corrected.active(1)) == (own.parameters, own.active(1))
+
+
+def test_llama_and_mistral_mix(make: Make, tmp_path: Path) -> None:
+    """They compute the same but for what their configs say, and that is told."""
+    llama = make("llama", kind="llama", dtype="float32")
+    mistral = make("mistral", kind="mistral", dtype="float32", seed=1, sliding_window=None)
+    windowed = make("windowed", kind="mistral", dtype="float32", seed=2, sliding_window=7)
+    for base, expert in ((llama, mistral), (mistral, llama)):
+        merge(recipe(base, base, expert), tmp_path / f"{base.name}-moe")
+        own = tensors_of(expert)["model.layers.1.mlp.up_proj.weight"]
+        name = "model.layers.1.block_sparse_moe.experts.1.w3.weight"
+        assert torch.equal(tensors_of(tmp_path / f"{base.name}-moe")[name], own)
+    told = " ".join(warnings(check(recipe(llama, llama, windowed))))
+    assert "an attention window of 7 tokens instead of no attention window" in told
+    [problem] = check(recipe(llama, llama, make("granite", kind="granite"))).errors
+    assert "is a granite model, the base model a llama" in problem.what

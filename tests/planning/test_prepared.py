@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from generic_models import make_family
 from hub_server import Hub
 from small_models import Make, configure, recipe, rewrite, tensors_of, write_recipe
 
-from lazymoe import LazyMoEError, RecipeError, Texts
+from lazymoe import LazyMoEError, Recipe, RecipeError, Texts, check
 from lazymoe.cli import main
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.prepared import prepare
@@ -116,3 +117,11 @@ def test_what_is_missing_counts_once_and_is_fetched(make: Make, hub: Hub) -> Non
     prepared.fetch()
     assert prepared.missing == {}
     assert (prepared.sources[0].folder / weights.name).read_bytes() == weights.read_bytes()
+
+
+def test_experts_whose_networks_end_otherwise_are_not_corrected(tmp_path: Path) -> None:
+    base = make_family(tmp_path, "GPT-2")
+    experts = [{"source_model": str(base), "positive_prompts": ["some words"]}] * 2
+    given = {"base_model": str(base), "experts": experts, "gate_mode": "random", "shared_weights": "base"}
+    [problem] = check(Recipe.model_validate({**given, "expert_weights": "corrected"})).errors
+    assert "don't end in a linear map" in problem.what

@@ -1,0 +1,106 @@
+"""The text model of multimodal checkpoints: on text it is the whole, as transformers' own class of that says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from generic_models import FAMILIES
+from small_models import SHAPE, load_model, logits, recipe
+from stored_models import renamed
+
+from lazymoe import check, merge
+from lazymoe.checkpoint.opening import open_folder
+
+_SEEN = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "image_size": 8, "patch_size": 4}  # fmt: skip
+_QWEN = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 32, "patch_size": 4}
+_MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+WRAPPERS: dict[str, tuple[str, dict, dict, str]] = {  # its class, its text and vision configs, and what it becomes
+    "Gemma 3": ("Gemma3ForConditionalGeneration", FAMILIES["Gemma 3"][1], _SEEN, "generic_moe"),
+    "Mistral Small 3": (
+        "Mistral3ForConditionalGeneration", {"model_type": "mistral", "head_dim": 8, "sliding_window": None}, _SEEN,
+        "mixtral",
+    ),
+    "LLaVA": ("LlavaForConditionalGeneration", {"model_type": "llama"}, _SEEN, "mixtral"),
+    "Qwen 2.5 VL": ("Qwen2_5_VLForConditionalGeneration", {"rope_parameters": _MROPE}, _QWEN, "qwen2_moe"),
+    "Qwen 3 VL": (
+        "Qwen3VLForConditionalGeneration", {"rope_parameters": _MROPE, "head_dim": 8},
+        _QWEN | {"deepstack_visual_indexes": [0], "num_position_embeddings": 4}, "qwen3_moe",
+    ),
+    "Qwen 3.5": (
+        "Qwen3_5ForConditionalGeneration",
+        FAMILIES["Qwen 3.5"][1] | {"rope_parameters": _MROPE | {"partial_rotary_factor": 1.0}},
+        _QWEN | {"num_position_embeddings": 4}, "generic_moe",
+    ),
+}  # fmt: skip
+
+
+def wrapper(folder: Path, name: str, seed: int = 0) -> tuple[Path, torch.Tensor]:
+    """A small multimodal model, and what it makes of `IDS`."""
+    kind, text, vision, _ = WRAPPERS[name]
+    made = getattr(transformers, kind)
+    config = made.config_class(text_config={**SHAPE, **text}, vision_config=vision, tie_word_embeddings=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = made(config).eval()
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape) * 0.2
+    model.save_pretrained(folder)
+    return folder, logits(model)
+
+
+def earlier(name: str) -> str | None:
+    """What transformers 4 called it."""
+    return (
+        name.replace("model.language_model.", "language_model.model.")
+        .replace("model.vision_tower.", "vision_tower.")
+        .replace("model.multi_modal_projector.", "multi_modal_projector.")
+        if name.startswith("model.")
+        else f"language_model.{name}"
+    )
+
+
+@pytest.mark.parametrize("names", [None, earlier], ids=["as saved", "as transformers 4 named them"])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_text_model_of_a_wrapper_is_the_whole_on_text(
+    name: str, names: Callable[[str], str | None] | None, tmp_path: Path
+) -> None:
+    base, expected = wrapper(tmp_path / "base", name)
+    if names:
+        renamed(base, names)
+    made = merge(recipe(base, base, base, base), tmp_path / "moe")
+    assert made.plan.host.name == WRAPPERS[name][3]
+    assert (logits(load_model(tmp_path / "moe")) - expected).abs().max() < 1e-4
+    [remark] = [str(w) for w in made.warnings if "only its text model is taken" in str(w)]
+    assert "stay behind" in remark
+
+
+def test_a_text_fine_tune_is_an_expert_of_a_multimodal_base(tmp_path: Path) -> None:
+    base, _ = wrapper(tmp_path / "base", "Mistral Small 3")
+    config = json.loads((base / "config.json").read_text())["text_config"]
+    text = transformers.MistralForCausalLM(transformers.MistralConfig.from_dict(config))
+    text.save_pretrained(tmp_path / "text")
+    assert not check(recipe(base, base, tmp_path / "text")).errors
+    assert not check(recipe(tmp_path / "text", base, tmp_path / "text")).errors
+
+
+def test_what_text_models_are_of_no_known_kind_is_told(tmp_path: Path) -> None:
+    base, _ = wrapper(tmp_path / "base", "LLaVA")
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["model_type"] = "nothing-known"
+    (base / "config.json").write_text(json.dumps(config))
+    [problem] = check(recipe(base, base, base)).errors
+    assert "llava" in problem.what and len(str(problem).splitlines()) == 1
+
+
+def test_tied_embeddings_are_the_head(tmp_path: Path) -> None:
+    base, _ = wrapper(tmp_path / "base", "LLaVA")
+    renamed(base, lambda name: None if "lm_head" in name else name)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert open_folder(base).config["tie_word_embeddings"] and not check(recipe(base, base, base)).errors
