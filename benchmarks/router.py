@@ -32,7 +32,7 @@ from lazymoe.checkpoint.opening import open_folder, open_source
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.source import Source
 from lazymoe.forward.losses import dense_losses, mixture_losses
-from lazymoe.forward.mixture import InMixture, module_name
+from lazymoe.forward.mixture import InMixture
 from lazymoe.forward.stream import Stream
 from lazymoe.forward.tokens import load_tokenizer, pack, pad, windows
 from lazymoe.planning.plan import Plan
@@ -132,7 +132,7 @@ def dume_gates(plan: Plan, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
         for layer in range(plan.layers):
 
             def watch(module: nn.Module, rows: list[Tensor] = seen[layer], real: Tensor = real) -> None:
-                network = getattr(module, module_name(plan))
+                network = getattr(module, plan.dense.module)
                 network.register_forward_pre_hook(lambda _, args: rows.append(args[0][real]))
 
             stream.step(watch)

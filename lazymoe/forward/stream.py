@@ -81,10 +81,11 @@ class Stream:
         _, self._layers = layers_of(self._model)
         self._ids = [batch.to(device) for batch in batches]
         self._made: Any = None  # what the decoder gave last
-        self._waiting: dict[str, RemovableHandle] = {}  # modules outside the layers whose weights aren't read yet
+        waiting: dict[str, RemovableHandle] = {}  # modules outside the layers whose weights aren't read yet
         for name, module in self._model.named_modules():
             if not (f"{name}.".startswith(self._within) or isinstance(module, nn.Embedding)):
-                self._waiting[name] = module.register_forward_pre_hook(functools.partial(self._bring, name))
+                bring = functools.partial(_bring, source, device, waiting, name)  # not of itself: it is let go at once
+                waiting[name] = module.register_forward_pre_hook(bring)
         self.states, self._calls = self._record()
 
     @torch.no_grad()
@@ -184,14 +185,6 @@ class Stream:
         gives = _dense(self.source).gives
         return (states, *[None] * (gives - 1)) if gives else states
 
-    def _bring(self, name: str, module: nn.Module, _: Any) -> None:
-        """Read a module's own weights, when it is first called."""
-        self._waiting.pop(name).remove()
-        allocate(module, self.device, recurse=False)
-        for own, tensor in module.state_dict().items():
-            if "." not in own:
-                tensor.copy_(_promised(self.source, f"{name}.{own}"))
-
     def _record(self) -> tuple[list[Tensor], list[list[Call]]]:
         """Run the model without its layers, and record how these are called.
 
@@ -231,6 +224,25 @@ class Stream:
         for module in self._tables():
             module.to("meta")  # lets the embeddings go
         return states, calls
+
+
+def _bring(
+    source: Weights, device: str, waiting: dict[str, RemovableHandle], name: str, module: nn.Module, _: Any
+) -> None:
+    """Read a module's own weights, when it is first called.
+
+    Args:
+        source: the model.
+        device: where they go.
+        waiting: what calls this, by the modules' names.
+        name: of the module.
+        module: it, changed in place.
+    """
+    waiting.pop(name).remove()
+    allocate(module, device, recurse=False)
+    for own, tensor in module.state_dict().items():
+        if "." not in own:
+            tensor.copy_(_promised(source, f"{name}.{own}"))
 
 
 def _rows_of(
