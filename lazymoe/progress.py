@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Lock
 from typing import TextIO
 
@@ -85,6 +85,13 @@ def _terminal() -> Iterator[Progress]:
     finally:
         for bar in shown.values():
             bar.close()
+
+
+def without_loading_bars() -> AbstractContextManager[None]:
+    """Keep transformers from drawing bars while it loads."""
+    from transformers.utils import logging
+
+    return switched_off(logging.is_progress_bar_enabled(), logging.disable_progress_bar, logging.enable_progress_bar)
 
 
 @contextmanager

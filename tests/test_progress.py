@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
@@ -173,3 +174,25 @@ def test_a_stage_of_nothing_is_done_at_once(capsys: pytest.CaptureFixture[str]) 
         progress("write", 0, 0)
         progress("measure", 1, 1)
     assert capsys.readouterr().err.splitlines()[1] == "Measuring: 100% of 1 model"
+
+
+LOADING = """
+import sys
+from contextlib import nullcontext
+from transformers import AutoModelForCausalLM
+from lazymoe.progress import without_loading_bars
+for way in (without_loading_bars, nullcontext):
+    with way():
+        AutoModelForCausalLM.from_pretrained(sys.argv[1])
+    print("then", file=sys.stderr)
+"""
+
+
+def test_transformers_draws_no_bars_while_it_loads_a_model(demo_models: Path) -> None:
+    drawn = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    command = [sys.executable, "-c", LOADING, str(demo_models / "base")]
+    first, second, _ = subprocess.run(command, env=drawn, capture_output=True, text=True, check=True).stderr.split(
+        "then"
+    )
+    assert "Loading weights" not in first
+    assert "Loading weights" in second

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lazymoe.demonstration.models import Domain, build, cache_folder, domains
 from lazymoe.files import absolute, shown
 from lazymoe.merging import merge
-from lazymoe.progress import Progress, silent
+from lazymoe.progress import Progress, silent, without_loading_bars
 from lazymoe.recipe.schema import Expert, Recipe
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def _measure(
     losses, shares = {}, []
     for done, row in enumerate(rows, 1):
         folder = (folders | mixtures).get(row, models / "base")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+        with without_loading_bars():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         if row.startswith("expert "):
             for name, weight in model.state_dict().items():
                 average[name] = average.get(name, 0) + weight / len(kinds)

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from lazymoe.architectures.learned import layers_of
 from lazymoe.architectures.records import LAYER
 from lazymoe.errors import error
 from lazymoe.forward.stream import Weights, allocate, unweighted
 from lazymoe.planning.plan import BLOCK_4, BLOCK_8
-from lazymoe.progress import Progress, silent, switched_off
+from lazymoe.progress import Progress, silent, without_loading_bars
 
 OLDEST = (0, 50)  # bitsandbytes with 4 bit in blocks of 32 on every device
 AT_ONCE = 1 << 18  # weights that are packed at a time, whole blocks: on a CPU that takes 20 bytes for each
@@ -220,7 +219,7 @@ def _read_layer(model: Any, prefix: str, source: Weights, i: int, dtype: torch.d
     for name, tensor in source.tensors.items():
         if ".layers." not in name:  # these are read only once, at the end
             state[name] = torch.zeros(1 if tensor.shape[0] == config.vocab_size else tensor.shape[0], *tensor.shape[1:])
-    with switched_off(is_progress_bar_enabled(), disable_progress_bar, enable_progress_bar):
+    with without_loading_bars():
         one, info = type(model).from_pretrained(
             None, config=alone, state_dict=state, dtype=dtype, output_loading_info=True
         )
