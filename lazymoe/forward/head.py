@@ -31,15 +31,16 @@ def predict(source: Weights, states: Tensor, target: Tensor) -> tuple[Tensor, Te
     config, n = source.config, len(states)
     scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's
     cap = config.get("final_logit_softcapping")  # Gemma's
-    total, best = (torch.full((n,), -torch.inf, device=states.device) for _ in range(2))  # [n]
+    totals = torch.empty(-(-len(head) // AT_ONCE), n, device=states.device)  # of each block [blocks, n]
+    best = torch.full((n,), -torch.inf, device=states.device)  # [n]
     own, likeliest = torch.zeros(n, device=states.device), torch.zeros_like(target)  # [n]
-    for start in range(0, len(head), AT_ONCE):
+    for block, start in enumerate(range(0, len(head), AT_ONCE)):
         weight, offset = (t[start : start + AT_ONCE].float().to(states.device) for t in (head, bias))  # [v, H], [v]
         for some in torch.arange(n, device=states.device).split(AT_ONCE):
             logits = scale * (states[some] @ weight.T + offset)  # [s, v]
             logits = cap * (logits / cap).tanh() if cap else logits
-            # the sum of all probabilities so far, the largest logit so far, and the target's if it is in this block
-            total[some] = torch.logaddexp(total[some], logits.logsumexp(-1))
+            # the sum of the block's probabilities, the largest logit so far, and the target's if it is in this block
+            totals[block, some] = logits.logsumexp(-1)
             largest, where = logits.max(-1)
             larger = largest > best[some]
             best[some] = largest.where(larger, best[some])
@@ -47,4 +48,4 @@ def predict(source: Weights, states: Tensor, target: Tensor) -> tuple[Tensor, Te
             inside = (target[some] >= start) & (target[some] < start + len(weight))
             at = (target[some] - start).clamp(0, len(weight) - 1)
             own[some] = logits.gather(1, at[:, None])[:, 0].where(inside, own[some])
-    return own - total, likeliest == target
+    return own - totals.logsumexp(0), likeliest == target
