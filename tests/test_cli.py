@@ -21,7 +21,7 @@ from lazymoe.cli import main, make_parser
 from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 
-COMMANDS = ("check", "merge", "report", "card", "publish", "gguf", "demo")
+COMMANDS = ("check", "merge", "report", "evaluate", "card", "publish", "gguf", "demo")
 
 Captured = pytest.CaptureFixture[str]
 
@@ -98,7 +98,8 @@ def test_a_shells_completion_knows_the_commands(capsys: Captured) -> None:
     known = subprocess.run(["bash", "-c", f"{script}\ncomplete -p lazymoe"], capture_output=True, text=True, check=True)
     assert known.stdout.startswith("complete ")
     assert f"subparsers=({' '.join(COMMANDS)})" in script
-    options = "--to --private --gguf --seed --device --imatrix --no-imatrix --threads --shard-size --allow-pickle"
+    ways = "--to --private --on --yes --stop --gguf"
+    options = f"{ways} --seed --device --imatrix --no-imatrix --threads --shard-size --allow-pickle"
     assert f"merge_option_strings=(-h --help {options} --source --json --quiet)" in script
 
 
