@@ -329,6 +329,7 @@ STOPPED = {  # what does the work, and what is said when it is interrupted
     "card": ("lazymoe.cards.card.card", "nothing was written"),
     "publish": ("lazymoe.publishing.publish",
                 "nothing half-made is visible, and the same command sends only what is missing"),
+    "evaluate": ("lazymoe.evaluating.evaluate.evaluate", "the same command goes on from here"),
     "gguf": ("lazymoe.exporting.to_gguf", "the same command goes on from here"),
     "demo": ("lazymoe.demonstration.story.demo", "the same command begins anew with what is trained"),
 }  # fmt: skip
