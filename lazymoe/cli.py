@@ -1,8 +1,8 @@
 """The command line: ``lazymoe check | merge | report | evaluate | card | publish | gguf | demo``: parse, call, print.
 
-What was asked for goes to stdout, in words or with ``--json`` as JSON, errors included; progress, warnings and hints go
-to stderr, where ``--quiet`` leaves them out. The exit code is 0, or 2 for what the user can mend, 1 for what failed all
-the same (the network, the disk), 130 when interrupted.
+What each of them does is in `commands`. What was asked for goes to stdout, in words or with ``--json`` as JSON, errors
+included; progress, warnings and hints go to stderr, where ``--quiet`` leaves them out. The exit code is 0, or 2 for
+what the user can mend, 1 for what failed all the same (the network, the disk), 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -12,35 +12,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
+from lazymoe import commands
+from lazymoe.commands import Options, Told
 from lazymoe.data import ready_made
-from lazymoe.errors import LazyMoEError, Problem, error, failure, nearest
+from lazymoe.errors import LazyMoEError, error, nearest
 from lazymoe.evaluating.suites import KINDS, SUITES
-from lazymoe.files import absolute, shown
-from lazymoe.progress import bars
 from lazymoe.version import __version__
 
-if TYPE_CHECKING:
-    from lazymoe.exporting import Exported
-    from lazymoe.hub.jobs import Job
-    from lazymoe.jobs.offer import Offer
-    from lazymoe.planning.prepared import Prepared
-
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
-AGAIN = "the same command follows it again, and with --stop it is stopped"
-Options = argparse.Namespace
-
-
-class Told(NamedTuple):
-    """What a command has to say: in words, in few words for ``--quiet``, and for programs."""
-
-    words: str
-    few: str
-    fields: dict[str, Any]
-    code: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             code = _run(arguments, options)
         except LazyMoEError as e:
-            code = _code(e.problems)
+            code = commands.exit_code(e.problems)
             if options.json:
                 print(json.dumps({"ok": False, "errors": [p.to_dict() for p in e.problems]}, indent=2))
             else:
@@ -80,18 +63,18 @@ def _run(arguments: Sequence[str], options: Options) -> int:
     Raises:
         LazyMoEError: for whatever a user can mend.
     """
-    parser, commands = make_parser()
+    parser, parsers = make_parser()
     if not arguments:
         parser.print_help()
         return 0
     if arguments[0].startswith("-"):
         _, unknown = parser.parse_known_args(arguments, options)
-    elif arguments[0] in commands:  # words and options in any order
-        found, unknown = commands[arguments[0]].parse_known_intermixed_args(arguments[1:])
+    elif arguments[0] in parsers:  # words and options in any order
+        found, unknown = parsers[arguments[0]].parse_known_intermixed_args(arguments[1:])
         vars(options).update(vars(found))
     else:
         what = f"there is no command '{arguments[0]}'"
-        raise error("input.usage", "lazymoe", what, nearest(arguments[0], list(commands)))
+        raise error("input.usage", "lazymoe", what, nearest(arguments[0], list(parsers)))
     if unknown:  # its value isn't repeated: it may be a token
         option = unknown[0].partition("=")[0]
         what = f"there is no option '{option}'" if option.startswith("-") else "there is a word too many"
@@ -130,13 +113,13 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     parser.add_argument(
         "--print-completion", action=_Completion, choices=("bash", "zsh", "tcsh"), help="for your shell to source"
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
         name: str, run: Callable[[Options], Told], about: str, example: str, stopped: str
     ) -> argparse.ArgumentParser:
         about_it = f"{about[0].upper()}{about[1:]}."
-        sub = commands.add_parser(name, help=about, description=about_it, epilog=f"example: {example}")
+        sub = parsers.add_parser(name, help=about, description=about_it, epilog=f"example: {example}")
         sub.set_defaults(run=run, stopped=f"stopped; {stopped}")
         return sub
 
@@ -173,7 +156,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         sub.add_argument("--template", type=Path, metavar="FILE", help="a Jinja template to use instead of LazyMoE's")
 
     about = "tell whether a recipe can work and what it takes, before anything large is downloaded"
-    sub = command("check", _check, about, "lazymoe check recipe.yaml", "nothing was written")
+    sub = command("check", commands.check, about, "lazymoe check recipe.yaml", "nothing was written")
     sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
     sub.add_argument(
         "folder", nargs="?", default=".", metavar="FOLDER", help="where the mixture would go, to measure its disk"
@@ -185,7 +168,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
 
     about = "make the mixture of experts that a recipe describes"
     stopped = "the same command goes on from here"
-    sub = command("merge", _merge, about, "lazymoe merge recipe.yaml my-moe", stopped)
+    sub = command("merge", commands.merge, about, "lazymoe merge recipe.yaml my-moe", stopped)
     sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
     sub.add_argument(
         "folder", nargs="?", metavar="FOLDER", help="a new one; or one where this merge was interrupted, to go on"
@@ -207,7 +190,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         "measure a finished mixture: who gets which token, and is it any good; or its GGUF files: what did they lose"
     )
     example = "lazymoe report my-moe --texts held-out.yaml"
-    sub = command("report", _report, about, example, "nothing was saved, and the mixture is as it was")
+    sub = command("report", commands.report, about, example, "nothing was saved, and the mixture is as it was")
     files_help = "or of its GGUF files, or one of these"
     sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, {files_help}")
     sub.add_argument("--texts", type=Path, metavar="FILE", help="YAML: for each expert a list of texts to measure on")
@@ -222,7 +205,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
 
     about = "compare a finished mixture with its parts on benchmarks, by EleutherAI's lm-eval"
     example = "lazymoe evaluate my-moe --tasks arc_easy,hellaswag --limit 100"
-    sub = command("evaluate", _evaluate, about, example, "the same command goes on from here")
+    sub = command("evaluate", commands.evaluate, about, example, "the same command goes on from here")
     sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
     about = "lm-eval's, NAME:5 for five examples in the prompt; JSONL files of questions; suites: "
     sub.add_argument("--tasks", default="", metavar="NAME[,NAME...]", help=f"{about}{', '.join(SUITES)}")
@@ -237,7 +220,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     common(sub)
 
     about = "print the model card of a finished mixture, or of its GGUF files"
-    sub = command("card", _card, about, "lazymoe card my-moe --repo you/my-moe > card.md", "nothing was written")
+    sub = command(
+        "card", commands.card, about, "lazymoe card my-moe --repo you/my-moe > card.md", "nothing was written"
+    )
     sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, or of its GGUF files")
     sub.add_argument("--repo", metavar="USER/NAME", help="the name it will have on the Hub")
     card_options(sub)
@@ -245,7 +230,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
 
     about = "put a finished mixture, or its GGUF files, on the Hugging Face Hub, with a card; again after a change"
     stopped = "nothing half-made is visible, and the same command sends only what is missing"
-    sub = command("publish", _publish, about, "lazymoe publish my-moe you/my-moe --private", stopped)
+    sub = command("publish", commands.publish, about, "lazymoe publish my-moe you/my-moe --private", stopped)
     sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}, or of its GGUF files")
     sub.add_argument("repo", metavar="USER/NAME", help="its name on the Hub; the token is HF_TOKEN or 'hf auth login'")
     sub.add_argument("--private", action="store_true", help="a new repository that only its owner can see")
@@ -254,7 +239,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
 
     about = "make GGUF of a recipe or of a finished mixture, for llama.cpp, Ollama and LM Studio: a file for each type"
     example = "lazymoe gguf recipe.yaml Q4_K_M,Q8_0 my-moe-GGUF"
-    sub = command("gguf", _gguf, about, example, "the same command goes on from here")
+    sub = command("gguf", commands.gguf, about, example, "the same command goes on from here")
     about = f"{mixture_help}; or a recipe, whose mixture is made without a checkpoint between"
     sub.add_argument("given", metavar="FOLDER|RECIPE", help=about)
     sub.add_argument("types", metavar="TYPE[,TYPE...]", help="as llama-quantize names them, such as Q4_K_M")
@@ -266,15 +251,10 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     common(sub)
 
     about = "train tiny experts, merge them and measure the result, offline, in about a minute"
-    sub = command("demo", _demo, about, "lazymoe demo", "the same command begins anew with what is trained")
+    sub = command("demo", commands.demo, about, "lazymoe demo", "the same command begins anew with what is trained")
     sub.add_argument("folder", nargs="?", metavar="FOLDER", help="a new one, to keep the mixture in")
     common(sub)
-    return parser, commands.choices
-
-
-def _code(problems: Sequence[Problem]) -> int:
-    """Give the exit code for what went wrong."""
-    return 0 if not problems else 1 if all(p.failed for p in problems) else 2
+    return parser, parsers.choices
 
 
 def _size(text: str) -> int:
@@ -290,267 +270,3 @@ def _machine(text: str) -> str:
     if place != "hf-jobs" or bool(colon) != bool(flavor):
         raise argparse.ArgumentTypeError(f"'{text}' isn't hf-jobs, or hf-jobs:FLAVOR such as hf-jobs:cpu-upgrade")
     return flavor
-
-
-def _warn(options: Options, problems: Iterable[Problem]) -> None:
-    if not options.quiet:
-        for problem in problems:
-            print(f"warning: {problem}", file=sys.stderr, flush=True)
-
-
-def _check(options: Options) -> Told:
-    from lazymoe.planning.checking import check
-    from lazymoe.planning.plan import SHARD_SIZE
-
-    there: dict[str, Any] = {"allow_pickle": options.allow_pickle, "source": options.source}
-    if options.gguf:
-        from lazymoe.checking_gguf import check_gguf
-        from lazymoe.exporting import LARGEST
-
-        largest = options.shard_size or LARGEST
-        found = check_gguf(
-            options.recipe, options.gguf, options.folder, imatrix=options.imatrix, largest=largest, **there
-        )
-    else:
-        found = check(options.recipe, options.folder, shard_size=options.shard_size or SHARD_SIZE, **there)
-    few = "\n".join(f"error: {p}" for p in found.errors)
-    return Told(str(found), few, found.to_dict(), _code(found.errors))
-
-
-def _merge(options: Options) -> Told:
-    from lazymoe.merging import carry_out
-    from lazymoe.planning.checking import judge
-    from lazymoe.planning.plan import SHARD_SIZE
-    from lazymoe.planning.prepared import prepare
-
-    if options.on is not None:
-        return _merge_on_jobs(options)
-    if options.yes or options.stop:
-        raise error("input.usage", "--yes" if options.yes else "--stop", "there is no --on", "Add --on hf-jobs.")
-    if not options.folder and not options.to:
-        raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
-    folder = absolute(options.folder or options.to.rpartition("/")[2])
-    if options.gguf:
-        return _merge_to_gguf(options, options.recipe, options.gguf, folder)
-    prepared = prepare(
-        options.recipe, shard_size=options.shard_size or SHARD_SIZE, allow_pickle=options.allow_pickle,
-        source=options.source,
-    )  # fmt: skip
-    found = judge(prepared, folder, to_hub=bool(options.to))
-    if found.errors:
-        raise failure(found.errors)
-    _warn(options, found.warnings)
-    if found.way and found.way.remote and not options.quiet:
-        why = "" if options.source == "remote" else "Models stay on the Hub, as the disk has no room for them. "
-        print(f"note: {why}{found.way}", file=sys.stderr, flush=True)
-    if options.to:
-        return _merge_to_hub(options, prepared, folder)
-    with bars(options.quiet) as progress:
-        merged = carry_out(prepared, folder, seed=options.seed, device=options.device, progress=progress)
-    _warn(options, (p for p in merged.warnings if p not in found.warnings))
-    trust = [", trust_remote_code=True", ", trust_remote_code=False"] if merged.plan.host.code else ["", ""]
-    use = f"""
-To use it:
-
-  from transformers import AutoModelForCausalLM, AutoTokenizer
-  model = AutoModelForCausalLM.from_pretrained("{shown(folder)}", dtype="auto"{trust[0]})
-  tokenizer = AutoTokenizer.from_pretrained("{shown(folder)}"{trust[1]})
-"""
-    return Told(f"{merged}\n{use}", str(shown(folder)), {"ok": True, **merged.to_dict()})
-
-
-def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
-    from lazymoe.to_hub import carry_to_hub
-
-    with bars(options.quiet) as progress:
-        done = carry_to_hub(
-            prepared, options.to, folder, private=options.private, seed=options.seed, device=options.device,
-            progress=progress,
-        )  # fmt: skip
-    return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
-
-
-def _merge_on_jobs(options: Options) -> Told:
-    from lazymoe.jobs.renting import carry_to_jobs, stop_on_jobs
-    from lazymoe.planning.plan import SHARD_SIZE
-    from lazymoe.planning.prepared import prepare
-
-    if options.folder or not options.to:
-        what, remedy = "a rented machine has no folder here", "Name no FOLDER, but with --to a repository on the Hub."
-        raise error("input.usage", "--on", what, remedy)
-    if options.gguf:
-        raise error("input.usage", "--gguf", "GGUF isn't made on rented machines", "Leave --on out: it is made here.")
-    if options.stop:
-        stopped = stop_on_jobs(options.to)
-        return Told(f"{stopped.url} is stopped.", stopped.url, {"ok": True, "job": stopped.url})
-    options.stopped = "stopped; nothing was started"
-    prepared = prepare(
-        options.recipe, shard_size=options.shard_size or SHARD_SIZE, allow_pickle=options.allow_pickle,
-        source=options.source,
-    )  # fmt: skip
-    _warn(options, prepared.warnings)
-
-    def started(job: Job) -> None:
-        options.stopped = f"{job.url} goes on; {AGAIN}"
-        if not options.quiet:
-            waits = ", as soon as it has a machine" if job.stage == "SCHEDULING" else ""
-            print(f"note: {job.url} makes it{waits}. Ctrl-C lets it go on; {AGAIN}.", file=sys.stderr, flush=True)
-
-    def say(line: str) -> None:
-        from tqdm import tqdm
-
-        if not options.quiet:
-            tqdm.write(line, file=sys.stderr)  # above the bars
-
-    with bars(options.quiet) as progress:
-        done = carry_to_jobs(
-            prepared, options.to, options.on or None, agree=lambda offer: _agree(options, offer),
-            private=options.private, seed=options.seed, device=options.device, started=started, say=say,
-            progress=progress,
-        )  # fmt: skip
-    return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
-
-
-def _agree(options: Options, offer: Offer) -> bool:
-    """Ask whether a machine is to be rented.
-
-    Raises:
-        LazyMoEError: if there is nobody to ask.
-    """
-    if not options.yes and not sys.stdin.isatty():
-        remedy = "There is nobody to ask here: agree to that with --yes."
-        raise error("input.price", "--on", str(offer).rstrip("."), remedy)
-    if not (options.yes and options.quiet):
-        print(f"note: {offer}", file=sys.stderr, flush=True)
-    if not options.yes:
-        print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            return False
-    options.stopped = f"stopped; if the job has been started already, it goes on; {AGAIN}"
-    return True
-
-
-def _report(options: Options) -> Told:
-    from lazymoe.output.folder import PICTURES, REPORT
-    from lazymoe.output.quantized import is_quantized
-    from lazymoe.reporting.measuring import read_texts, report
-
-    folder = absolute(options.folder)
-    texts = read_texts(options.texts) if options.texts else None
-    if is_quantized(folder) or folder.suffix == ".gguf":
-        return _report_gguf(options, folder, texts)
-    with bars(options.quiet) as progress:
-        found = report(folder, texts, losses=not options.routing, device=options.device, progress=progress)
-    saved = found.save(folder)
-    files = [str(shown(folder / name)) for name in (REPORT, *PICTURES)] if saved else []
-    if saved:
-        note = f"Saved for its card: {', '.join(files)}."
-    else:
-        note = f"Not saved: {shown(folder / REPORT)} has losses too, measured before; without --routing it is renewed."
-    words = "\n\n".join([str(found), *([found.layers()] if options.layers else []), note])
-    return Told(words, "\n".join(files), {"ok": True, **found.to_dict(), "saved": files})
-
-
-def _report_gguf(options: Options, path: Path, texts: Any) -> Told:
-    from lazymoe.output.quantized import QUALITY
-    from lazymoe.reporting.quality import report_gguf
-
-    with bars(options.quiet) as progress:
-        found = report_gguf(path, texts, mixture=options.mixture, device=options.device, progress=progress)
-    saved = str(shown((path if path.is_dir() else path.parent) / QUALITY))
-    return Told(f"{found}\n\nSaved for their card: {saved}.", saved, {"ok": True, **found.to_dict(), "saved": [saved]})
-
-
-def _evaluate(options: Options) -> Told:
-    from lazymoe.evaluating.evaluate import evaluate
-    from lazymoe.output.folder import EVALUATION
-    from lazymoe.reporting.measuring import read_texts
-
-    folder = absolute(options.folder)
-    texts = read_texts(options.texts) if options.texts else None
-    with bars(options.quiet) as progress:
-        found = evaluate(
-            folder, options.tasks, limit=options.limit, models=options.models, texts=texts, memory=options.memory,
-            device=options.device, progress=progress,
-        )  # fmt: skip
-    found.save(folder)
-    file = str(shown(folder / EVALUATION))
-    return Told(f"{found}\n\nSaved for its card: {file}.", file, {"ok": True, **found.to_dict(), "saved": file})
-
-
-def _card(options: Options) -> Told:
-    from lazymoe.cards.card import card, find_license
-
-    problems = () if options.license else find_license(options.folder).problems
-    _warn(options, () if options.json else problems)
-    text = card(options.folder, options.repo, license=options.license, template=options.template).rstrip("\n")
-    return Told(text, text, {"ok": True, "card": text, "warnings": [p.to_dict() for p in problems]})
-
-
-def _publish(options: Options) -> Told:
-    from lazymoe.cards.card import find_license
-    from lazymoe.publishing import publish
-    from lazymoe.units import gigabytes
-
-    problems = () if options.license else find_license(options.folder).problems
-    _warn(options, problems)
-    given = {key: getattr(options, key) for key in ("private", "license", "template")}
-    with bars(options.quiet) as progress:
-        done = publish(options.folder, options.repo, **given, progress=progress)
-    sent = f"{gigabytes(done.sent)} of weights sent" if done.sent else "its weights were there already"
-    return Told(f"{done.url} ({sent})", done.url, {"ok": True, **done.to_dict()})
-
-
-def _gguf(options: Options) -> Told:
-    from lazymoe.exporting import LARGEST, to_gguf
-    from lazymoe.output.quantized import ENDING
-
-    given = absolute(options.given)
-    if not given.is_dir():
-        return _merge_to_gguf(options, options.given, options.types, absolute(options.out or f"{given.stem}{ENDING}"))
-    with bars(options.quiet) as progress:
-        done = to_gguf(
-            given, options.types, options.out, imatrix=options.imatrix, threads=options.threads,
-            largest=options.shard_size or LARGEST, device=options.device, progress=progress,
-        )  # fmt: skip
-    return _exported(options, done)
-
-
-def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told:
-    from lazymoe.recipe.schema import Recipe
-
-    given = Recipe.read(recipe)  # before what takes seconds to load
-    from lazymoe.checking_gguf import known
-    from lazymoe.exporting import LARGEST, kinds_of, threads_of
-    from lazymoe.gguf_to_hub import carry_gguf_to_hub
-    from lazymoe.merging_to_gguf import carry_to_gguf
-    from lazymoe.planning.prepared import prepare
-
-    kinds = kinds_of(types)
-    wanted: dict[str, Any] = {
-        "imatrix": known(options.imatrix), "seed": options.seed, "device": options.device,
-        "threads": threads_of(options.threads), "largest": options.shard_size or LARGEST,
-    }  # fmt: skip
-    prepared = prepare(given, allow_pickle=options.allow_pickle, source=options.source)
-    _warn(options, prepared.warnings)
-    with bars(options.quiet) as progress:
-        if to := getattr(options, "to", None):
-            sent = carry_gguf_to_hub(prepared, kinds, to, out, private=options.private, **wanted, progress=progress)
-            return Told(f"{sent.url} holds them.", sent.url, {"ok": True, **sent.to_dict()})
-        done = carry_to_gguf(prepared, kinds, out, **wanted, progress=progress)
-    return _exported(options, done, prepared.warnings)
-
-
-def _exported(options: Options, done: Exported, told: Sequence[Problem] = ()) -> Told:
-    _warn(options, () if options.json else (p for p in done.warnings if p not in told))
-    few = "\n".join(str(shown(path)) for paths in done.files.values() for path in paths)
-    return Told(str(done), few, {"ok": True, **done.to_dict()})
-
-
-def _demo(options: Options) -> Told:
-    from lazymoe.demonstration.story import demo
-
-    with bars(options.quiet) as progress:
-        result = demo(options.folder, progress=progress)
-    few = str(shown(result.folder)) if result.folder else ""
-    return Told(str(result), few, {"ok": True, **result.to_dict()})

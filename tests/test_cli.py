@@ -276,6 +276,7 @@ WITHOUT_MIXTURE: dict[str, Callable[[Path], list[str]]] = {
     "check": lambda here: ["check", str(here / "none.yaml")],
     "merge": lambda here: ["merge", str(here / "none.yaml"), str(here / "moe")],
     "report": lambda here: ["report", str(here)],
+    "evaluate": lambda here: ["evaluate", str(here), "--tasks", "arc_easy"],
     "card": lambda here: ["card", str(here)],
     "publish": lambda here: ["publish", str(here), "writer/moe"],
     "gguf": lambda here: ["gguf", str(here), "Q4_K_M"],
