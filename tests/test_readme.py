@@ -92,7 +92,12 @@ def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) ->
         yield variables
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+LONG = {"evaluate.md"}  # each of its commands loads lm-eval; README.md has one of them
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG)) for page in PAGES]
+)
 def test_what_a_page_says_can_be_typed(
     page: Path, installed: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:

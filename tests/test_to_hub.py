@@ -117,9 +117,13 @@ FAULTS = {  # what is asked for, the kind of fault, how often, the line if it la
     "revoked among the files": ("POST .*(preupload|batch)", 401, math.inf, "token"),
     "revoked at the end": ("POST .*/commit/", 401, math.inf, "token"),
 }
+WAITED = {"parts for good, 503"}  # the client tries again for long
 
 
-@pytest.mark.parametrize(("where", "kind", "times", "line"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    ("where", "kind", "times", "line"),
+    [pytest.param(*fault, id=name, marks=[pytest.mark.slow] * (name in WAITED)) for name, fault in FAULTS.items()],
+)
 def test_it_completes_or_stops_with_a_line_and_completes(
     where: str, kind: int | str, times: float, line: str, empty_hub: Hub, given: Recipe, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

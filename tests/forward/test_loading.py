@@ -107,6 +107,7 @@ def test_no_code_runs_but_lazymoes_own(make: Make, tmp_path: Path) -> None:
     assert "names other code" in raised(out)
 
 
+@pytest.mark.slow
 def test_loading_takes_little_more_than_what_stays(make: Make, tmp_path: Path, demo_models: Path) -> None:
     """It is packed a layer at a time: there is never the whole in 16 bit."""
     size = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8, "num_attention_heads": 8}
