@@ -1,4 +1,4 @@
-"""Below step 6: the mixture as GGUF, in the types that are ticked, onto the Hub."""
+"""Below step 7: the mixture as GGUF, in the types that are ticked, onto the Hub."""
 
 from __future__ import annotations
 
