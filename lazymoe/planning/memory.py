@@ -26,7 +26,7 @@ FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
 QUANTIZING = 150_000_000  # bytes: blocks of weights on their way into GGUF files, and the gguf package
-MODELS = 130_000_000  # bytes: transformers with its models and a tokenizer
+MODELS = 150_000_000  # bytes: transformers with its models and a tokenizer
 TEXT = 32  # bytes for each of a prompt's: the text, copies of it that tell merges apart, its tokens
 SPARE = 1.25  # what the allocator holds, for what it has been asked for
 
