@@ -45,8 +45,8 @@ def merge_to_gguf(
 ) -> Exported:
     """Make the mixture that a recipe describes as GGUF, one file for each type, without a checkpoint between.
 
-    The files are those that `lazymoe.to_gguf` makes of the finished mixture, to the byte. Again after an interruption:
-    it goes on from the last layer.
+    With the same importance matrix, or with none, the files are those that `lazymoe.to_gguf` makes of the finished
+    mixture, to the byte. Again after an interruption: it goes on from the last layer.
 
     Args:
         recipe, seed, allow_pickle, device, source: as in `lazymoe.merge`.

@@ -167,7 +167,7 @@ class _Seen:
                 raise _Unfit("has attention that looks both ways")
             self.calls: list[list[Call]] = [[] for _ in self.layers]
             self.states: list[tuple[Any, Any]] = []  # what each layer is given and gives
-            self.aside = False  # whether something that layers have left for later ones was taken away
+            self.aside = False
             for layer, calls in zip(self.layers, self.calls, strict=True):
                 layer.register_forward_pre_hook(self._take_away, with_kwargs=True)
                 layer.register_forward_hook(self._watch_layer, with_kwargs=True)

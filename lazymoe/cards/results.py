@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from lazymoe.output.folder import Finished
+from lazymoe.output.measured import SHARES
 
 FOLDER = ".eval_results"
 NAME = f"{FOLDER}/lazymoe-*.yaml"  # of our own files there, as a pattern
 MIXTURE = "mixture"
-SHARES = ("acc_norm", "acc", "exact_match")  # metrics of 0 to 1
 
 
 def result_files(done: Finished) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ from lazymoe.evaluating.suites import AVERAGE, BASE, MIXTURE
 from lazymoe.evaluating.tasks import Row
 from lazymoe.files import write_whole
 from lazymoe.output.folder import EVALUATION
+from lazymoe.output.measured import SHARES
 
 # what tables show of a task's metrics: the first of these that it has, else its own first
 PREFERRED = ("acc_norm", "acc", "exact_match", "bits_per_byte", "f1", "perplexity")
@@ -24,7 +25,6 @@ NOTE = (
     f"An interval holds the true figure in {LEVEL:.0%} of cases. Better and worse are said only where all of them hold"
     " together."
 )
-SHARES = ("acc_norm", "acc", "exact_match")  # metrics of 0 to 1, shown in percent
 
 
 @dataclass(frozen=True)

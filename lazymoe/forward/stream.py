@@ -25,10 +25,6 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
 
-LEADING = (  # keys of a config.json that no model here needs, that lead transformers to kernels, packages, other files
-    "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
-    "quantization_config", "transformers_weights",
-)  # fmt: skip
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import html
-import importlib
-import subprocess
-import sys
 from functools import partial
 from typing import Any
 
 import ipywidgets as w
 
-from lazymoe.errors import error
 from lazymoe.evaluating.evaluate import evaluate as evaluate_models
 from lazymoe.evaluating.suites import AVERAGE, BASE, KINDS, MIXTURE, SUITES
 from lazymoe.evaluating.tasks import HARNESS, has_harness
 from lazymoe.notebook import ui
+from lazymoe.notebook.installing import install
 from lazymoe.notebook.session import NO_MIXTURE, OLDER, SESSION
 from lazymoe.notebook.work import WORKING, Steps, Work
 from lazymoe.output.folder import open_finished
@@ -69,7 +66,7 @@ class Evaluate:
         self.bars.clear()
         if not has_harness():
             self.told.show("note", "Installing EleutherAI's lm-eval, once …")
-            yield _install
+            yield partial(install, [HARNESS], "input.lm-eval")
         self.told.show("note", WORKING)
         found = yield partial(evaluate_models, folder, tasks, limit=limit, models=models, progress=progress)
         found.save(folder)
@@ -99,21 +96,6 @@ class Evaluate:
 def evaluate() -> w.Widget:
     """Make the panel: a menu of tasks, who is asked, a button, a table."""
     return Evaluate().panel
-
-
-def _install() -> None:
-    """Install lm-eval; nothing that is here already is changed but where it must be.
-
-    Raises:
-        LazyMoEError: if that fails.
-    """
-    command = [sys.executable, "-m", "pip", "install", "-q", HARNESS]
-    done = subprocess.run(command, capture_output=True, text=True)
-    importlib.invalidate_caches()
-    if done.returncode or not has_harness():
-        why = (done.stderr.strip().splitlines() or ["nothing was installed"])[-1]
-        what = f"lm-eval can't be installed ({why})"
-        raise error("input.lm-eval", "evaluate", what, f"Install it yourself: %pip install '{HARNESS}'")
 
 
 def _table(found: dict[str, Any]) -> str:

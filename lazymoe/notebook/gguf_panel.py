@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -13,10 +11,11 @@ from pathlib import Path
 import ipywidgets as w
 from packaging.requirements import Requirement
 
-from lazymoe.errors import LazyMoEError, error
+from lazymoe.errors import LazyMoEError
 from lazymoe.exporting import sizes, to_gguf
 from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Repository
+from lazymoe.notebook.installing import install
 from lazymoe.notebook.session import NO_MIXTURE, NO_TOKEN, SESSION
 from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
@@ -107,7 +106,7 @@ class Gguf(w.VBox):
             self.told.show("warning", "It is worse than the plain average. Press once more to publish it all the same.")
             return
         if lacking := _lacking():
-            yield partial(_install, lacking)
+            yield partial(install, lacking, "input.quantizer")
         repo, progress = self.repository, self.work.progress
         made = yield partial(to_gguf, folder, kinds, progress=progress)
         out = made.files[kinds[0]][0].parent
@@ -155,16 +154,3 @@ def _lacking() -> list[str]:
             except metadata.PackageNotFoundError:
                 lacking.append(f"{required.name}{required.specifier}")
     return lacking
-
-
-def _install(packages: list[str]) -> None:
-    """Install packages.
-
-    Raises:
-        LazyMoEError: if that fails.
-    """
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", *packages]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    if done.returncode:
-        what = f"{' and '.join(packages)} can't be installed ({done.stderr.strip().rpartition(chr(10))[2][:150]})"
-        raise error("input.quantizer", "pip", what, f"Run in a cell: %pip install {' '.join(packages)}")

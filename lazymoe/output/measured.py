@@ -12,6 +12,7 @@ from lazymoe.files import writable
 Text = Annotated[str, BeforeValidator(lambda value: writable(value) if isinstance(value, str) else value)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Figure = Annotated[float, Field(allow_inf_nan=False)]
+SHARES = ("acc_norm", "acc", "exact_match")  # metrics of an evaluation that are of 0 to 1, shown in percent
 
 
 class Read(BaseModel):
