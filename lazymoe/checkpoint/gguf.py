@@ -1,5 +1,6 @@
 """GGUF files as sources: llama.cpp's format, read by transformers' table of names and the gguf package, a tensor at a
-time. Config and tokenizer are written once, by transformers, into a folder of LazyMoE's cache.
+time. Config and tokenizer are written once, by transformers, into a folder of LazyMoE's cache. A file on the Hub is
+opened by its head: what it says of itself before the weights begin.
 
 Needs transformers 5 and the gguf package (the extra ``lazymoe[gguf]``). Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 SEALS = "seals.json"  # in the folder of config and tokenizer: what its other files are known by
+HEAD = 1 << 23  # bytes of a file to begin with: names and merges of 128 thousand tokens take nearly as many
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # its types that aren't quantized, to safetensors' names
 # ends of the names of tensors that transformers takes row for row, but for architectures of which it transposes some
@@ -49,6 +52,7 @@ class Dequantized:
         name: of the tensor in the file.
         dtype: the format's name of the dtype that it reads as.
         width: of its rows, where they are the model's own.
+        head: what stands for the file while it isn't here, see `bring_head`.
     """
 
     file: Path = field(repr=False)  # a checkpoint is the same wherever it lies
@@ -56,6 +60,7 @@ class Dequantized:
     name: str
     dtype: str
     width: int | None
+    head: Path = field(repr=False)
 
     def span(self, start: int, stop: int) -> None:
         """Give nothing: its bytes mean something else."""
@@ -93,7 +98,8 @@ def stored_rows(tensor: TensorInfo) -> Rows | None:
     rows, left = divmod(tensor.elements, reader.width)
     if inside or left:
         return None
-    mapped, _ = _reader(reader.file, reader.folder, reader.stamp())
+    known = reader.file if reader.file.exists() else reader.head
+    mapped, _ = _reader(known, reader.folder, stamp(known))
     stored = next(t for t in mapped.tensors if t.name == reader.name)
     nbytes = stored.data.nbytes // len(stored.data)  # of a row
     lies = Span(reader.file, int(stored.data_offset) + first * nbytes, rows * nbytes)
@@ -110,25 +116,68 @@ class Opened(NamedTuple):
     unread: tuple[str, ...]
 
 
-def open_gguf(file: Path, where: str) -> Opened:
+def bring_head(name: str, size: int, read: Callable[[int, int], bytes | bytearray]) -> Path:
+    """Bring as much of a GGUF file as it says of itself.
+
+    Args:
+        name: what tells it from all others.
+        size: of the file, in bytes.
+        read: gives bytes of it, by the first one's offset and how many they are.
+
+    Returns:
+        A file as long as that one, a hole where its weights are.
+    """
+    head = cache() / f"gguf-{hashlib.sha256(name.encode()).hexdigest()[:16]}.head"
+    if not head.exists():
+        head.parent.mkdir(parents=True, exist_ok=True)
+        temporary = head.with_name(f"{head.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as f:
+                length = 0
+                while length < size and not (length and _has_all(temporary)):
+                    more = min(size, max(HEAD, 2 * length)) - length
+                    f.write(read(length, more))
+                    f.flush()
+                    length += more
+                f.truncate(size)
+            settle(temporary, head)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return head
+
+
+def _has_all(beginning: Path) -> bool:
+    """Tell whether there is no need to read on: the beginning of a file has its metadata, or can't be one's."""
+    try:
+        inspect(beginning)
+    except EOFError:
+        return False
+    except ValueError:
+        pass  # said when it is opened
+    return True
+
+
+def open_gguf(file: Path, where: str, head: Path | None = None) -> Opened:
     """Open a GGUF file of a dense model.
 
     Args:
-        file: where it is.
+        file: where it is, or will be.
         where: how messages name the place it was asked for.
+        head: what stands for it while it isn't here.
 
     Raises:
         SourceError: if it can't be read, or transformers doesn't know its architecture.
     """
-    refuse_pointer(file, where)
+    known = head or file
+    refuse_pointer(known, where)
     if SPLIT.search(file.name):
         what = f"'{file.name}' is one part of several"
         raise error("source.gguf", where, what, "Join them: llama-gguf-split --merge FIRST JOINED.")
     try:
-        inspect(file)
-        folder = _settled(file)
+        inspect(known)
+        folder = _settled(known, file.parent / CARD)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return Opened(folder, config, *_tensors(file, folder))
+        return Opened(folder, config, *_tensors(file, folder, known))
     except ImportError:
         what = "reading GGUF takes transformers 5 and the gguf package"
         raise error("source.gguf", where, what, "Install them: pip install -U 'transformers>=5' gguf.") from None
@@ -138,8 +187,9 @@ def open_gguf(file: Path, where: str) -> Opened:
         raise error("source.gguf", where, what, "Name the model it was made from.") from None
 
 
-def _settled(file: Path) -> Path:
-    """Find the folder with the file's config and tokenizer as transformers reads them; make it if it isn't there."""
+def _settled(file: Path, card: Path) -> Path:
+    """Find the folder with a file's config and tokenizer as transformers reads them, and its card; make it if it isn't
+    there."""
     from transformers import AutoConfig, AutoTokenizer
 
     stat = file.stat()
@@ -153,8 +203,8 @@ def _settled(file: Path) -> Path:
                 kind.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).save_pretrained(
                     temporary
                 )
-            if (file.parent / CARD).is_file():
-                shutil.copy(file.parent / CARD, temporary)
+            if card.is_file():
+                shutil.copy(card, temporary)
             seals = {path.name: seal_of(path) for path in temporary.iterdir()}
             write_whole(temporary / SEALS, json.dumps(seals))
             with suppress(OSError):  # another process may have been quicker
@@ -170,13 +220,14 @@ def _is_sound(folder: Path) -> bool:
     return bool(seals) and all(is_sealed(folder / name, str(kept)) for name, kept in seals.items())
 
 
-def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
-    """List what the file holds, by transformers' names, and the names of what transformers doesn't read."""
+def _tensors(file: Path, folder: Path, head: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """List what a file holds as its head says, by transformers' names, and the names of what transformers doesn't
+    read."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-    reader, processor = _reader(file, folder, stamp(file))
+    reader, processor = _reader(head, folder, stamp(head))
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -187,7 +238,7 @@ def _tensors(file: Path, folder: Path) -> tuple[dict[str, TensorInfo], tuple[str
         if name := names.get(tensor.name):
             dtype, shape = PLAIN.get(tensor.tensor_type.name, "F32"), shapes[name]
             width = shape[1] if _is_by_rows(tensor.name, reader) else None
-            tensors[name] = TensorInfo(name, dtype, shape, Dequantized(file, folder, tensor.name, dtype, width))
+            tensors[name] = TensorInfo(name, dtype, shape, Dequantized(file, folder, tensor.name, dtype, width, head))
     return tensors, tuple(tensor.name for tensor in reader.tensors if tensor.name not in names)
 
 

@@ -27,13 +27,14 @@ def inspect(file: Path) -> None:
         file: where it is.
 
     Raises:
+        EOFError: if it ends within them; the message says so.
         ValueError: if they aren't; the message says why.
     """
     with open(file, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             _Walk(data).whole()
         except struct.error:
-            raise ValueError("it ends within its metadata") from None
+            raise EOFError("it ends within its metadata") from None
 
 
 class _Walk:
@@ -93,10 +94,10 @@ class _Walk:
 
     def _skip(self, n: int) -> None:
         self._at += n
-        if self._at > len(self._data):
-            raise ValueError("its metadata claim more bytes than the file has")
         if self._at > BYTES:
             raise ValueError(f"its metadata have more than {BYTES >> 20} MB")
+        if self._at > len(self._data):
+            raise EOFError("its metadata claim more bytes than the file has")
 
     def _int(self) -> int:
         (n,) = self._u32.unpack_from(self._data, self._at)

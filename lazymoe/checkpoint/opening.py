@@ -114,9 +114,9 @@ def fetch(sources: Iterable[tuple[Source, str]], progress: Progress = silent, re
     wanted: dict[Path, tuple[Repository, str, str]] = {}
     for source, where in sources:
         for file, size in source.weights.items():
-            path = source.folder / file
+            path = source.path(file)
             if source.origin and file in source.origin.sizes:
-                if path.exists() or not remote:
+                if not remote or file not in source.away:
                     wanted[path] = source.origin, file, where
             elif path.exists() and path.stat().st_size != size:
                 what = f"{path.name} of {source.reference} has {path.stat().st_size:,} bytes here instead of {size:,}"
@@ -137,7 +137,6 @@ def _open_remote(reference: Reference, where: str, allow_pickle: bool) -> Source
     if file := reference.file or only_gguf(found.sizes, where, name):
         if file not in found.sizes:
             raise error("source.not-found", where, f"{name} has no file {file}", "Look its files up on the Hub.")
-        _bring(found, [file], where)
         return _open_gguf(reference, found.folder / file, found, where)
     return _open(reference, where, found.folder, found, found.sizes, allow_pickle)
 
@@ -243,8 +242,18 @@ def _open_weights(folder: Path, file: str, size: int, origin: Repository | None)
 
 
 def _open_gguf(reference: Reference, file: Path, origin: Repository | None, where: str) -> Source:
-    file = file.absolute()
-    opened = gguf.open_gguf(file, where)
-    weights = {str(file): file.stat().st_size}
+    """Open a GGUF file; of one on the Hub that isn't here, no more is brought than it says of itself."""
+    file, head = file.absolute(), None
+    if origin:
+        name = file.relative_to(origin.folder.absolute()).as_posix()
+        size = origin.sizes[name]
+        if file.exists() or origin.ranges is None:
+            _bring(origin, [name], where)  # looks whether it is whole
+        else:
+            head = gguf.bring_head(f"{file} {size}", size, functools.partial(origin.ranges.read, name))
+    else:
+        name, size = str(file), file.stat().st_size
+    opened = gguf.open_gguf(file, where, head)
+    weights = {name: size}
     source = Source(reference, opened.folder, origin, opened.config, opened.tensors, weights, gguf.DTYPE, opened.unread)
     return _settle(source, where, None)

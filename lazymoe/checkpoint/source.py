@@ -82,10 +82,18 @@ class Source:
         """The commit, for a model from the Hub."""
         return self.origin.commit if self.origin else None
 
+    def path(self, file: str) -> Path:
+        """Tell where a file of weights is, or will be once fetched.
+
+        Args:
+            file: as ``weights`` has it.
+        """
+        return (self.origin.folder if self.origin and file in self.origin.sizes else self.folder) / file
+
     @property
     def missing(self) -> dict[str, int]:
         """The files that are still to be downloaded, with their sizes in bytes."""
-        return {file: size for file, size in self.weights.items() if not (self.folder / file).exists()}
+        return {file: size for file, size in self.weights.items() if not self.path(file).exists()}
 
     @property
     def readable_there(self) -> dict[str, int]:
@@ -94,12 +102,17 @@ class Source:
         return {file: size for file, size in self.weights.items() if file in sizes and file.endswith(".safetensors")}
 
     @property
+    def away(self) -> dict[str, int]:
+        """The files that aren't here and can be read where they are, with their sizes in bytes."""
+        return {file: size for file, size in self.missing.items() if file.endswith(".safetensors")}
+
+    @property
     def stamps(self) -> dict[str, str]:
         """What tells each file of weights from another of its name: size and commit, or size and time of change."""
         found = {}
         for file, size in self.weights.items():
             own = self.adapter.reference if self.adapter and file == str(self.adapter.file) else None
-            commit, path = own.revision if own else self.revision, self.folder / file
+            commit, path = own.revision if own else self.revision, self.path(file)
             changed = commit or (str(path.stat().st_mtime_ns) if path.exists() else "gone")
             found[Path(file).name] = f"{size} bytes, {changed}"
         return found

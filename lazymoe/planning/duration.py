@@ -97,7 +97,7 @@ def with_times(
         return amount / measured if measured else None
 
     def timed(way: Way) -> Way:
-        moved = (gguf.nbytes if gguf else plan.nbytes) + weights - (missing if way.remote else 0)
+        moved = (gguf.nbytes if gguf else plan.nbytes) + weights - (missing - way.download)
         parts = [
             taking(way.brought, LITTLE, lambda: rates.network),
             taking(moved if plan.nbytes > LITTLE else 0, LITTLE, lambda: rates.disk),

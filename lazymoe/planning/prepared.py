@@ -65,12 +65,17 @@ class Prepared:
     @property
     def files(self) -> dict[str, int]:
         """The files of weights, each once, with their sizes in bytes."""
-        return {str(s.folder / file): size for s in self.sources for file, size in s.weights.items()}
+        return {str(s.path(file)): size for s in self.sources for file, size in s.weights.items()}
 
     @property
     def missing(self) -> dict[str, int]:
         """The files that are still to be downloaded, each once, with their sizes in bytes."""
-        return {str(s.folder / file): size for s in self.sources for file, size in s.missing.items()}
+        return {str(s.path(file)): size for s in self.sources for file, size in s.missing.items()}
+
+    @property
+    def away(self) -> dict[str, int]:
+        """The files that aren't here and can be read where they are, each once, with their sizes in bytes."""
+        return {str(s.path(file)): size for s in self.sources for file, size in s.away.items()}
 
     def fetch(self, progress: Progress = silent, remote: bool = False) -> None:
         """Download the weights that aren't here yet, and look whether those that are here are whole.

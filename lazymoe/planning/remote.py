@@ -79,4 +79,4 @@ def _is_away(source: Source, name: str, elsewhere: bool) -> bool:
     if elsewhere:
         return bool(source.readable_there)
     lies = source.tensors[name].span()
-    return not lies.path.exists() if lies else bool(source.missing)
+    return not lies.path.exists() if lies else bool(source.away)

@@ -82,7 +82,7 @@ class Way:
     @property
     def brought(self) -> int:
         """Bytes that come from the Hub."""
-        return self.remote.nbytes if self.remote else self.download
+        return self.download + (self.remote.nbytes if self.remote else 0)
 
     @property
     def disk(self) -> int:
@@ -174,8 +174,10 @@ def find_ways(
         elsewhere: count for another machine, which has no files of the models and nothing half-made.
     """
     download = sum((prepared.files if elsewhere else prepared.missing).values())
-    there = sum({s.folder: sum(s.readable_there.values()) for s in plan.sources}.values()) if elsewhere else download
-    caches = [folder] if elsewhere else [source.folder for source in plan.sources if source.missing][:1]
+    there = sum(prepared.away.values())
+    if elsewhere:
+        there = sum({s.folder: sum(s.readable_there.values()) for s in plan.sources}.values())
+    caches = [folder] if elsewhere else [s.path(file) for s in plan.sources for file in s.missing][:1]
     free = psutil.virtual_memory().available if memory is None else memory
     takes = merge_memory(prepared.prompts, plan) + (QUANTIZING if gguf else 0)
     here = 0 if gguf or elsewhere else written(plan, folder)

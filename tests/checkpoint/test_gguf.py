@@ -18,8 +18,11 @@ from stored_models import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from lazymoe import LazyMoEError, check, merge
+from lazymoe.checkpoint import opening
+from lazymoe.checkpoint.gguf import stored_rows
 from lazymoe.checkpoint.gguf_header import inspect
-from lazymoe.checkpoint.opening import open_folder, open_source
+from lazymoe.checkpoint.opening import fetch, open_folder, open_source
+from lazymoe.planning import duration
 from lazymoe.recipe.reference import Reference
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -61,14 +64,29 @@ def test_a_mixture_of_one_and_of_its_own_model(file: Path, demo_models: Path, tm
     AutoModelForCausalLM.from_pretrained(tmp_path / "moe")
 
 
-def test_from_the_hub(file: Path, hub: Hub) -> None:
-    hub.add("acme/gguf", file.parent)
-    expected = open_folder(file).load(EMBEDDINGS)
-    for reference in ("acme/gguf", "acme/gguf/model.gguf", "acme/gguf/model.gguf@main"):
+def test_from_the_hub(file: Path, clean_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of itself is brought at first, in a few ranges; the weights when they are wanted."""
+    monkeypatch.setattr(opening.gguf, "HEAD", 4096)
+    monkeypatch.setattr(duration, "LITTLE", 0)  # that its rate is measured, too
+    clean_hub.add("acme/far-gguf", file.parent)
+    here, size = open_folder(file), file.stat().st_size
+    for reference in ("acme/far-gguf", "acme/far-gguf/model.gguf", "acme/far-gguf/model.gguf@main"):
         source = open_source(Reference.parse(reference), "base_model")
-        assert torch.equal(source.load(EMBEDDINGS), expected)
-        assert source.pinned == f"acme/gguf{'/model.gguf' * ('model' in reference)}@{source.revision}"
-        assert source.missing == {}
+        assert source.pinned == f"acme/far-gguf{'/model.gguf' * ('model' in reference)}@{source.revision}"
+        assert source.missing == {"model.gguf": size} and not source.away
+        assert source.tensors.keys() == here.tensors.keys() and source.config == here.config
+        assert stored_rows(source.tensors[EMBEDDINGS]).kind == "Q8_0"
+    assert 4096 < clean_hub.sent_of(file.name) < size / 2
+
+    found = check(recipe("acme/far-gguf", "acme/far-gguf"))
+    assert [way.download for way in found.ways] == [size] * len(found.ways) and not any(w.remote for w in found.ways)
+    assert "To download: " in str(found.ways[0])
+    before = clean_hub.sent_of(file.name)
+    fetch([(source, "base_model")], remote=True)  # which leaves weights only where they can be read there
+    assert clean_hub.sent_of(file.name) - before == size
+    for opened in (source, open_source(Reference.parse("acme/far-gguf"), "base_model")):
+        assert opened.missing == {}
+        assert all(torch.equal(opened.load(name), here.load(name)) for name in here.tensors)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "seals.json"])
@@ -113,7 +131,7 @@ HOSTILE = {  # what begins a file, and what is said of it
         header(0, said("k") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 9999),
         "arrays in",
     ),
-    "an endless text": (header(0, said("k") + struct.pack("<IQ", 8, 1 << 60)), "more bytes than the file has"),
+    "an endless text": (header(0, said("k") + struct.pack("<IQ", 8, 1 << 60)), "metadata have more than 128 MB"),
     "a long text": (header(0, said("k") + struct.pack("<IQ", 8, 1 << 28)), "metadata have more than 128 MB"),
     "endless keys": (header(0, keys=1 << 60), f"claim {1 << 60} values"),
     "endless tensors": (header(1 << 60), f"claims {1 << 60} tensors"),
