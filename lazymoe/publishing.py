@@ -18,7 +18,7 @@ from lazymoe.cards.results import NAME as RESULTS
 from lazymoe.cards.results import result_files
 from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.errors import error
-from lazymoe.files import absolute
+from lazymoe.files import absolute, is_sealed
 from lazymoe.hub.accounts import account, need_token
 from lazymoe.hub.uploading import Upload
 from lazymoe.output.folder import (
@@ -45,6 +45,7 @@ from lazymoe.output.quantized import (
     is_quantized,
     joined,
     open_quantized,
+    seal_when_made,
 )
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.secrets import REMEDY, TOKEN
@@ -200,6 +201,8 @@ def _sound_files(quantized: Quantized) -> dict[str, Path]:
         _no_link(quantized.folder, path)
         try:
             inspect(path)
+            if not is_sealed(path, seal_when_made(path)):
+                raise ValueError("it was changed since it was made")
         except (OSError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) else e
             raise error("output.damaged", path, f"it isn't a whole GGUF file ({reason})", REWRITE) from None

@@ -24,6 +24,7 @@ from lazymoe.output import gguf as export
 from lazymoe.output.folder import WORK
 from lazymoe.progress import Progress
 from lazymoe.quantizing import native
+from lazymoe.quantizing.gguf_file import DONE
 from lazymoe.quantizing.importance import read_importance
 
 LAYER = "model.layers.1."
@@ -233,14 +234,24 @@ def killed(share: float) -> Progress:
     return progress
 
 
-def test_it_goes_on_where_it_was_stopped(moe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["", "weights", "header"])
+def test_it_goes_on_where_it_was_stopped(damaged: str, moe: Path, tmp_path: Path) -> None:
     to_gguf(moe, "Q4_K_M,F16", tmp_path / "straight")
     with pytest.raises(Killed):
         to_gguf(moe, "Q4_K_M,F16", tmp_path / "out", progress=killed(0.9))
     assert not list((tmp_path / "out").glob("*.gguf"))
+    if damaged:  # a byte of what was noted, or of the header
+        [half] = (tmp_path / "out" / WORK).glob("*Q4_K_M.gguf")
+        [note] = (tmp_path / "out" / WORK).glob(f"*Q4_K_M.gguf{DONE}")
+        at = {"header": 100, "weights": json.loads(note.read_text())["done"].popitem()[1][0][0]}[damaged]
+        with open(half, "r+b") as f:
+            f.seek(at)
+            [byte] = f.read(1)
+            f.seek(at)
+            f.write(bytes([byte ^ 1]))
     steps: list[int] = []
     to_gguf(moe, "Q4_K_M,F16", tmp_path / "out", progress=lambda _, done, total: steps.append(100 * done // total))
-    assert steps[0] > 30 and steps[-1] == 100  # the first layer of two was there
+    assert steps[-1] == 100 and (steps[0] > 30) == (damaged != "header")  # the first layer of two was there
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
 
 
@@ -251,9 +262,10 @@ def test_what_is_there_is_not_made_again_and_what_changed_is(
     made, sound = file.stat().st_mtime_ns, file.read_bytes()
     to_gguf(moe, "Q8_0,F16", tmp_path / "out")
     assert file.stat().st_mtime_ns == made
-    file.write_bytes(sound[:-1])
-    to_gguf(moe, "Q8_0", tmp_path / "out")
-    assert file.read_bytes() == sound
+    for damaged in (sound[:-1], sound[:-1] + bytes([sound[-1] ^ 1])):
+        file.write_bytes(damaged)
+        to_gguf(moe, "Q8_0", tmp_path / "out")
+        assert file.read_bytes() == sound
 
 
 def test_it_takes_no_quantizer_for_what_is_only_cut_off(moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

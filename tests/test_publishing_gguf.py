@@ -117,6 +117,11 @@ def spoiled(files: Path) -> None:
     (files / "my-moe-Q8_0.gguf").write_bytes(b"NONE" + data[4:])
 
 
+def changed(files: Path) -> None:
+    data = (files / "my-moe-Q8_0.gguf").read_bytes()
+    (files / "my-moe-Q8_0.gguf").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
 def linked(files: Path) -> None:
     (files / "my-moe-Q8_0.gguf").rename(files.parent / "elsewhere")
     (files / "my-moe-Q8_0.gguf").symlink_to(files.parent / "elsewhere")
@@ -134,7 +139,7 @@ def empty(files: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
-    [(spoiled, "isn't a whole GGUF file"), (linked, "is a link"), (secret, "looks like a Hugging Face token"),
+    [(spoiled, "isn't a whole GGUF file"), (changed, "changed since it was made"), (linked, "is a link"), (secret, "looks like a Hugging Face token"),
      (empty, "there are no whole GGUF files")],
 )  # fmt: skip
 def test_what_must_not_go_there_does_not(empty_hub: Hub, files: Path, spoil: object, told: str) -> None:

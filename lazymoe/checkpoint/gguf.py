@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lazymoe.checkpoint.gguf_header import inspect
+from lazymoe.checkpoint.gguf_header import CutError, inspect
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.source import CARD
 from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
@@ -150,7 +150,7 @@ def _has_all(beginning: Path) -> bool:
     """Tell whether there is no need to read on: the beginning of a file has its metadata, or can't be one's."""
     try:
         inspect(beginning)
-    except EOFError:
+    except CutError:
         return False
     except ValueError:
         pass  # said when it is opened

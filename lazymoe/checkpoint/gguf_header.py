@@ -20,6 +20,10 @@ SIZES = (1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)  # bytes of a value, by th
 STRING, ARRAY = 8, 9
 
 
+class CutError(ValueError):
+    """A file ends within its metadata."""
+
+
 def inspect(file: Path) -> None:
     """Look whether a GGUF file's metadata are what a model's can be.
 
@@ -27,14 +31,14 @@ def inspect(file: Path) -> None:
         file: where it is.
 
     Raises:
-        EOFError: if it ends within them; the message says so.
+        CutError: if it ends within them.
         ValueError: if they aren't; the message says why.
     """
     with open(file, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             _Walk(data).whole()
         except struct.error:
-            raise EOFError("it ends within its metadata") from None
+            raise CutError("it ends within its metadata") from None
 
 
 class _Walk:
@@ -97,7 +101,7 @@ class _Walk:
         if self._at > BYTES:
             raise ValueError(f"its metadata have more than {BYTES >> 20} MB")
         if self._at > len(self._data):
-            raise EOFError("its metadata claim more bytes than the file has")
+            raise CutError("its metadata claim more bytes than the file has")
 
     def _int(self) -> int:
         (n,) = self._u32.unpack_from(self._data, self._at)

@@ -116,7 +116,7 @@ class Export:
         for file in self._all():
             file.open()
             if self._scheme.factors is not None and ROPE_FACTORS in file.shapes and not file.whole:
-                file.put(ROPE_FACTORS, 0, self._scheme.factors.view(np.uint8)[None])
+                file.put(ROPE_FACTORS, ROPE_FACTORS, 0, self._scheme.factors.view(np.uint8)[None])
         self._look()
 
     def pen(self, i: int, looker: Looker, moved: Callable[[int], None]) -> _Pen:
@@ -135,7 +135,7 @@ class Export:
             for file in files:
                 if part.target in file.shapes:
                     data = self._encode(part, file.types[part.target], values, importance)
-                    file.put(part.target, part.row + row, data)
+                    file.put(self._keys[i], part.target, part.row + row, data)
 
         return _Pen(self.slots[i].output.dtype, self._parts[i] if files else (), put, moved)
 
@@ -192,7 +192,7 @@ class Export:
             for row in range(0, found.rows, step):
                 n = min(step, found.rows - row)
                 data = read_bytes(found.lies.path, found.lies.offset + row * size, n * size)
-                file.put(part.target, part.row + row, np.frombuffer(data, np.uint8).reshape(n, size))
+                file.put(self._keys[i], part.target, part.row + row, np.frombuffer(data, np.uint8).reshape(n, size))
         return found is not None
 
     def keep(self) -> None:

@@ -264,9 +264,22 @@ def _whole(folder: Path) -> dict[str, list[Path]]:
 
 
 def _noted(path: Path) -> str | None:
-    """Give what tells a file from others, if it is as it was when it was finished."""
-    kept = readable(path.parent / WORK / f"{path.name}.json")
-    return kept.get("whole") if kept.get("bytes") == path.stat().st_size else None
+    """Give what tells a file from others, if it is as long as it was when it was finished."""
+    is_long_enough = seal_when_made(path).startswith(f"{path.stat().st_size} ")
+    return _note(path).get("whole") if is_long_enough else None
+
+
+def seal_when_made(path: Path) -> str:
+    """Give the seal that a file had when it was finished; nothing if it never was.
+
+    Args:
+        path: of the file.
+    """
+    return str(_note(path).get("seal", ""))
+
+
+def _note(path: Path) -> dict[str, Any]:
+    return readable(path.parent / WORK / f"{path.name}.json")
 
 
 def _measured(quantized: Quantized, experts: int) -> Quality | None:

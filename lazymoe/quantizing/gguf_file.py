@@ -1,5 +1,7 @@
 """GGUF files that are filled in any order: the header first, then each tensor's rows where they belong.
 
+What was put into one that isn't finished is noted with its checksums, and a rerun believes what it finds to be so.
+
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -11,18 +13,22 @@ import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazymoe.files import readable, settle, write_whole
+from lazymoe.files import checksum_of, combined, is_sealed, readable, seal, seal_of, settle, write_whole
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Shape = tuple[int, ...]
+Run = tuple[int, int, int]  # of bytes one after the other: where in the file, how many, and their CRC-32
 ALIGNMENT = 32  # bytes; where each tensor begins
 DONE = ".json"  # ends the name of the file that lists what a half-made one holds, or tells that it is whole
 RECORDS = f"*.gguf{DONE}"  # names of those
@@ -60,17 +66,17 @@ def is_whole(path: Path, record: Path, fingerprint: str) -> bool:
         fingerprint: tells it from others that were there before it.
     """
     kept = readable(record)
-    there = path.is_file() and path.stat().st_size == kept.get("bytes")
-    return there and kept.get("whole") == fingerprint
+    return kept.get("whole") == fingerprint and is_sealed(path, kept.get("seal"))
 
 
-def note_whole(path: Path, record: Path, fingerprint: str) -> None:
+def note_whole(path: Path, record: Path, fingerprint: str, known: str = "") -> None:
     """Note that a file is whole.
 
     Args:
         path, record, fingerprint: as `is_whole` takes them.
+        known: its seal, if that is known.
     """
-    write_whole(record, json.dumps({"whole": fingerprint, "bytes": path.stat().st_size}))
+    write_whole(record, json.dumps({"whole": fingerprint, "seal": known or seal_of(path)}))
 
 
 class GgufFile:
@@ -102,7 +108,8 @@ class GgufFile:
         self._fingerprint = hashlib.sha256(made_of.encode() + self._header).hexdigest()
         begins = itertools.accumulate((self._padded_bytes(name) for name in shapes), initial=len(self._header))
         self._begins = dict(zip(shapes, begins, strict=False))
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
+        self._runs: dict[str, list[Run]] = {}  # what was put, by who gave it
         self.find()
 
     @property
@@ -120,32 +127,37 @@ class GgufFile:
 
     def find(self) -> None:
         """Look what is there of it."""
-        kept = readable(self._record)
         self.whole = is_whole(self.path, self._record, self._fingerprint)
-        goes_on = kept.get("fingerprint") == self._fingerprint and self._temporary.is_file()
-        self.done = set[str](kept["done"] if goes_on else ())
+        self._runs = {}
+        kept = readable(self._record)
+        if not self.whole and kept.get("fingerprint") == self._fingerprint:
+            with suppress(OSError), open(self._temporary, "rb", buffering=0) as f:
+                if f.read(len(self._header)) == self._header:
+                    self._runs = _found(f, kept["done"])
+        self.done = set(self._runs)
 
     def open(self) -> None:
         """Begin it, or go on where it was left, unless it is whole. No other process must be at work on it."""
-        self.find()
+        if not self.whole:
+            self.find()
         if self.whole:
             return
-        self._file = open(self._temporary, "r+b" if self.done else "w+b")  # noqa: SIM115
+        self._file = FileIO(self._temporary, "r+" if self.done else "w+")
         if not self.done:
             self._file.write(self._header)
             self._file.truncate(len(self._header) + self.nbytes)
 
-    def put(self, name: str, row: int, rows: np.ndarray) -> None:
+    def put(self, of: str, name: str, row: int, rows: np.ndarray) -> None:
         """Write rows of a tensor.
 
         Args:
+            of: what they are of, as the one who gives them calls it.
             name: the tensor's.
             row: the number of the first.
             rows: their bytes, ``[n, bytes of a row]``.
         """
         assert self._file is not None, "open it first"
-        self._file.seek(self._begins[name] + row * rows.shape[1])
-        self._file.write(rows.data)
+        self._put(of, self._begins[name] + row * rows.shape[1], rows.data.cast("B"))
 
     def keep(self, done: set[str]) -> None:
         """See to it that what was put is on the disk, and note it: a rerun goes on from here.
@@ -155,10 +167,10 @@ class GgufFile:
         """
         if self._file is None:
             return
-        self._file.flush()
         os.fsync(self._file.fileno())
         self.done |= done
-        write_whole(self._record, json.dumps({"fingerprint": self._fingerprint, "done": sorted(self.done)}))
+        runs = {of: self._runs.get(of, []) for of in sorted(self.done)}
+        write_whole(self._record, json.dumps({"fingerprint": self._fingerprint, "done": runs}))
 
     def close(self) -> None:
         """Let go of it, half-made as it is."""
@@ -179,11 +191,43 @@ class GgufFile:
             return
         self.close()
         settle(self._temporary, self.path)
-        note_whole(self.path, self._record, self._fingerprint)
+        note_whole(self.path, self._record, self._fingerprint, self._seal())
         self.whole = True
+
+    def _put(self, of: str, at: int, data: memoryview) -> None:
+        """Write bytes, and add them to the run that they go on, or begin one."""
+        assert self._file is not None
+        self._file.seek(at)
+        left = data
+        while left:
+            left = left[self._file.write(left) :]
+        runs = self._runs.setdefault(of, [])
+        begin, n, checksum = runs.pop() if runs and sum(runs[-1][:2]) == at else (at, 0, 0)
+        runs.append((begin, n + len(data), zlib.crc32(data, checksum)))
+
+    def _seal(self) -> str:
+        """Give the seal of the whole: of the header, of what was put, and of the zeros between."""
+        end, checksum = len(self._header), zlib.crc32(self._header)
+        for at, n, own in sorted(itertools.chain(*self._runs.values())):
+            for length, more in ((at - end, zlib.crc32(bytes(at - end))), (n, own)):
+                checksum = combined(checksum, more, length)
+            end = at + n
+        rest = len(self._header) + self.nbytes - end
+        return seal(end + rest, zlib.crc32(bytes(rest), checksum))
 
     def _padded_bytes(self, name: str) -> int:
         return _padded(tensor_bytes(self.types[name], self.shapes[name]))
+
+
+def _found(f: FileIO, noted: Mapping[str, list[list[int]]]) -> dict[str, list[Run]]:
+    """Take of what was noted what is there."""
+
+    def is_there(at: int, n: int, checksum: int) -> bool:
+        f.seek(at)
+        return checksum_of(f, n) == checksum
+
+    runs = {of: [(at, n, checksum) for at, n, checksum in listed] for of, listed in noted.items()}
+    return {of: listed for of, listed in runs.items() if all(is_there(*run) for run in listed)}
 
 
 def _header(says: GGUFWriter, shapes: Mapping[str, Shape], types: Mapping[str, str]) -> bytes:
