@@ -139,8 +139,8 @@ def empty(files: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
-    [(spoiled, "isn't a whole GGUF file"), (changed, "changed since it was made"), (linked, "is a link"), (secret, "looks like a Hugging Face token"),
-     (empty, "there are no whole GGUF files")],
+    [(spoiled, "isn't a whole GGUF file"), (changed, "changed since it was made"), (linked, "is a link"),
+     (secret, "looks like a Hugging Face token"), (empty, "there are no whole GGUF files")],
 )  # fmt: skip
 def test_what_must_not_go_there_does_not(empty_hub: Hub, files: Path, spoil: object, told: str) -> None:
     spoil(files)  # type: ignore[operator]
