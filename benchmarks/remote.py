@@ -1,11 +1,13 @@
 """How fast is a merge of models that stay on the Hub? Against a plain download of the same ranges, many at once.
 
-    python benchmarks/remote.py [--shape tinyllama-1.1b-half] [--rates 100 400] [--runs 3]
+    python benchmarks/remote.py [--shape tinyllama-1.1b-half] [--rates 100 400] [--runs 3] [--fit]
 
 Starts the loopback Hub of the tests, in a process of its own, which sends no more than so many MB a second; merges with
 random routers and the base model's shared weights, each run a whole process, in turns with the download, which writes
 what it reads to one file and does nothing else. Prints the medians, from the first range until all is on the disk, and
-the peak of the merge's memory. Needs disk for the checkpoints and an output.
+the peak of the merge's memory. With ``--fit`` the default recipe, which computes, against the download alone and the
+same merge from folders alone: how much of the one goes on beside the other. Needs disk for the checkpoints and an
+output.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from merge import EXPERTS, SHAPES, make_checkpoint, measure
+from merge import EXPERTS, SHAPES, make_checkpoint, make_recipe, measure
 
 SERVER = Path(__file__).parents[1] / "tests" / "hub_server.py"
 BASE = "acme/expert-0"
@@ -90,30 +93,34 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b-half")
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 400], metavar="MB")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--fit", action="store_true", help="the default recipe")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="lazymoe-") as name:
         folder = Path(name)
         for i in range(EXPERTS):
             make_checkpoint(folder / "models" / f"expert-{i}", SHAPES[options.shape], i)
+        local = make_recipe(folder / "models", "fit")
         recipe: dict[str, Any] = {"base_model": BASE, "gate_mode": "random", "shared_weights": "base"}
         recipe["experts"] = [{"source_model": f"acme/expert-{i}"} for i in range(EXPERTS)]
+        if options.fit:
+            recipe = json.loads(local.read_text().replace(f"{folder / 'models'}/", "acme/"))
+        local = local.rename(folder / local.name)  # beside the models it would be one
         file, out, told = folder / "recipe.yaml", folder / "out", folder / "held.txt"
         file.write_text(json.dumps(recipe))  # JSON is YAML
         os.environ["HF_HOME"] = str(folder / "home")
         merging = [sys.executable, "-c", WATCHED, str(told), "merge", str(file), str(out), "--source", "remote"]
-        print(f"{EXPERTS} experts of {options.shape}, random routers, median of {options.runs}")
+        plain = [sys.executable, "-c", PLAIN, str(file), str(out), str(told)]
+        how = "the default recipe" if options.fit else "random routers"
+        print(f"{EXPERTS} experts of {options.shape}, {how}, median of {options.runs}")
         for rate in options.rates:
             server = serve(folder / "models", rate)
             try:
-                compare(
-                    merging,
-                    [sys.executable, "-c", PLAIN, str(file), str(out), str(told)],
-                    out,
-                    told,
-                    rate,
-                    options.runs,
-                )
+                if options.fit:
+                    alone = [sys.executable, "-m", "lazymoe", "merge", str(local), str(out)]
+                    overlap(merging, plain, alone, out, told, rate, options.runs)
+                else:
+                    compare(merging, plain, out, told, rate, options.runs)
             finally:
                 server.kill()
                 server.wait()
@@ -137,6 +144,29 @@ def compare(merging: list[str], plain: list[str], out: Path, told: Path, rate: f
     for name, took in ((name, statistics.median(found)) for name, found in seconds.items()):
         print(f"{name:<10}{took:>7.1f} s{size / took / 1e6:>7.0f} of {rate:.0f} MB/s")
     print(f"memory {memory / 1e6:,.0f} MB, of it {held / 1e6:,.0f} MB that were read ahead\n", flush=True)
+
+
+def overlap(
+    merging: list[str], plain: list[str], alone: list[str], out: Path, told: Path, rate: float, runs: int
+) -> None:
+    """Download, merge from folders, and merge from the Hub in turns; print how much of the one is beside the other."""
+    seconds: dict[str, list[float]] = {"download alone": [], "merge alone": [], "merge from the Hub": []}
+    memory = 0
+    for _ in range(runs):
+        measure(plain)
+        seconds["download alone"].append(float(told.read_text().split()[0]))
+        out.unlink()
+        seconds["merge alone"].append(measure(alone)[0])
+        shutil.rmtree(out)
+        took, most = measure(merging)
+        seconds["merge from the Hub"].append(took)
+        memory = max(memory, most)
+        shutil.rmtree(out)
+    down, own, both = (statistics.median(found) for found in seconds.values())
+    for name, found in seconds.items():
+        print(f"{name:<20}{statistics.median(found):>7.1f} s")
+    beside = (down + own - both) / min(down, own)
+    print(f"at {rate:.0f} MB/s {beside:.0%} of the shorter is beside the longer; memory {memory / 1e6:,.0f} MB\n")
 
 
 if __name__ == "__main__":
