@@ -134,6 +134,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         about = "largest output file (default: 4GB, GGUF 48GB)"
         sub.add_argument("--shard-size", type=_size, metavar="SIZE", help=about)
         sub.add_argument("--allow-pickle", action="store_true", help="also take .bin weights, of authors you trust")
+        source_option(sub)
+
+    def source_option(sub: argparse.ArgumentParser) -> None:
         about = "download models on the Hub, or read what is needed there (default: that if the disk is too small)"
         sub.add_argument("--source", choices=("auto", "local", "remote"), default="auto", help=about)
 
@@ -217,6 +220,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     about = "for what goes through a layer together (default: a quarter of what is free)"
     sub.add_argument("--memory", type=_size, metavar="SIZE", help=about)
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
+    source_option(sub)
     common(sub)
 
     about = "print the model card of a finished mixture, or of its GGUF files"

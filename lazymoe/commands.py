@@ -219,7 +219,7 @@ def evaluate(options: Options) -> Told:
     with bars(options.quiet) as progress:
         found = evaluate(
             folder, options.tasks, limit=options.limit, models=options.models, texts=texts, memory=options.memory,
-            device=options.device, progress=progress,
+            device=options.device, source=options.source, progress=progress,
         )  # fmt: skip
     found.save(folder)
     file = str(shown(folder / EVALUATION))
