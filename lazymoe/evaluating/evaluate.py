@@ -78,7 +78,7 @@ def evaluate(
     check_harness()
     from lazymoe.evaluating.harness import ask
 
-    names, kinds, device = _split(tasks), choose(_split(models)), pick_device(device)
+    names, kinds, device = split(tasks), choose(split(models)), pick_device(device)
     if limit is not None and limit < 1:
         raise error("input.limit", "limit", f"{limit} is no number of questions", "Say 100, or leave it out.")
     path = absolute(folder)
@@ -119,14 +119,18 @@ def evaluate(
         results=gather(rows, found),
         left_out=left_out,
         limit=limit,
-        command=_command(names, limit, kinds, bool(texts)),
+        command=command_of(names, limit, kinds, bool(texts)),
         versions={"LazyMoE": __version__} | {name: version(name) for name in ("lm-eval", "torch", "transformers")},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def _split(words: str | Sequence[str]) -> list[str]:
-    """Take a list, or the parts of a text with commas."""
+def split(words: str | Sequence[str]) -> list[str]:
+    """Take a list, or the parts of a text with commas.
+
+    Args:
+        words: what a user gives.
+    """
     listed = words.split(",") if isinstance(words, str) else words
     return [word.strip() for word in listed if word.strip()]
 
@@ -151,8 +155,13 @@ def _ways_to_write(done: Finished, rows: Sequence[Row], device: str) -> tuple[Li
     return None, dict.fromkeys(wanted, f"{why}; {gigabytes(int(_free(device)))} are free")
 
 
-def _command(tasks: Sequence[str], limit: int | None, kinds: Sequence[str], texts: bool) -> str:
-    """Spell the command that runs it again; of files, where they lie is nobody's business."""
+def command_of(tasks: Sequence[str], limit: int | None, kinds: Sequence[str], texts: bool) -> str:
+    """Spell the command that runs an evaluation again; of files, where they lie is nobody's business.
+
+    Args:
+        tasks, limit, kinds: as in `evaluate`, each in a list.
+        texts: whether there are some.
+    """
     own = [Path(name).name if name.endswith(OWN) else name for name in tasks]
     words = ["lazymoe", "evaluate", "my-moe", *(["--tasks", ",".join(own)] if own else [])]
     words += ["--texts", "texts.yaml"] if texts else []

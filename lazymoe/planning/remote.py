@@ -55,18 +55,19 @@ def remote(recipe: Recipe, plan: Plan, elsewhere: bool = False) -> Remote:
     return Remote(total, 0, min(room, WINDOW))
 
 
-def whole(models: Iterable[Source]) -> Remote:
+def whole(models: Iterable[Source], elsewhere: bool = False) -> Remote:
     """Find what would be read of files that aren't here, if models were read whole, a layer of all of them at a time.
 
     Args:
         models: those that are read together.
+        elsewhere: as in `remote`.
     """
     layers, kept, held = Counter[int | None](), set[str](), 0
     for source in {source.reference: source for source in models}.values():
         assert source.dense
         tied = {source.embeddings} if source.head not in source.tensors else set[str]()
         for name, tensor in source.tensors.items():
-            if _is_away(source, name, elsewhere=False):
+            if _is_away(source, name, elsewhere):
                 layers[source.dense.layer_of(name)] += tensor.nbytes
                 held += tensor.nbytes if name in tied else 0
         kept |= tied
