@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lazymoe.exporting import Exported, to_gguf
     from lazymoe.forward.loading import load
     from lazymoe.gguf_to_hub import merge_gguf_to_hub
-    from lazymoe.jobs.renting import merge_on_jobs
+    from lazymoe.jobs.calls import evaluate_on_jobs, merge_gguf_on_jobs, merge_on_jobs
     from lazymoe.merging import Merged, merge
     from lazymoe.merging_to_gguf import merge_to_gguf
     from lazymoe.output.quantized import Quality
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Check", "Demo", "Evaluation", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem",
     "Published", "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check",
-    "check_gguf", "demo", "evaluate", "load", "merge", "merge_gguf_to_hub", "merge_on_jobs", "merge_to_gguf",
-    "merge_to_hub", "publish", "report", "report_gguf", "to_gguf",
+    "check_gguf", "demo", "evaluate", "evaluate_on_jobs", "load", "merge", "merge_gguf_on_jobs", "merge_gguf_to_hub",
+    "merge_on_jobs", "merge_to_gguf", "merge_to_hub", "publish", "report", "report_gguf", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds
@@ -60,7 +60,7 @@ _HOMES = {
     "lazymoe.exporting": ("Exported", "to_gguf"),
     "lazymoe.forward.loading": ("load",),
     "lazymoe.gguf_to_hub": ("merge_gguf_to_hub",),
-    "lazymoe.jobs.renting": ("merge_on_jobs",),
+    "lazymoe.jobs.calls": ("evaluate_on_jobs", "merge_gguf_on_jobs", "merge_on_jobs"),
     "lazymoe.merging": ("Merged", "merge"),
     "lazymoe.merging_to_gguf": ("merge_to_gguf",),
     "lazymoe.planning.checking": ("Check", "check"),

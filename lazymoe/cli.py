@@ -10,20 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lazymoe import commands
-from lazymoe.commands import Options, Told
+from lazymoe import commands, elsewhere
 from lazymoe.data import ready_made
 from lazymoe.errors import LazyMoEError, error, nearest
 from lazymoe.evaluating.suites import KINDS, SUITES
+from lazymoe.told import Options, Told, exit_code
+from lazymoe.units import bytes_of
 from lazymoe.version import __version__
-
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             code = _run(arguments, options)
         except LazyMoEError as e:
-            code = commands.exit_code(e.problems)
+            code = exit_code(e.problems)
             if options.json:
                 print(json.dumps({"ok": False, "errors": [p.to_dict() for p in e.problems]}, indent=2))
             else:
@@ -134,6 +133,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         about = "largest output file (default: 4GB, GGUF 48GB)"
         sub.add_argument("--shard-size", type=_size, metavar="SIZE", help=about)
         sub.add_argument("--allow-pickle", action="store_true", help="also take .bin weights, of authors you trust")
+        source_option(sub)
+
+    def source_option(sub: argparse.ArgumentParser) -> None:
         about = "download models on the Hub, or read what is needed there (default: that if the disk is too small)"
         sub.add_argument("--source", choices=("auto", "local", "remote"), default="auto", help=about)
 
@@ -155,6 +157,16 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         sub.add_argument("--license", metavar="NAME", help="of the mixture (default: its sources' strictest)")
         sub.add_argument("--template", type=Path, metavar="FILE", help="a Jinja template to use instead of LazyMoE's")
 
+    def place(sub: argparse.ArgumentParser, there: Callable[[Options], Told], about: str) -> None:
+        sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]", help=about)
+        sub.set_defaults(run=partial(_placed, sub.get_default("run"), there), yes=False, stop=False)
+
+    def rented(sub: argparse.ArgumentParser, there: Callable[[Options], Told], where: str = "") -> None:
+        about = "on a machine rented from Hugging Face, at a price you are asked about (default: the cheapest)"
+        place(sub, there, f"{where}{about}")
+        sub.add_argument("--yes", action="store_true", help="agree to the price of --on")
+        sub.add_argument("--stop", action="store_true", help="stop what --on has started")
+
     about = "tell whether a recipe can work and what it takes, before anything large is downloaded"
     sub = command("check", commands.check, about, "lazymoe check recipe.yaml", "nothing was written")
     sub.add_argument("recipe", metavar="RECIPE", help=recipe_help)
@@ -162,6 +174,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         "folder", nargs="?", default=".", metavar="FOLDER", help="where the mixture would go, to measure its disk"
     )
     sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help="check what GGUF files of these types would take")
+    about = "say which machine of Hugging Face is the cheapest that is large enough, and its price; none is rented"
+    place(sub, elsewhere.check, about)
     matrix_options(sub)
     recipe_options(sub)
     common(sub)
@@ -175,10 +189,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     )
     sub.add_argument("--to", metavar="USER/NAME", help="put it on the Hub; nothing stays in FOLDER, default NAME")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
-    about = "with --to: on a machine rented from Hugging Face, at a price you are asked about (default: the cheapest)"
-    sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]", help=about)
-    sub.add_argument("--yes", action="store_true", help="agree to the price of --on")
-    sub.add_argument("--stop", action="store_true", help="stop what --on has started")
+    rented(sub, elsewhere.merge, "with --to: ")
     about = "make GGUF files of these types instead, as 'lazymoe gguf' does of a recipe"
     sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help=about)
     made_by(sub)
@@ -206,7 +217,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     about = "compare a finished mixture with its parts on benchmarks, by EleutherAI's lm-eval"
     example = "lazymoe evaluate my-moe --tasks arc_easy,hellaswag --limit 100"
     sub = command("evaluate", commands.evaluate, about, example, "the same command goes on from here")
-    sub.add_argument("folder", metavar="FOLDER", help=mixture_help)
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}; with --on a published one, USER/NAME")
     about = "lm-eval's, NAME:5 for five examples in the prompt; JSONL files of questions; suites: "
     sub.add_argument("--tasks", default="", metavar="NAME[,NAME...]", help=f"{about}{', '.join(SUITES)}")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
@@ -217,6 +228,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     about = "for what goes through a layer together (default: a quarter of what is free)"
     sub.add_argument("--memory", type=_size, metavar="SIZE", help=about)
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
+    source_option(sub)
+    rented(sub, elsewhere.evaluate)
     common(sub)
 
     about = "print the model card of a finished mixture, or of its GGUF files"
@@ -245,6 +258,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument("types", metavar="TYPE[,TYPE...]", help="as llama-quantize names them, such as Q4_K_M")
     about = "a folder for the files, which are called as it is (default: the given name with -GGUF)"
     sub.add_argument("out", nargs="?", metavar="OUT", help=about)
+    sub.add_argument("--to", metavar="USER/NAME", help="of a recipe: put them on the Hub; nothing stays in OUT")
+    sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
+    rented(sub, elsewhere.gguf, "with --to: ")
     gguf_options(sub)
     made_by(sub)
     recipe_options(sub)
@@ -257,9 +273,17 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     return parser, parsers.choices
 
 
+def _placed(here: Callable[[Options], Told], there: Callable[[Options], Told], options: Options) -> Told:
+    """Run a command here, or with --on there."""
+    if options.on is not None:
+        return there(options)
+    if options.yes or options.stop:
+        raise error("input.usage", "--yes" if options.yes else "--stop", "there is no --on", "Add --on hf-jobs.")
+    return here(options)
+
+
 def _size(text: str) -> int:
-    match = SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    size = bytes_of(text)
     if size <= 0:
         raise argparse.ArgumentTypeError(f"'{text}' isn't a size such as 4GB or 500MB")
     return size

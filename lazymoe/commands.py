@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lazymoe.errors import Problem, error, failure
 from lazymoe.files import absolute, shown
 from lazymoe.progress import bars
+from lazymoe.told import Options, Told, exit_code, note, warn
 
 if TYPE_CHECKING:
     from lazymoe.exporting import Exported
-    from lazymoe.hub.jobs import Job
-    from lazymoe.jobs.offer import Offer
     from lazymoe.planning.prepared import Prepared
-
-AGAIN = "the same command follows it again, and with --stop it is stopped"
-Options = argparse.Namespace
-
-
-class Told(NamedTuple):
-    """What a command has to say: in words, in few words for ``--quiet``, and for programs."""
-
-    words: str
-    few: str
-    fields: dict[str, Any]
-    code: int = 0
-
-
-def exit_code(problems: Sequence[Problem]) -> int:
-    """Give the exit code for what went wrong."""
-    return 0 if not problems else 1 if all(p.failed for p in problems) else 2
-
-
-def _warn(options: Options, problems: Iterable[Problem]) -> None:
-    if not options.quiet:
-        for problem in problems:
-            print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
 def check(options: Options) -> Told:
@@ -69,10 +43,6 @@ def merge(options: Options) -> Told:
     from lazymoe.planning.plan import SHARD_SIZE
     from lazymoe.planning.prepared import prepare
 
-    if options.on is not None:
-        return _merge_on_jobs(options)
-    if options.yes or options.stop:
-        raise error("input.usage", "--yes" if options.yes else "--stop", "there is no --on", "Add --on hf-jobs.")
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
@@ -85,15 +55,15 @@ def merge(options: Options) -> Told:
     found = judge(prepared, folder, to_hub=bool(options.to))
     if found.errors:
         raise failure(found.errors)
-    _warn(options, found.warnings)
-    if found.way and found.way.remote and not options.quiet:
+    warn(options, found.warnings)
+    if found.way and found.way.remote:
         why = "" if options.source == "remote" else "Models stay on the Hub, as the disk has no room for them. "
-        print(f"note: {why}{found.way}", file=sys.stderr, flush=True)
+        note(options, f"{why}{found.way}")
     if options.to:
         return _merge_to_hub(options, prepared, folder)
     with bars(options.quiet) as progress:
         merged = carry_out(prepared, folder, seed=options.seed, device=options.device, progress=progress)
-    _warn(options, (p for p in merged.warnings if p not in found.warnings))
+    warn(options, (p for p in merged.warnings if p not in found.warnings))
     trust = [", trust_remote_code=True", ", trust_remote_code=False"] if merged.plan.host.code else ["", ""]
     use = f"""
 To use it:
@@ -114,66 +84,6 @@ def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
             progress=progress,
         )  # fmt: skip
     return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
-
-
-def _merge_on_jobs(options: Options) -> Told:
-    from lazymoe.jobs.renting import carry_to_jobs, stop_on_jobs
-    from lazymoe.planning.plan import SHARD_SIZE
-    from lazymoe.planning.prepared import prepare
-
-    if options.folder or not options.to:
-        what, remedy = "a rented machine has no folder here", "Name no FOLDER, but with --to a repository on the Hub."
-        raise error("input.usage", "--on", what, remedy)
-    if options.gguf:
-        raise error("input.usage", "--gguf", "GGUF isn't made on rented machines", "Leave --on out: it is made here.")
-    if options.stop:
-        stopped = stop_on_jobs(options.to)
-        return Told(f"{stopped.url} is stopped.", stopped.url, {"ok": True, "job": stopped.url})
-    options.stopped = "stopped; nothing was started"
-    prepared = prepare(
-        options.recipe, shard_size=options.shard_size or SHARD_SIZE, allow_pickle=options.allow_pickle,
-        source=options.source,
-    )  # fmt: skip
-    _warn(options, prepared.warnings)
-
-    def started(job: Job) -> None:
-        options.stopped = f"{job.url} goes on; {AGAIN}"
-        if not options.quiet:
-            waits = ", as soon as it has a machine" if job.stage == "SCHEDULING" else ""
-            print(f"note: {job.url} makes it{waits}. Ctrl-C lets it go on; {AGAIN}.", file=sys.stderr, flush=True)
-
-    def say(line: str) -> None:
-        from tqdm import tqdm
-
-        if not options.quiet:
-            tqdm.write(line, file=sys.stderr)  # above the bars
-
-    with bars(options.quiet) as progress:
-        done = carry_to_jobs(
-            prepared, options.to, options.on or None, agree=lambda offer: _agree(options, offer),
-            private=options.private, seed=options.seed, device=options.device, started=started, say=say,
-            progress=progress,
-        )  # fmt: skip
-    return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
-
-
-def _agree(options: Options, offer: Offer) -> bool:
-    """Ask whether a machine is to be rented.
-
-    Raises:
-        LazyMoEError: if there is nobody to ask.
-    """
-    if not options.yes and not sys.stdin.isatty():
-        remedy = "There is nobody to ask here: agree to that with --yes."
-        raise error("input.price", "--on", str(offer).rstrip("."), remedy)
-    if not (options.yes and options.quiet):
-        print(f"note: {offer}", file=sys.stderr, flush=True)
-    if not options.yes:
-        print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            return False
-    options.stopped = f"stopped; if the job has been started already, it goes on; {AGAIN}"
-    return True
 
 
 def report(options: Options) -> Told:
@@ -219,7 +129,7 @@ def evaluate(options: Options) -> Told:
     with bars(options.quiet) as progress:
         found = evaluate(
             folder, options.tasks, limit=options.limit, models=options.models, texts=texts, memory=options.memory,
-            device=options.device, progress=progress,
+            device=options.device, source=options.source, progress=progress,
         )  # fmt: skip
     found.save(folder)
     file = str(shown(folder / EVALUATION))
@@ -231,7 +141,7 @@ def card(options: Options) -> Told:
     from lazymoe.cards.card import card, find_license
 
     problems = () if options.license else find_license(options.folder).problems
-    _warn(options, () if options.json else problems)
+    warn(options, () if options.json else problems)
     text = card(options.folder, options.repo, license=options.license, template=options.template).rstrip("\n")
     return Told(text, text, {"ok": True, "card": text, "warnings": [p.to_dict() for p in problems]})
 
@@ -243,7 +153,7 @@ def publish(options: Options) -> Told:
     from lazymoe.units import gigabytes
 
     problems = () if options.license else find_license(options.folder).problems
-    _warn(options, problems)
+    warn(options, problems)
     given = {key: getattr(options, key) for key in ("private", "license", "template")}
     with bars(options.quiet) as progress:
         done = publish(options.folder, options.repo, **given, progress=progress)
@@ -258,7 +168,11 @@ def gguf(options: Options) -> Told:
 
     given = absolute(options.given)
     if not given.is_dir():
-        return _merge_to_gguf(options, options.given, options.types, absolute(options.out or f"{given.stem}{ENDING}"))
+        name = options.to.rpartition("/")[2] if options.to else f"{given.stem}{ENDING}"
+        return _merge_to_gguf(options, options.given, options.types, absolute(options.out or name))
+    if options.to or options.private:
+        what, remedy = "this is a folder, whose files stay here", "Make them without it, and run: lazymoe publish"
+        raise error("input.usage", "--to" if options.to else "--private", what, remedy)
     with bars(options.quiet) as progress:
         done = to_gguf(
             given, options.types, options.out, imatrix=options.imatrix, threads=options.threads,
@@ -283,17 +197,19 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
         "threads": threads_of(options.threads), "largest": options.shard_size or LARGEST,
     }  # fmt: skip
     prepared = prepare(given, allow_pickle=options.allow_pickle, source=options.source)
-    _warn(options, prepared.warnings)
+    warn(options, prepared.warnings)
     with bars(options.quiet) as progress:
-        if to := getattr(options, "to", None):
-            sent = carry_gguf_to_hub(prepared, kinds, to, out, private=options.private, **wanted, progress=progress)
+        if options.to:
+            sent = carry_gguf_to_hub(
+                prepared, kinds, options.to, out, private=options.private, **wanted, progress=progress
+            )
             return Told(f"{sent.url} holds them.", sent.url, {"ok": True, **sent.to_dict()})
         done = carry_to_gguf(prepared, kinds, out, **wanted, progress=progress)
     return _exported(options, done, prepared.warnings)
 
 
 def _exported(options: Options, done: Exported, told: Sequence[Problem] = ()) -> Told:
-    _warn(options, () if options.json else (p for p in done.warnings if p not in told))
+    warn(options, () if options.json else (p for p in done.warnings if p not in told))
     few = "\n".join(str(shown(path)) for paths in done.files.values() for path in paths)
     return Told(str(done), few, {"ok": True, **done.to_dict()})
 

@@ -110,7 +110,7 @@ def carry_gguf_to_hub(
     asked = weighted(prepared, kinds, imatrix)
     lay(asked, kinds, goal, {} if isinstance(imatrix, bool) else imatrix, seed, largest)  # before a repository is made
     upload, sent = open_repository(repo, token, private, GGUF), 0
-    if isinstance(imatrix, dict) or not _is_there(upload, asked, kinds, fingerprint_of(prepared, seed)):
+    if isinstance(imatrix, dict) or not is_there(upload, asked, kinds, fingerprint_of(prepared, seed)):
         passing = not is_quantized(goal) or (goal / WORK / PASSING).exists()
         carry_to_gguf(
             prepared,
@@ -133,9 +133,16 @@ def carry_gguf_to_hub(
     return Published(upload.url, sent)
 
 
-def _is_there(upload: Upload, asked: Prepared, kinds: Sequence[str], fingerprint: str) -> bool:
-    """Tell whether a repository has the mixture's files of all these types, made with a matrix of its prompts or with
-    none, as it is asked."""
+def is_there(upload: Upload, asked: Prepared, kinds: Sequence[str], fingerprint: str) -> bool:
+    """Tell whether a repository has a mixture's files of all these types, made with a matrix of its prompts or with
+    none, as it is asked.
+
+    Args:
+        upload: to it.
+        asked: the recipe, as `weighted` gives it.
+        kinds: the types.
+        fingerprint: of the mixture.
+    """
     about = upload.read(GGUF)
     record, files = about.get("record"), about.get("files")
     if not isinstance(record, dict) or not isinstance(files, dict):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", re.IGNORECASE)
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -23,6 +25,16 @@ def gigabytes(n: int) -> str:
         n: how many bytes.
     """
     return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
+
+
+def bytes_of(text: str) -> int:
+    """Read a number of bytes as people and programs spell it: ``4GB``, ``16 GB``, ``1.5T``; 0 if it is none.
+
+    Args:
+        text: the words; K is a thousand, and so on, with an i too.
+    """
+    match = SIZE.fullmatch(text.strip())
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
 
 
 def counted(n: int, word: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazymoe.units import billions, gigabytes, spell_layers
+from lazymoe.units import billions, bytes_of, gigabytes, spell_layers
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,15 @@ def test_parameters(n: int, words: str) -> None:
 )  # fmt: skip
 def test_bytes(n: int, words: str) -> None:
     assert gigabytes(n) == words
+
+
+@pytest.mark.parametrize(
+    ("words", "n"),
+    [("4GB", 4 * 10**9), ("16 GB", 16 * 10**9), (" 1.5t ", 15 * 10**11), ("500", 500), ("2GiB", 2 * 10**9), ("N/A", 0),
+     ("GB", 0), ("-4GB", 0), ("", 0)],
+)  # fmt: skip
+def test_bytes_in_words(words: str, n: int) -> None:
+    assert bytes_of(words) == n
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def calibrate(prepared: Prepared, folder: Path, file: Path, device: str, progres
 
     stream = run(plan, mixture, [ids for ids, _ in texts], device, seen, inputs)
     head = plan.dense.head_in(plan.sources[0].tensors)
-    inputs.body([head], stream.finish().__getitem__)
+    inputs.body([head], list(stream.finish()).__getitem__)
     progress("imatrix", plan.layers, plan.layers)
     write_importance(file, gathered(plan, inputs), "the recipe's prompts", [len(s) for s in sequences])
 

@@ -119,7 +119,7 @@ def sweep(
         give_back()
         progress("sweep", layer + 1, plan.layers)
     if walk and walk.inputs and weigh:
-        walk.inputs.body([plan.dense.head_in(average.tensors)], walk.stream.finish().__getitem__)
+        walk.inputs.body([plan.dense.head_in(average.tensors)], list(walk.stream.finish()).__getitem__)
         weigh(walk.inputs)
     if late and plan.shared == "base":
         writer.pass_by(0, embeddings, in_blocks(plan.sources[0], embeddings))
@@ -225,7 +225,7 @@ class _Walk:
 
     def moments_at_end(self) -> Moments | None:
         """Take the moments of what the head reads, after all layers, if they are known."""
-        return self._moments(self.stream.finish().__getitem__) if self.by_states else None
+        return self._moments(list(self.stream.finish()).__getitem__) if self.by_states else None
 
     def _put(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Look at what maps of this layer read, and merge them if they are merged by that; see `parts.Merge`."""

@@ -14,13 +14,16 @@ import psutil
 import torch
 
 from lazymoe.errors import error
+from lazymoe.evaluating.bringing import bringing
 from lazymoe.evaluating.evaluation import Evaluation, gather
-from lazymoe.evaluating.models import choose, open_models
+from lazymoe.evaluating.kept import AGAIN, key_of
+from lazymoe.evaluating.models import choose, open_models, read_for
 from lazymoe.evaluating.suites import KINDS
 from lazymoe.evaluating.tasks import OWN, Row, check_harness, load_rows
-from lazymoe.files import absolute
+from lazymoe.files import absolute, cache, unwritten
 from lazymoe.forward.device import pick_device
 from lazymoe.output.folder import Finished, open_finished, reopen
+from lazymoe.planning.prepared import Where
 from lazymoe.progress import Progress, silent
 from lazymoe.reporting.measuring import Texts, by_expert
 from lazymoe.units import gigabytes
@@ -39,6 +42,7 @@ def evaluate(
     texts: Texts | None = None,
     memory: int | None = None,
     device: str | None = None,
+    source: Where = "auto",
     progress: Progress = silent,
 ) -> Evaluation:
     """Ask the base model, each expert, the plain average of these and the mixture the same questions.
@@ -56,15 +60,17 @@ def evaluate(
         texts: for each expert, texts of its domain that the routers have not seen, as `lazymoe.report` takes them: then
             bits for each byte of them are measured too.
         memory: bytes that states may take while they go through a layer; a quarter of what is free by default. With
-            less, weights are read more often.
+            less, weights are read more often, or states go to the disk.
         device: where to compute; a CUDA device if there is one by default.
-        progress: told of the questions that are answered, stage ``evaluate``.
+        source: where the weights of models on the Hub are read, as in `lazymoe.merge`.
+        progress: told of the questions that are answered, stage ``evaluate``, and of the bytes of models that have
+            arrived, stage ``download``.
 
     Returns:
         What came out.
 
     Raises:
-        OutputError: if the folder isn't a finished mixture.
+        OutputError: if the folder isn't a finished mixture, or the disk has no room.
         RecipeError: if the recipe in it can't be read.
         LazyMoEError: if lm-eval isn't here, a task, a kind of model or a device isn't known, or its models can't be
             found or used; as the subclass of its kind.
@@ -72,14 +78,14 @@ def evaluate(
     check_harness()
     from lazymoe.evaluating.harness import ask
 
-    names, kinds, place = _split(tasks), choose(_split(models)), pick_device(device)
+    names, kinds, device = split(tasks), choose(split(models)), pick_device(device)
     if limit is not None and limit < 1:
         raise error("input.limit", "limit", f"{limit} is no number of questions", "Say 100, or leave it out.")
     path = absolute(folder)
-    done, prepared = open_finished(path), reopen(path)
+    done, prepared = open_finished(path), reopen(path, source)
     experts = prepared.recipe.names
     rows = load_rows(names, dict(zip(experts, by_expert(texts, experts), strict=True)) if texts else {})
-    bits, left_out = _ways_to_write(done, rows, place)
+    bits, left_out = _ways_to_write(done, rows, device)
     left_out |= {row.name: row.barred for row in rows if row.barred}
     rows = [row for row in rows if row.name not in left_out]
     if not rows:
@@ -90,14 +96,22 @@ def evaluate(
     found: dict[str, dict[str, Any]] = {}
     total = size * sum(len(experts) if kind == "experts" else 1 for kind in kinds)
     progress("evaluate", 0, total)
-    for model in open_models(done, prepared, kinds, place, progress):
-        before = size * len(found)
+    groups = [group for kind in kinds for group in read_for(prepared, kind)]
+    place = absolute(cache())
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with bringing(prepared, groups, key_of(done.record.fingerprint), progress) as reading:
+            for model in open_models(done, prepared, kinds, device):
+                before = size * len(found)
 
-        def passed(answered: int, before: int = before) -> None:
-            progress("evaluate", before + answered, total)
+                def passed(answered: int, before: int = before) -> None:
+                    progress("evaluate", before + answered, total)
 
-        room = memory or int(SHARE * _free(place))
-        found[model.name] = ask(model, rows, limit, room=room, bits=bits, device=place, passed=passed)
+                with reading(model.sources):
+                    means = model.means(memory or int(SHARE * _free(device)), place)
+                    found[model.name] = ask(model, rows, limit, means=means, bits=bits, device=device, passed=passed)
+    except OSError as e:
+        raise unwritten(e, place, "the evaluation stopped", AGAIN) from None
     progress("evaluate", total, total)
     return Evaluation(
         fingerprint=done.record.fingerprint,
@@ -105,14 +119,18 @@ def evaluate(
         results=gather(rows, found),
         left_out=left_out,
         limit=limit,
-        command=_command(names, limit, kinds, bool(texts)),
+        command=command_of(names, limit, kinds, bool(texts)),
         versions={"LazyMoE": __version__} | {name: version(name) for name in ("lm-eval", "torch", "transformers")},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def _split(words: str | Sequence[str]) -> list[str]:
-    """Take a list, or the parts of a text with commas."""
+def split(words: str | Sequence[str]) -> list[str]:
+    """Take a list, or the parts of a text with commas.
+
+    Args:
+        words: what a user gives.
+    """
     listed = words.split(",") if isinstance(words, str) else words
     return [word.strip() for word in listed if word.strip()]
 
@@ -137,8 +155,13 @@ def _ways_to_write(done: Finished, rows: Sequence[Row], device: str) -> tuple[Li
     return None, dict.fromkeys(wanted, f"{why}; {gigabytes(int(_free(device)))} are free")
 
 
-def _command(tasks: Sequence[str], limit: int | None, kinds: Sequence[str], texts: bool) -> str:
-    """Spell the command that runs it again; of files, where they lie is nobody's business."""
+def command_of(tasks: Sequence[str], limit: int | None, kinds: Sequence[str], texts: bool) -> str:
+    """Spell the command that runs an evaluation again; of files, where they lie is nobody's business.
+
+    Args:
+        tasks, limit, kinds: as in `evaluate`, each in a list.
+        texts: whether there are some.
+    """
     own = [Path(name).name if name.endswith(OWN) else name for name in tasks]
     words = ["lazymoe", "evaluate", "my-moe", *(["--tasks", ",".join(own)] if own else [])]
     words += ["--texts", "texts.yaml"] if texts else []

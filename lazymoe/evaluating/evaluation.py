@@ -121,6 +121,23 @@ class Evaluation:
     versions: dict[str, str]
     date: str
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Evaluation:
+        """Read what `to_dict` gave.
+
+        Args:
+            found: its fields by name; others don't matter.
+
+        Raises:
+            ValueError: if it isn't that.
+        """
+        try:
+            results = [Result(**{name: _read(name, each[name]) for name in Result.__annotations__})
+                       for each in found["results"]]  # fmt: skip
+            return cls(**{name: found[name] for name in cls.__annotations__} | {"results": results})
+        except (KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f"{type(e).__name__}: {e}") from None
+
     @property
     def verdict(self) -> str:
         """Whether the mixture is better than the base model and the plain average, in words; empty if not asked."""
@@ -181,6 +198,14 @@ class Evaluation:
                 mark = {1: ": better", -1: ": worse", 0: ""}[result.better(name)]
                 line += f" mixture {result.interval(result.differences[name], True)}{mark}"
             yield line.rstrip()
+
+
+def _read(name: str, value: Any) -> Any:
+    """Read a field of a result from JSON: a pair is a list there, and an end that isn't known nothing."""
+    if name in ("scores", "differences", "changes"):
+        ends = {"low": -math.inf, "high": math.inf}
+        return {who: Estimate(**{k: ends[k] if v is None else v for k, v in one.items()}) for who, one in value.items()}
+    return tuple(value) if name == "data" and value else value
 
 
 def _plain(estimate: Estimate) -> dict[str, float | None]:

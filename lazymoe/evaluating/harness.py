@@ -17,7 +17,7 @@ from lazymoe.evaluating.kept import Kept, key_of
 from lazymoe.evaluating.models import Model
 from lazymoe.evaluating.tasks import GENERATES, Row, quietly
 from lazymoe.forward.device import coarsely, exactly, give_back
-from lazymoe.forward.likelihoods import Answered, Asked, likelihoods
+from lazymoe.forward.likelihoods import Answered, Asked, Means, likelihoods
 
 ALL = 1 << 40  # requests that lm-eval hands over at a time
 TOGETHER = 16  # texts that are written between two times that answers are kept
@@ -32,13 +32,13 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """
 
     def __init__(
-        self, model: Model, room: int, bits: Literal[4] | None, device: str, passed: Callable[[str, float], None]
+        self, model: Model, means: Means, bits: Literal[4] | None, device: str, passed: Callable[[str, float], None]
     ) -> None:
         """Make it, without weights.
 
         Args:
             model: who is asked.
-            room: as in `likelihoods`.
+            means: to send tokens through it with.
             bits: as in `Model.load`, for what it writes.
             device: where it runs.
             passed: told of a kind of request how much of it is done, of 0 to 1.
@@ -46,7 +46,7 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
         super().__init__(pretrained=skeleton, tokenizer=model.tokenizer, backend="causal", batch_size=ALL)
-        self._asked, self._room, self._bits, self._passed = model, room, bits, passed
+        self._asked, self._means, self._bits, self._passed = model, means, bits, passed
         self._together, self._kept = 1 if device == "cpu" else TOGETHER, Kept(model.fingerprint)
         self._kind = "loglikelihood"
 
@@ -75,7 +75,7 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self._passed(self._kind, before + (1 - before) * done / total)
 
         with exactly() if self._asked.exact else coarsely():
-            for found in likelihoods(self._asked.run, self._asked.weights, left, self._room, passed):
+            for found in likelihoods(self._asked.run, self._asked.weights, left, self._means, passed):
                 self._kept.add({keys[one]: answer for one, answer in found.items()})
         self._passed(self._kind, 1.0)
         return [Answered(*self._kept.get(keys[one])) for one in asked]
@@ -120,7 +120,7 @@ def ask(
     rows: Sequence[Row],
     limit: int | None,
     *,
-    room: int,
+    means: Means,
     bits: Literal[4] | None,
     device: str,
     passed: Callable[[int], None],
@@ -131,7 +131,7 @@ def ask(
         model: who is asked.
         rows: what.
         limit: the most questions of each task, the first ones.
-        room, bits, device: as in `Streamed`.
+        means, bits, device: as in `Streamed`.
         passed: told how many questions, about, are answered.
 
     Returns:
@@ -158,7 +158,7 @@ def ask(
                 task.set_fewshot_seed(SEED)
         tasks = {task.task_name: task for row in rows for task in row.tasks}
         random.seed(0)
-        asked = Streamed(model, room, bits, device, moved)
+        asked = Streamed(model, means, bits, device, moved)
         try:
             found: dict[str, Any] = lm_eval.evaluate(asked, {"tasks": tasks}, limit=limit, bootstrap_iters=0)
         except OverflowError:

@@ -11,6 +11,8 @@ from typing import Any
 
 from lazymoe.files import absolute, cache, unwritten
 
+AGAIN = "evaluate again: it goes on with what is still to be asked."
+
 
 class Kept:
     """The answers of one model.
@@ -65,8 +67,7 @@ class Kept:
                 f.write(lines.encode())
                 os.fsync(f.fileno())
         except OSError as e:
-            again = "evaluate again: it goes on with what is still to be asked."
-            raise unwritten(e, self._path, "the evaluation stopped", again) from None
+            raise unwritten(e, self._path, "the evaluation stopped", AGAIN) from None
 
 
 def answers_folder() -> Path:

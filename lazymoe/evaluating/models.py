@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.opening import fetch, open_folder
+from lazymoe.checkpoint.opening import open_folder
 from lazymoe.checkpoint.source import Source
 from lazymoe.computing.shared_weights import Average
 from lazymoe.errors import LazyMoEError, error, nearest
 from lazymoe.evaluating.suites import AVERAGE, BASE, EXPERTS, KINDS, MIXTURE
 from lazymoe.files import stamp
-from lazymoe.forward.likelihoods import layers_of
+from lazymoe.forward.likelihoods import Means, Run, layers_of
 from lazymoe.forward.loading import load, load_dense
 from lazymoe.forward.mixture import InMixture, run
 from lazymoe.forward.stream import Stream, Weights, settled_config
@@ -24,9 +25,11 @@ from lazymoe.forward.tokens import load_tokenizer
 from lazymoe.output.folder import CONFIG, Finished
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
-from lazymoe.progress import Progress
+from lazymoe.planning.remote import whole
 
 PASS = "1"  # counted up when a pass gives other figures than before: what was answered then isn't taken any more
+DENSE, HALTED = 2, 6  # vectors of a token in memory: states, and in a mixture's layer what attention gives and so on
+FAR = 4  # how much longer a byte takes from the Hub than from the disk, about
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Model:
             16 bit is.
         weights: its own, of a mixture those of its backbone.
         tokenizer: its own, transformers'.
-        run: sends tokens through its layers, see `likelihoods.Run`.
+        run: sends tokens through its layers.
         load: loads all of it, in 4 bit or in its own dtype.
+        sources: the models that it is read from; none for the mixture, which is here.
     """
 
     name: str
@@ -49,13 +53,29 @@ class Model:
     exact: bool
     weights: Weights
     tokenizer: Any = field(repr=False)
-    run: Callable[[Sequence[Tensor], Callable[[int], None]], Stream] = field(repr=False)
+    run: Run = field(repr=False)
     load: Callable[[Literal[4] | None], Any] = field(repr=False)
+    sources: tuple[Source, ...] = field(default=(), repr=False)
 
     @property
     def config(self) -> Any:
         """Its config, as transformers has it; of a mixture that of the dense model that its backbone is of."""
         return settled_config(self.weights)
+
+    def means(self, room: int, place: Path) -> Means:
+        """Say what there is to send tokens through it with.
+
+        Args:
+            room: bytes of memory.
+            place: a folder for states that have no room there. A mixture's don't go there: of a token a layer has
+                several times as many, and its weights are on the same disk, so reading these again moves fewer bytes
+                unless the memory has no room for a layer's.
+        """
+        if not self.sources:
+            return Means(room, HALTED, 0)
+        tensors = [tensor for source in self.sources for tensor in source.tensors.values()]
+        away = whole(self.sources).nbytes
+        return Means(room, DENSE, sum(tensor.nbytes for tensor in tensors) + (FAR - 1) * away, place)
 
 
 def choose(names: Sequence[str]) -> tuple[str, ...]:
@@ -74,48 +94,61 @@ def choose(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in names)
 
 
-def open_models(
-    done: Finished, prepared: Prepared, kinds: Sequence[str], device: str, progress: Progress
-) -> Iterator[Model]:
-    """Open those who are asked, one after the other; what isn't on the disk is downloaded first.
+def read_for(prepared: Prepared, kind: str) -> list[tuple[Source, ...]]:
+    """List the models of a recipe that are read for each of a kind, each once.
+
+    Args:
+        prepared: the recipe.
+        kind: one of `KINDS`.
+    """
+    base, *experts = prepared.sources[: 1 + prepared.sound_plan.experts]
+    every = tuple({source.reference: source for source in (base, *experts)}.values())
+    found: dict[str, list[tuple[Source, ...]]] = {BASE: [(base,)], EXPERTS: [(e,) for e in experts], AVERAGE: [every]}
+    return found.get(kind, [])
+
+
+def open_models(done: Finished, prepared: Prepared, kinds: Sequence[str], device: str) -> Iterator[Model]:
+    """Open those who are asked, one after the other.
 
     Args:
         done: the mixture.
         prepared: its recipe.
         kinds: which, as `choose` gives them.
         device: where they run.
-        progress: told of the bytes that are there, stage ``download``.
-
-    Raises:
-        LazyMoEError: if one can't be downloaded, or has no tokenizer and the mixture neither.
     """
     plan = prepared.sound_plan
     own = load_tokenizer(open_folder(done.folder))
-    numbers = {BASE: [0], EXPERTS: list(range(1, 1 + plan.experts)), AVERAGE: list(range(1 + plan.experts))}
-    needed = sorted({number for kind in kinds for number in numbers.get(kind, [])})
-    fetch([(prepared.sources[number], prepared.recipe.models[number].where) for number in needed], progress)
-    names = [BASE, *(f"expert {name}" if name in KINDS else name for name in prepared.recipe.names)]
+    names = {BASE: [BASE], EXPERTS: [f"expert {name}" if name in KINDS else name for name in prepared.recipe.names]}
     dtype = getattr(torch, plan.config["dtype"])
     for kind in kinds:
-        for number in numbers[kind] if kind in (BASE, EXPERTS) else []:
-            source = prepared.sources[number]
-            yield _dense(names[number], _mark(source), source, _tokenizer(source, own), dtype, device)
-        if kind == AVERAGE:
-            marks = [AVERAGE, *map(_mark, (plan.sources[0], *plan.expert_sources))]
-            yield _dense(AVERAGE, marks, Average(plan, range(plan.experts)), own, dtype, device)
+        read = read_for(prepared, kind)
         if kind == MIXTURE:
             yield _mixture(done, plan, own, dtype, device)
+        elif kind == AVERAGE:
+            marks = [AVERAGE, *map(_mark, (plan.sources[0], *plan.expert_sources))]
+            yield _dense(AVERAGE, marks, Average(plan, range(plan.experts)), own, dtype, device, read[0])
+        else:
+            for name, (source,) in zip(names[kind], read, strict=True):
+                yield _dense(name, _mark(source), source, _tokenizer(source, own), dtype, device, (source,))
 
 
-def _dense(name: str, mark: object, weights: Weights, tokenizer: Any, dtype: torch.dtype, device: str) -> Model:
+def _dense(
+    name: str,
+    mark: object,
+    weights: Weights,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    device: str,
+    sources: tuple[Source, ...],
+) -> Model:
     """Describe a dense model."""
 
     def let_go() -> None:
         if isinstance(weights, Average):
             weights.made.clear()
 
-    def step_through(batches: Sequence[Tensor], passed: Callable[[int], None]) -> Stream:
-        stream = Stream(weights, batches, device)
+    def step_through(batches: Sequence[Tensor], passed: Callable[[int], None], place: Path | None) -> Stream:
+        stream = Stream(weights, batches, device, place)
         for layer in range(layers_of(weights)):
             stream.step()
             let_go()
@@ -128,14 +161,14 @@ def _dense(name: str, mark: object, weights: Weights, tokenizer: Any, dtype: tor
         return model
 
     exact = dtype == torch.float32
-    return Model(name, _digest(mark, dtype), exact, weights, tokenizer, step_through, loaded)
+    return Model(name, _digest(mark, dtype), exact, weights, tokenizer, step_through, loaded, sources)
 
 
 def _mixture(done: Finished, plan: Plan, tokenizer: Any, dtype: torch.dtype, device: str) -> Model:
     """Describe the mixture."""
     mixture = open_folder(done.folder)
 
-    def step_through(batches: Sequence[Tensor], passed: Callable[[int], None]) -> Stream:
+    def step_through(batches: Sequence[Tensor], passed: Callable[[int], None], place: Path | None) -> Stream:
         def seen(layer: int, batch: int, chosen: Tensor, weights: Tensor) -> None:
             if batch == 0:
                 passed(layer)  # this one has only begun

@@ -108,6 +108,28 @@ def load_rows(names: Sequence[str], texts: Mapping[str, Sequence[str]]) -> list[
     return rows
 
 
+def check_asked(names: Sequence[str]) -> list[Path]:
+    """Check what can be of what is asked for before lm-eval loads it.
+
+    Args:
+        names: as `load_rows` takes them.
+
+    Returns:
+        The files of questions among them.
+
+    Raises:
+        LazyMoEError: as `load_rows`; where lm-eval isn't here, no name is looked up.
+    """
+    files = [absolute(name) for name in names if name.endswith(OWN)]
+    for path in files:
+        if not any(True for _ in _lines(path)):
+            raise error("input.questions", path, "it has no questions", LINE)
+    if has_harness():
+        for name in (name for name in names if not name.endswith(OWN) and name not in SUITES):
+            _named(name)
+    return files
+
+
 @functools.cache
 def _manager() -> Any:
     """Give what knows lm-eval's tasks by name: it reads thousands of files."""
@@ -116,22 +138,32 @@ def _manager() -> Any:
     return TaskManager()
 
 
+def _named(name: str) -> tuple[str, str]:
+    """Take a name apart: of a task or a group, and the number of examples, if there is one.
+
+    Raises:
+        LazyMoEError: if lm-eval doesn't know it, or that is no number.
+    """
+    plain, colon, shots = name.partition(":")
+    known = _manager().all_tasks
+    if plain not in known:
+        near = nearest(plain, known)
+        remedy = near if near.startswith("Did") else "List them: lm-eval ls tasks"
+        raise error("input.tasks", "tasks", f"there is no task '{plain}' in lm-eval", remedy)
+    if colon and not shots.isdecimal():
+        raise error("input.tasks", "tasks", f"'{shots}' in '{name}' is no number of examples", f"Say {plain}:5.")
+    return plain, shots
+
+
 def _load(name: str) -> list[Row]:
     """Load a task or a group by name: a row for each task, or one where lm-eval takes the group's for one.
 
     Raises:
         LazyMoEError: as `load_rows`.
     """
-    plain, colon, shots = name.partition(":")
-    manager = _manager()
-    if plain not in manager.all_tasks:
-        near = nearest(plain, manager.all_tasks)
-        remedy = near if near.startswith("Did") else "List them: lm-eval ls tasks"
-        raise error("input.tasks", "tasks", f"there is no task '{plain}' in lm-eval", remedy)
-    if colon and not shots.isdecimal():
-        raise error("input.tasks", "tasks", f"'{shots}' in '{name}' is no number of examples", f"Say {plain}:5.")
+    plain, shots = _named(name)
     try:
-        loaded = manager.load([plain])
+        loaded = _manager().load([plain])
     except ImportError as e:
         what = f"'{plain}' takes a package that isn't here ({_first_line(e)})"
         raise error("input.tasks", "tasks", what, "Install it, or leave the task out.") from None
@@ -142,7 +174,7 @@ def _load(name: str) -> list[Row]:
         what = f"lm-eval can't load '{plain}' ({_first_line(e)})"
         raise error("input.tasks", "tasks", what, "Leave it out.") from None
     tasks = tuple(loaded["tasks"].values())
-    for task in tasks if colon else ():
+    for task in tasks if shots else ():
         task.set_config("num_fewshot", int(shots))
     pooled = getattr(loaded["groups"].get(plain), "aggregate_metric_list", None) or []
     if pooled and all(one.weight_by_size for one in pooled):

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lazymoe.files import existing
 from lazymoe.forward.head import predict
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.forward.tokens import batches
 
-# Sends batches of token ids [B, T] through a model's layers, and tells after each layer how many are done
-Run = Callable[[Sequence[Tensor], Callable[[int], None]], Stream]
-KEPT = 6  # vectors of hidden size that are kept of a token, at most: states, what the network reads, what comes of it
+# Sends batches of token ids [B, T] through a model's layers, tells after each layer how many are done, and puts the
+# states into a folder between two layers if it is given one
+Run = Callable[[Sequence[Tensor], Callable[[int], None], Path | None], Stream]
+DISK = 0.5  # of what is free there: what states may take of it
+
+
+class Means(NamedTuple):
+    """What there is to send tokens through a model with.
+
+    Attributes:
+        room: bytes of memory for the states of those that are read together.
+        vectors: of hidden size that there are of a token in memory, at most.
+        again: bytes that are moved to read the weights once more.
+        place: a folder for states that have no room in memory; None if they can't be elsewhere.
+    """
+
+    room: int
+    vectors: int
+    again: int
+    place: Path | None = None
 
 
 class Asked(NamedTuple):
@@ -38,9 +59,11 @@ class Answered(NamedTuple):
 
 
 def likelihoods(
-    run: Run, source: Weights, asked: Sequence[Asked], room: int, passed: Callable[[int, int], None]
+    run: Run, source: Weights, asked: Sequence[Asked], means: Means, passed: Callable[[int, int], None]
 ) -> Iterator[dict[Asked, Answered]]:
     """Work out log-likelihoods, with one reading of the weights for as many questions as there is room for.
+
+    What has no room in memory goes through after another reading, or through the disk, whichever moves fewer bytes.
 
     What begins another text isn't read by itself: under causal attention no token sees what follows it. Texts are read
     from the longest to the shortest, so that a batch has little padding and memory is short at once or never.
@@ -49,7 +72,7 @@ def likelihoods(
         run: sends tokens through the model.
         source: the model, for its head.
         asked: what is asked, each once.
-        room: bytes for the states of all tokens that are read together.
+        means: what there is for it.
         passed: told after each layer how many times one of all tokens has passed one, and how many of these.
 
     Yields:
@@ -57,6 +80,7 @@ def likelihoods(
 
     Raises:
         SourceError: if a state becomes NaN or infinite, or there is a token that the model doesn't have.
+        OSError: if the disk has no room for states that go there.
     """
     whole = _whole([one.read for one in asked])
     waiting: dict[tuple[int, ...], list[Asked]] = {}
@@ -64,16 +88,32 @@ def likelihoods(
         waiting.setdefault(whole[one.read], []).append(one)
     texts = sorted(waiting, key=lambda text: (-len(text), text))
     done, tokens = 0, sum(map(len, texts))
-    width = KEPT * 4 * int(source.config["hidden_size"])
+    most, place = _together(tokens, source, means)
     while texts:
-        some = _fitting(texts, max(1, room // width))
+        some = _fitting(texts, most)
         texts, read = texts[len(some) :], sum(map(len, some))
 
         def step(layers: int, done: int = done, read: int = read) -> None:
             passed(done * layers_of(source) + read * layers, tokens * layers_of(source))
 
-        yield _read(run, source, [(text, waiting[text]) for text in some], step)
+        yield _read(run, place, [(text, waiting[text]) for text in some], step)
         done += read
+
+
+def _together(tokens: int, source: Weights, means: Means) -> tuple[int, Path | None]:
+    """Find how many of so many tokens are read together, and where their states are: None for in memory.
+
+    The weights are read once for what fits into memory; on the disk, every state is written and read once a layer. So
+    the disk is for models that are far away, or large beside the memory: in each layer a token moves 8 bytes for each
+    of its numbers there, and here what it takes of the memory times the layer's weights.
+    """
+    vector = 4 * int(source.config["hidden_size"])
+    here = max(1, means.room // (means.vectors * vector))
+    if means.place is None or tokens <= here:
+        return here, None
+    there = int(DISK * shutil.disk_usage(existing(means.place)).free) // vector
+    spilled = math.ceil(tokens / max(1, there)) * means.again + 2 * vector * tokens * layers_of(source)
+    return (there, means.place) if spilled < math.ceil(tokens / here) * means.again else (here, None)
 
 
 def layers_of(source: Weights) -> int:
@@ -103,21 +143,20 @@ def _fitting(texts: Sequence[tuple[int, ...]], most: int) -> Sequence[tuple[int,
 
 @torch.no_grad()
 def _read(
-    run: Run, source: Weights, texts: Sequence[tuple[tuple[int, ...], list[Asked]]], passed: Callable[[int], None]
+    run: Run, place: Path | None, texts: Sequence[tuple[tuple[int, ...], list[Asked]]], passed: Callable[[int], None]
 ) -> dict[Asked, Answered]:
     """Read texts together, and answer what is asked of each."""
     made = [ids for ids, _ in batches([torch.tensor(text) for text, _ in texts])]  # [B, T] each
-    stream = run(made, passed)
-    asked = [one for _, some in texts for one in some]
-    following: list[Tensor] = []  # states whose next token is of an answer, of each that is asked [a, H]
+    stream = run(made, passed, place)
+    answered: dict[Asked, Answered] = {}
     left = iter(texts)
     for states in stream.finish():  # [B, T, H]
-        for row, (_, some) in zip(states, left, strict=False):
-            following += [row[len(one.read) - len(one.answer) : len(one.read)] for one in some]
-    target = torch.tensor([token for one in asked for token in one.answer], device=stream.device)
-    said, likeliest = predict(stream, torch.cat(following), target)
-    sizes = [len(one.answer) for one in asked]
-    return {
-        one: Answered(float(a.double().sum()), bool(b.all()))
-        for one, a, b in zip(asked, said.split(sizes), (likeliest == target).split(sizes), strict=True)
-    }
+        asked = [(row, one) for row, (_, some) in zip(states, left, strict=False) for one in some]
+        # states whose next token is of an answer, of each that is asked [a, H]
+        following = [row[len(one.read) - len(one.answer) : len(one.read)] for row, one in asked]
+        target = torch.tensor([token for _, one in asked for token in one.answer], device=stream.device)
+        said, likeliest = predict(stream, torch.cat(following), target)
+        sizes = [len(one.answer) for _, one in asked]
+        for (_, one), a, b in zip(asked, said.split(sizes), (likeliest == target).split(sizes), strict=True):
+            answered[one] = Answered(float(a.double().sum()), bool(b.all()))
+    return answered

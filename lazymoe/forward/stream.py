@@ -8,7 +8,7 @@ time: what a layer needs while it runs depends on the largest batch, what is kep
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
+from lazymoe.forward.spilling import Spilled
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 
@@ -56,18 +57,20 @@ class Stream:
 
     Attributes:
         states: the residual stream of each batch before layer ``next``, float32 ``[B, T, H]``; after all steps, what
-            the final norm reads.
+            the final norm reads. In memory, or on the disk.
         next: number of the layer that the next step runs.
     """
 
     @torch.no_grad()
-    def __init__(self, source: Weights, batches: Sequence[Tensor], device: str) -> None:
+    def __init__(self, source: Weights, batches: Sequence[Tensor], device: str, place: Path | None = None) -> None:
         """Embed the texts.
 
         Args:
-            source: the model; its weights must be on the disk.
+            source: the model.
             batches: token ids, int64, each ``[B, T]``.
             device: where to compute.
+            place: a folder for the states, if they aren't to be in memory between two layers; only where nothing is
+                done in place of a module.
 
         Raises:
             SourceError: if there is a token that its embeddings lack.
@@ -82,7 +85,8 @@ class Stream:
             if not (f"{name}.".startswith(self._within) or isinstance(module, nn.Embedding)):
                 bring = functools.partial(_bring, source, device, waiting, name)  # not of itself: it is let go at once
                 waiting[name] = module.register_forward_pre_hook(bring)
-        self.states, self._calls = self._record()
+        self.states: MutableSequence[Tensor] = Spilled(place, device) if place else []
+        self._calls = self._record()
 
     @torch.no_grad()
     def step(
@@ -114,18 +118,17 @@ class Stream:
                 tensor.copy_(_promised(self.source, prefix + name))
         if watch:
             watch(layer)
-        self.states = list(self.states)
         made: Iterator[Tensor] = (self._run(layer, i) for i in range(len(self.states)))
         if parts and feed_forward:
             made = parts.finish(parts.attend(merge), feed_forward[1])
         for i, states in enumerate(made):  # each takes the place of the one before at once
+            if not torch.isfinite(states).all():
+                what = f"the hidden states after layer {self.next} are NaN or infinite"
+                remedy = "This model is broken: use another one, or download it again."
+                raise error("source.broken", self.source.folder, what, remedy)
             self.states[i] = states
         layer.to("meta")  # lets the weights go
         self.next += 1
-        if not all(torch.isfinite(s).all() for s in self.states):
-            what = f"the hidden states after layer {self.next - 1} are NaN or infinite"
-            remedy = "This model is broken: use another one, or download it again."
-            raise error("source.broken", self.source.folder, what, remedy)
 
     def _run(self, layer: nn.Module, batch: int) -> Tensor:
         args, kwargs = self._calls[self.next][batch]
@@ -134,13 +137,12 @@ class Stream:
         return states
 
     @torch.no_grad()
-    def finish(self) -> list[Tensor]:
+    def finish(self) -> Iterator[Tensor]:
         """Put the states through what comes after the layers, after all steps: what the head reads.
 
-        Returns:
+        Yields:
             The states of each batch, float32 ``[B, T, H]``.
         """
-        finished = []
         for ids, states in zip(self._ids, self.states, strict=True):
             given = self._given(states)
             with ExitStack() as stack:
@@ -149,8 +151,7 @@ class Stream:
                 for layer in self._layers:
                     stack.enter_context(instead(layer, lambda *_, given=given, **__: given))
                 self._made = self._model.base_model(input_ids=ids, use_cache=False)
-            finished.append(self._made[0])
-        return finished
+            yield self._made[0]
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -181,17 +182,15 @@ class Stream:
         gives = _dense(self.source).gives
         return (states, *[None] * (gives - 1)) if gives else states
 
-    def _record(self) -> tuple[list[Tensor], list[list[Call]]]:
-        """Run the model without its layers, and record how these are called.
+    def _record(self) -> list[list[Call]]:
+        """Run the model without its layers, keep what the first of these is given, and record how they are called.
 
         Returns:
-            The residual stream before the first layer, float32 ``[B, T, H]`` for each batch; and for each layer what it
-            is given beside that, for each batch.
+            For each layer what it is given beside the states, for each batch.
 
         Raises:
             SourceError: if there is a token that its embeddings lack.
         """
-        states: list[Tensor] = []
         calls: list[list[Call]] = [[] for _ in self._layers]
 
         def recorder(i: int) -> Any:
@@ -199,7 +198,7 @@ class Stream:
                 hidden = args[0] if args else kwargs.pop("hidden_states")
                 calls[i].append((args[1:], kwargs))
                 if i == 0:
-                    states.append(hidden)
+                    self.states.append(hidden)
                 if i + 1 == len(calls):
                     raise Enough
                 return self._given(hidden)
@@ -219,7 +218,7 @@ class Stream:
                     self._model.base_model(input_ids=ids, use_cache=False)
         for module in self._tables():
             module.to("meta")  # lets the embeddings go
-        return states, calls
+        return calls
 
 
 def _bring(

@@ -22,9 +22,9 @@ from lazymoe.errors import HubError, error
 from lazymoe.hub import client
 from lazymoe.hub.accounts import account
 from lazymoe.hub.client import About, ask, pause, without_bars
+from lazymoe.units import bytes_of
 
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])i?B", re.IGNORECASE)
 HOURS = {"second": 1 / 3600, "minute": 1 / 60, "hour": 1.0}  # what a price is for
 TICK = 0.2  # seconds between two looks at whether a line has come
 LOST = 600.0  # seconds without the Hub after which a job isn't followed any more
@@ -257,10 +257,5 @@ def _flavor(machine: Any) -> Flavor:
     words = f"{machine.cpu}, {machine.ram} of memory, {machine.ephemeral_storage} of disk"
     words += f", {gpu.quantity}x {gpu.model}" if gpu else ""
     price = (machine.unit_cost_usd or 0) / HOURS[machine.unit_label]
-    size = _bytes(machine.ram), _bytes(machine.ephemeral_storage)
+    size = bytes_of(machine.ram), bytes_of(machine.ephemeral_storage)
     return Flavor(machine.name, words, int(count[0]) if count else 1, *size, bool(gpu), price)
-
-
-def _bytes(text: str) -> int:
-    match = SIZE.fullmatch(text.strip())
-    return int(float(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1)) if match else 0

@@ -1,13 +1,13 @@
-"""What a rented machine is sent: this very package, the recipe with its files of prompts, and a few lines that run it.
+"""What a rented machine is sent: this very package, what was asked for with its files, and a few lines that run it.
 
-The same package and the same recipe give the same bytes.
+The same package and the same order give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -61,29 +61,37 @@ def check_sendable(prepared: Prepared) -> None:
         raise failure(problems)
 
 
-def pack(prepared: Prepared, asked: dict[str, Any], gpu: bool, folder: Path) -> tuple[Path, list[Path]]:
-    """Write what is sent.
+def with_recipe(prepared: Prepared) -> dict[str, bytes]:
+    """Give the recipe and its files of prompts, as they are sent: name to contents.
 
     Args:
         prepared: the recipe.
-        asked: the other arguments of `lazymoe.merge_to_hub`.
+    """
+    recipe, texts = _with_texts(at_commits(prepared.recipe, prepared.sources))
+    return {name: path.read_bytes() for path, name in texts.items()} | {RECIPE: recipe.to_yaml().encode()}
+
+
+def pack(
+    asked: dict[str, Any], files: Mapping[str, bytes], needed: Sequence[str], gpu: bool, folder: Path
+) -> tuple[Path, list[Path]]:
+    """Write what is sent.
+
+    Args:
+        asked: what is to be done there, see `there`.
+        files: that it takes, name to contents.
+        needed: packages, as `requirements` gives them.
         gpu: whether the machine has one.
         folder: where it is written.
 
     Returns:
         The script, and the files that it is given.
-
-    Raises:
-        LazyMoEError: if LazyMoE isn't installed, so that nobody knows what it needs.
     """
-    recipe, texts = _with_texts(at_commits(prepared.recipe, prepared.sources))
-    files = dict(_package()) | {name: path.read_bytes() for path, name in texts.items()}
-    files |= {RECIPE: recipe.to_yaml().encode(), ASKED: json.dumps(asked).encode()}
-    script, parcel = folder / "lazymoe-merge.py", folder / "lazymoe.zip"
+    sent = {**dict(_package()), **files, ASKED: json.dumps(asked).encode()}
+    script, parcel = folder / f"lazymoe-{asked['do']}.py", folder / "lazymoe.zip"
     with ZipFile(parcel, "w", ZIP_DEFLATED) as archive:
-        for name, content in sorted(files.items()):
+        for name, content in sorted(sent.items()):
             archive.writestr(ZipInfo(name), content, ZIP_DEFLATED)  # without a time
-    script.write_text(_header(prepared, gpu) + SCRIPT, encoding="utf-8")
+    script.write_text(_header(needed, gpu) + SCRIPT, encoding="utf-8")
     return script, [parcel]
 
 
@@ -129,7 +137,7 @@ def _with_texts(recipe: Recipe) -> tuple[Recipe, dict[Path, str]]:
 
 
 def _package() -> Iterator[tuple[str, bytes]]:
-    """Yield the files of this package that a merge needs, by their names as they are when it is installed."""
+    """Yield the files of this package that are needed there, by their names as they are when it is installed."""
     package = Path(str(lazymoe.__file__)).parent
     for path in package.rglob("*.py"):
         yield f"lazymoe/{path.relative_to(package).as_posix()}", path.read_bytes()
@@ -138,26 +146,34 @@ def _package() -> Iterator[tuple[str, bytes]]:
             yield f"lazymoe/data/{name}/{path.name}", path.read_bytes()
 
 
-def _header(prepared: Prepared, gpu: bool) -> str:
+def _header(needed: Sequence[str], gpu: bool) -> str:
     """Write what the script needs, as PEP 723 has it."""
-    needed = [f'    "{requirement}",' for requirement in _requirements(prepared)]
-    lines = ['requires-python = ">=3.10"', "dependencies = [", *needed, "]"]
+    listed = [f'    "{requirement}",' for requirement in needed]
+    lines = ['requires-python = ">=3.10"', "dependencies = [", *listed, "]"]
     lines += [] if gpu else CPU_ONLY.splitlines()
     return "\n".join(["# /// script", *(f"# {line}".rstrip() for line in lines), "# ///", ""])
 
 
-def _requirements(prepared: Prepared) -> list[str]:
-    """List what this package needs for a recipe, by its own metadata."""
+def requirements(prepared: Prepared, *extras: str) -> list[str]:
+    """List the packages that a recipe takes there, by this package's own metadata.
+
+    Args:
+        prepared: the recipe.
+        extras: names of this package's extras that are needed besides.
+
+    Raises:
+        LazyMoEError: if LazyMoE isn't installed, so that nobody knows what it needs.
+    """
     try:
         listed = [Requirement(text) for text in requires("lazymoe") or ()]
     except PackageNotFoundError:
         what = "it isn't installed here, so what it needs isn't known"
         raise error("input.installed", "lazymoe", what, "Run in its checkout: pip install .") from None
-    extras = ["", "gguf"] if any(file.endswith(".gguf") for file in prepared.files) else [""]
+    wanted = {"", *extras, *(["gguf"] if any(file.endswith(".gguf") for file in prepared.files) else [])}
     found = []
     for requirement in listed:
         marker, requirement.marker = requirement.marker, None
-        if marker is None or any(marker.evaluate({**THERE, "extra": extra}) for extra in extras):
+        if marker is None or any(marker.evaluate({**THERE, "extra": extra}) for extra in wanted):
             found.append(str(requirement))
     if any(isinstance(p, Texts) for e in prepared.recipe.every_expert for s in SIDES for p in getattr(e, s) or ()):
         found.append("pyarrow")  # their files may be .parquet

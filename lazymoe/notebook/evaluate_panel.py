@@ -60,6 +60,7 @@ class Evaluate:
     def _run(self) -> Steps:
         folder, tasks = SESSION.merged, self.own.value if self.suite.value == OWN else self.suite.value
         limit, models, progress = self.limit.value or None, self.who.value, self.work.progress
+        source = SESSION.source
         if not folder:
             self.told.show("note", NO_MIXTURE)
             return
@@ -68,7 +69,8 @@ class Evaluate:
             self.told.show("note", "Installing EleutherAI's lm-eval, once …")
             yield partial(install, [HARNESS], "input.lm-eval")
         self.told.show("note", WORKING)
-        found = yield partial(evaluate_models, folder, tasks, limit=limit, models=models, progress=progress)
+        asked = partial(evaluate_models, folder, tasks, limit=limit, models=models, source=source)
+        found = yield partial(asked, progress=progress)
         found.save(folder)
         self.work.end()
         SESSION.change()

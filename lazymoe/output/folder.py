@@ -26,7 +26,7 @@ from lazymoe.files import is_sealed, readable
 from lazymoe.output.measured import Count, Read, Text, sound_evaluation, sound_report
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.plan import WORK as WORK
-from lazymoe.planning.prepared import Prepared, prepare
+from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
 RECORD = "lazymoe.json"  # what a complete output says of itself
@@ -195,11 +195,12 @@ def open_finished(folder: Path) -> Finished:
     return Finished(folder, recipe, record, config, report, evaluation, chats)
 
 
-def reopen(folder: Path) -> Prepared:
+def reopen(folder: Path, source: Where = "auto") -> Prepared:
     """Prepare the recipe of a finished mixture as it was for the merge.
 
     Args:
         folder: the mixture's, absolute.
+        source: where the weights of models on the Hub are read, as `prepare` has it.
 
     Raises:
         OutputError: if the folder isn't such a mixture.
@@ -207,7 +208,7 @@ def reopen(folder: Path) -> Prepared:
     """
     done = open_finished(folder)
     shard_size = done.record.shard_size or SHARD_SIZE
-    return prepare(done.recipe, shard_size=shard_size, allow_pickle=done.record.allow_pickle)
+    return prepare(done.recipe, shard_size=shard_size, allow_pickle=done.record.allow_pickle, source=source)
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:

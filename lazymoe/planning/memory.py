@@ -26,6 +26,7 @@ FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
 QUANTIZING = 150_000_000  # bytes: blocks of weights on their way into GGUF files, and the gguf package
+HARNESS = 1_500_000_000  # bytes: lm-eval with its questions, and their states
 MODELS = 150_000_000  # bytes: transformers with its models and a tokenizer
 TEXT = 32  # bytes for each of a prompt's: the text, copies of it that tell merges apart, its tokens
 SPARE = 1.25  # what the allocator holds, for what it has been asked for
@@ -46,6 +47,16 @@ def merge_memory(recipe: Recipe, plan: Plan) -> int:
         steps.append(_sweeping(recipe, plan))
     models = MODELS if recipe.gate_mode in PROMPTED or plan.shared == "regmean" or reads_prompts(recipe, plan) else 0
     return RUNTIME + models + TEXT * sum(map(_tokens, texts)) + int(SPARE * max(steps))
+
+
+def evaluation_memory(plan: Plan) -> int:
+    """Estimate the most bytes of memory that an evaluation takes, with little of it for states.
+
+    Args:
+        plan: of the mixture.
+    """
+    vocabulary = 4 * int(plan.sources[0].config["vocab_size"]) * plan.hidden_size
+    return RUNTIME + MODELS + HARNESS + int(SPARE * (_layer(plan) + vocabulary))
 
 
 def _tokens(text: str) -> int:

@@ -1,8 +1,9 @@
-"""What a merge reads of models that stay on the Hub, and the disk that it takes to do so."""
+"""What is read of models that stay on the Hub, and the disk that it takes to do so."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from lazymoe.checkpoint.source import Source
@@ -33,7 +34,7 @@ class Remote(NamedTuple):
 
 
 def remote(recipe: Recipe, plan: Plan, elsewhere: bool = False) -> Remote:
-    """Find what would be read of files that aren't here.
+    """Find what a merge would read of files that aren't here.
 
     Args:
         recipe: what is wanted.
@@ -52,6 +53,26 @@ def remote(recipe: Recipe, plan: Plan, elsewhere: bool = False) -> Remote:
     if recipe.gate_mode in STREAMED or sweeps(recipe, plan):
         return Remote(total, room + held, 0, kept, held)
     return Remote(total, 0, min(room, WINDOW))
+
+
+def whole(models: Iterable[Source], elsewhere: bool = False) -> Remote:
+    """Find what would be read of files that aren't here, if models were read whole, a layer of all of them at a time.
+
+    Args:
+        models: those that are read together.
+        elsewhere: as in `remote`.
+    """
+    layers, kept, held = Counter[int | None](), set[str](), 0
+    for source in {source.reference: source for source in models}.values():
+        assert source.dense
+        tied = {source.embeddings} if source.head not in source.tensors else set[str]()
+        for name, tensor in source.tensors.items():
+            if _is_away(source, name, elsewhere):
+                layers[source.dense.layer_of(name)] += tensor.nbytes
+                held += tensor.nbytes if name in tied else 0
+        kept |= tied
+    total, outside = layers.total(), layers.pop(None, 0)
+    return Remote(total, 2 * max(layers.values(), default=outside) + held, 0, frozenset(kept), held)
 
 
 def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from lazymoe.evaluating.harness import ask
 from lazymoe.evaluating.models import KINDS, Model, open_models
 from lazymoe.evaluating.tasks import Row, load_rows
 from lazymoe.output.folder import open_finished
-from lazymoe.progress import silent
 from lazymoe.reporting.measuring import reopen
 
-SMALL = 2_000_000  # bytes: room for few tokens, so that weights are read several times
+SMALL = 2_000_000  # bytes: room for few tokens, so that weights are read several times, or states go to the disk
+FAR = 10**15  # bytes to read a model once more, if it is far away
 
 
 @pytest.fixture(scope="module")
 def models(moe: Path) -> dict[str, Model]:
-    opened = open_models(open_finished(moe), reopen(moe), KINDS, "cpu", silent)
+    opened = open_models(open_finished(moe), reopen(moe), KINDS, "cpu")
     return {model.name: model for model in opened}
 
 
@@ -68,11 +69,17 @@ def said(found: dict[str, Any], task: str) -> list[Any]:
     return [answer for sample in found["samples"][task] for one in sample["resps"] for answer in one]
 
 
-@pytest.mark.parametrize("name", ["base", "english", "average", "mixture"])
+def asked(model: Model, rows: list[Row], limit: int | None = None, **means: Any) -> dict[str, Any]:
+    """What comes of asking a model, with little memory for states."""
+    given = model.means(SMALL, Path(tempfile.gettempdir()))._replace(**means)
+    return ask(model, rows, limit, means=given, bits=None, device="cpu", passed=lambda _: None)
+
+
+@pytest.mark.parametrize(("name", "again"), [("base", 0), ("english", FAR), ("average", FAR), ("mixture", 0)])
 def test_every_answer_and_every_metric_is_that_of_the_loaded_model(
-    name: str, models: dict[str, Model], rows: list[Row], moe: Path, demo_models: Path
+    name: str, again: int, models: dict[str, Model], rows: list[Row], moe: Path, demo_models: Path
 ) -> None:
-    ours = ask(models[name], rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+    ours = asked(models[name], rows, again=again)
     tasks = [task for row in rows for task in row.tasks]
     theirs = simple_evaluate(
         model=whole(name, moe, demo_models, models[name]), tasks=tasks, bootstrap_iters=0,
@@ -94,7 +101,7 @@ def test_every_answer_and_every_metric_is_that_of_the_loaded_model(
 
 
 def test_what_was_answered_is_not_asked_again(models: dict[str, Model], rows: list[Row], answers: Path) -> None:
-    before = ask(models["base"], rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+    before = asked(models["base"], rows)
 
     def never(*_: Any) -> Any:
         raise AssertionError("this model was asked")
@@ -102,18 +109,19 @@ def test_what_was_answered_is_not_asked_again(models: dict[str, Model], rows: li
     import dataclasses
 
     deaf = dataclasses.replace(models["base"], run=never, load=never)
-    after = ask(deaf, rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+    after = asked(deaf, rows)
     assert after["results"] == before["results"]
     [kept] = [path for path in answers.iterdir() if path.stem == models["base"].fingerprint]
     with kept.open("a") as f:
         f.write('["half a li')  # a power cut
-    again = ask(deaf, rows, None, room=SMALL, bits=None, device="cpu", passed=lambda _: None)
+    again = asked(deaf, rows)
     assert again["results"] == before["results"] and kept.read_bytes().endswith(b"\n")
 
 
-def test_progress_goes_up_to_the_end(models: dict[str, Model], rows: list[Row]) -> None:
+def test_progress_goes_up_to_the_end(models: dict[str, Model], rows: list[Row], tmp_path: Path) -> None:
     told: list[int] = []
-    ask(models["python"], rows[:3], 4, room=SMALL, bits=None, device="cpu", passed=told.append)
+    means = models["python"].means(SMALL, tmp_path)
+    ask(models["python"], rows[:3], 4, means=means, bits=None, device="cpu", passed=told.append)
     assert told == sorted(told) and told[-1] == sum(row.questions(4) for row in rows[:3])
     assert len(set(told)) > 3
     assert np.isfinite(told).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,19 +18,22 @@ from lazymoe.forward.stream import Stream
 
 @pytest.mark.parametrize("config", [{}, {"sliding_window": 5}, {"tie_word_embeddings": True, "pad_token_id": 63}])
 @pytest.mark.parametrize("kind", KINDS)
-def test_streamed_states_are_those_of_the_whole_model(kind: str, config: dict, make: Make) -> None:
+@pytest.mark.parametrize("spilled", [False, True])
+def test_streamed_states_are_those_of_the_whole_model(
+    spilled: bool, kind: str, config: dict, make: Make, tmp_path: Path
+) -> None:
     if kind != "mistral" and "sliding_window" in config:
         pytest.skip("it has none, or always")
     folder = make("model", kind=kind, num_hidden_layers=3, **config)
     lengths = (3, 12, 7)
     texts = [torch.randint(0, 64, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
     padded = torch.nn.utils.rnn.pad_sequence(texts[:2], batch_first=True)
-    stream = Stream(open_folder(folder), [padded, texts[2][None]], "cpu")
-    streamed = [stream.states]
+    stream = Stream(open_folder(folder), [padded, texts[2][None]], "cpu", tmp_path if spilled else None)
+    streamed = [list(stream.states)]
     for _ in range(3):
         stream.step()
-        streamed.append(stream.states)
-    streamed[-1] = stream.finish()
+        streamed.append(list(stream.states))
+    streamed[-1] = list(stream.finish())
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for text, batch, row in zip(texts, (0, 0, 1), (0, 1, 0), strict=True):

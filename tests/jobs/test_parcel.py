@@ -17,7 +17,8 @@ from small_models import Make, recipe
 import lazymoe
 from lazymoe import LazyMoEError, Recipe, Texts
 from lazymoe.jobs import parcel
-from lazymoe.jobs.parcel import check_sendable, pack
+from lazymoe.jobs.orders import merging
+from lazymoe.jobs.parcel import check_sendable
 from lazymoe.planning.prepared import Prepared, prepare
 
 HEADER = re.compile(r"^# /// script\n(?P<lines>(?:#(?: .*)?\n)+?)# ///$", re.MULTILINE)  # as PEP 723 has it
@@ -27,6 +28,12 @@ HEADER = re.compile(r"^# /// script\n(?P<lines>(?:#(?: .*)?\n)+?)# ///$", re.MUL
 def prepared(clean_hub: Hub, make: Make) -> Prepared:
     clean_hub.add("acme/parcel", make("m"))
     return prepare(recipe("acme/parcel", "acme/parcel", "acme/parcel"))
+
+
+def pack(prepared: Prepared, gpu: bool, folder: Path) -> tuple[Path, list[Path]]:
+    """What is sent for a merge."""
+    order = merging(prepared, "you/x")
+    return parcel.pack(order.asked, order.files, order.needed, gpu, folder)
 
 
 def needs(script: Path) -> tuple[set[str], str]:
@@ -41,13 +48,13 @@ def needs(script: Path) -> tuple[set[str], str]:
 
 def test_the_same_gives_the_same_bytes(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    one = pack(prepared, {"repo": "you/x"}, False, tmp_path)
-    two = pack(prepared, {"repo": "you/x"}, False, tmp_path / "other")
+    one = pack(prepared, False, tmp_path)
+    two = pack(prepared, False, tmp_path / "other")
     assert [path.read_bytes() for path in (one[0], *one[1])] == [path.read_bytes() for path in (two[0], *two[1])]
 
 
 def test_it_is_this_package_with_its_data(prepared: Prepared, tmp_path: Path) -> None:
-    _, [sent] = pack(prepared, {"repo": "you/x"}, False, tmp_path)
+    _, [sent] = pack(prepared, False, tmp_path)
     shutil.unpack_archive(sent, tmp_path / "there")
     script = f"""
 import sys; sys.path.insert(0, {str(tmp_path / "there")!r})
@@ -66,9 +73,9 @@ print(lazymoe.__version__, lazymoe.__file__, *ready_made(), *(p.name for p in fo
 def test_the_script_says_what_it_needs(prepared: Prepared, tmp_path: Path) -> None:
     listed = [Requirement(text) for text in requires("lazymoe") or []]
     always = {requirement.name for requirement in listed if requirement.marker is None}
-    named, header = needs(pack(prepared, {}, False, tmp_path)[0])
+    named, header = needs(pack(prepared, False, tmp_path)[0])
     assert named == always and "torch" in named and 'torch = { index = "pytorch-cpu" }' in header
-    assert "pytorch-cpu" not in needs(pack(prepared, {}, True, tmp_path)[0])[1]
+    assert "pytorch-cpu" not in needs(pack(prepared, True, tmp_path)[0])[1]
     compile((tmp_path / "lazymoe-merge.py").read_text(), "script", "exec")
 
 
@@ -76,7 +83,7 @@ def test_prompts_in_files_may_be_parquet(prepared: Prepared, tmp_path: Path) -> 
     (tmp_path / "own.txt").write_text("A text.\n")
     prompts = {"positive_prompts": [Texts(file=str(tmp_path / "own.txt"))]}
     given = prepared.recipe.with_experts([e.model_copy(update=prompts) for e in prepared.recipe.experts])
-    script, [sent] = pack(prepare(given), {}, False, tmp_path)
+    script, [sent] = pack(prepare(given), False, tmp_path)
     assert "pyarrow" in needs(script)[0]
     shutil.unpack_archive(sent, tmp_path / "there")
     assert [path.read_text() for path in (tmp_path / "there" / "texts").rglob("*.txt")] == ["A text.\n"]  # once
@@ -84,7 +91,7 @@ def test_prompts_in_files_may_be_parquet(prepared: Prepared, tmp_path: Path) -> 
 
 
 def test_models_go_by_their_commits(prepared: Prepared, clean_hub: Hub, tmp_path: Path) -> None:
-    _, [sent] = pack(prepared, {}, False, tmp_path)
+    _, [sent] = pack(prepared, False, tmp_path)
     shutil.unpack_archive(sent, tmp_path / "there")
     commit = clean_hub.repos["acme/parcel"].commits[-1].oid
     there = Recipe.from_file(tmp_path / "there" / "recipe.yaml")

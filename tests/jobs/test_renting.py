@@ -215,7 +215,7 @@ ENDS: dict[str, tuple[Callable[[Jobs, Job], object], str, str]] = {  # what happ
     "too long": (lambda jobs, job: job.end("ERROR", "Job timeout"), "hub.job-timeout", "longer than it was given"),
     "failed": (lambda jobs, job: job.end("ERROR", "Killed"), "hub.job-failed", r"failed \(Killed\): the last line"),
     "vanished": (lambda jobs, job: jobs.jobs.pop(job.id), "hub.job-lost", "starts another"),
-    "an empty success": (lambda jobs, job: job.end("COMPLETED"), "hub.job-failed", "doesn't hold the mixture"),
+    "an empty success": (lambda jobs, job: job.end("COMPLETED"), "hub.job-failed", "doesn't hold what"),
 }  # fmt: skip
 
 
@@ -339,9 +339,9 @@ def test_with_nobody_to_ask_the_price_is_told(
     [
         ("merge r.yaml --to writer/x --on elsewhere", "isn't hf-jobs"),
         ("merge r.yaml --to writer/x --on hf-jobs:", "isn't hf-jobs"),
-        ("merge r.yaml folder --on hf-jobs", "Name no FOLDER"),
-        ("merge r.yaml folder --to writer/x --on hf-jobs", "Name no FOLDER"),
-        ("merge r.yaml --to writer/x --on hf-jobs --gguf Q8_0", "GGUF isn't made on rented machines"),
+        ("merge r.yaml folder --on hf-jobs", "Name no folder"),
+        ("merge r.yaml folder --to writer/x --on hf-jobs", "Name no folder"),
+        ("merge r.yaml folder --to writer/x --on hf-jobs --gguf Q8_0", "Name no folder"),
         ("merge r.yaml --to writer/x --yes", "Add --on hf-jobs"),
         ("merge r.yaml --to writer/x --stop", "Add --on hf-jobs"),
     ],
