@@ -19,8 +19,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lazymoe.architectures.learned import layers_of
 from lazymoe.architectures.records import LAYER
+from lazymoe.architectures.watching import layers_of
 from lazymoe.errors import error
 from lazymoe.forward.stream import Weights, allocate, unweighted
 from lazymoe.planning.plan import BLOCK_4, BLOCK_8

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lazymoe.architectures.learned import linear_maps
+from lazymoe.architectures.watching import linear_maps
 
 Names = tuple[str, ...]  # of linear maps in a layer that read the same
 # such maps, and what gives the input of a batch by its number [B, T, in]: the maps' weights [out, in] by name
