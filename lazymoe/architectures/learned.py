@@ -128,6 +128,8 @@ def _record(config: Config, seen: Seen) -> Dense:
     Raises:
         Unfit: if no mixture can be made of it.
     """
+    import torch
+
     made, name = seen.model.config, seen.feed_forward()
     inside = shapes_of(seen.layers[0].get_submodule(name))
     each = [{n: s for n, s in shapes_of(layer).items() if not n.startswith(f"{name}.")} for layer in seen.layers]
@@ -138,6 +140,7 @@ def _record(config: Config, seen: Seen) -> Dense:
     outer = {n: s for n, s in shapes_of(seen.model).items() if not n.startswith(within)}
     first, last = {embeddings: outer.pop(embeddings)}, {head: outer.pop(head)}
     down, adds = seen.ending(name)
+    maps = {n: module for layer in seen.layers for n, module in linear_maps(layer).items()}
     defaults = _defaults(made, inside.get(f"{down}.weight", ()))
     return Dense(
         str(config["model_type"]),
@@ -151,7 +154,8 @@ def _record(config: Config, seen: Seen) -> Dense:
         prefix=prefix,
         head=head,
         adds=adds,
-        maps=frozenset(f"{n}.weight" for layer in seen.layers for n in linear_maps(layer, name)),
+        maps=frozenset(f"{n}.weight" for n in maps if not n.startswith(f"{name}.")),
+        turned=frozenset(f"{n}.weight" for n, module in maps.items() if not isinstance(module, torch.nn.Linear)),
         gives=seen.gives,
     )
 

@@ -145,14 +145,14 @@ def _misfit(host: Host, config: Config, recipe: Recipe) -> str | None:
     """Say why a host that takes this kind of model can't be made of this one by this recipe; None if it can."""
     shared = recipe.shared_experts or []
     if shared:
-        if len(shared) > 1:
-            return "it has one shared expert at most"
         if not host.shared:
             return "it has no shared expert"
-        prompted, random = bool(shared[0].positive_prompts or shared[0].negative_prompts), "random" in recipe.gate_mode
+        if len(shared) > 1 and not all("{shared}" in name for name in host.shared):
+            return "it has one shared expert at most"
+        prompted = any(expert.positive_prompts or expert.negative_prompts for expert in shared)
         if prompted and not host.shared_gate:
             return "every token passes its shared expert, so that can't have prompts"
-        if host.shared_gate and not prompted and not random:
+        if host.shared_gate and not prompted and "random" not in recipe.gate_mode:
             return "its shared expert has a gate, so it needs prompts"
     experts = len(recipe.experts)
     return host.unfit(MoE(config, experts, min(recipe.experts_per_token, experts), len(shared)))

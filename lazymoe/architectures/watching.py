@@ -131,11 +131,9 @@ class Seen:
         network = layer.get_submodule(name)
         inside = [c for c in calls if c.path.startswith(f"{name}.") and _is_whole(network, c.path[len(name) + 1 :])]
         last = max(inside, key=lambda call: call.order).path[len(name) + 1 :] if inside else ""
-        matrix = getattr(network.get_submodule(last), "weight", None) if last else None
-        ends = matrix is not None and matrix.dim() == 2
         later = (call for call in calls if call.order > whole.order and any(v is whole.made for v in call.given))
         normed = any(any(True for _ in layer.get_submodule(call.path).parameters()) for call in later)
-        return last if ends else "", not normed
+        return last if last in linear_maps(network) else "", not normed
 
     def ends(self) -> tuple[str, str]:
         """Name the weights of the token embeddings and of the output head.
@@ -237,20 +235,26 @@ def layers_of(model: Any) -> tuple[str, Any]:
     raise Unfit("has no list of layers")
 
 
-def linear_maps(layer: nn.Module, feed_forward: str) -> dict[str, nn.Linear]:
-    """List the linear maps of a layer outside its feed-forward network, by name.
+def linear_maps(layer: nn.Module) -> dict[str, Any]:
+    """List the linear maps of a layer by name: ``nn.Linear``, and GPT-2's ``Conv1D``, whose weights lie as
+    ``[in, out]``.
 
     Args:
         layer: the layer.
-        feed_forward: name of its feed-forward module.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
-    return {
-        name: module
-        for name, module in layer.named_modules()
-        if isinstance(module, torch.nn.Linear) and not name.startswith(feed_forward + ".")
-    }
+    return {name: module for name, module in layer.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+
+
+def width_of(linear: Any) -> int:
+    """Give how wide what a linear map gives is.
+
+    Args:
+        linear: one of those that `linear_maps` lists.
+    """
+    return int(getattr(linear, "nf", 0) or linear.out_features)
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

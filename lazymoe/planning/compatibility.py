@@ -124,8 +124,7 @@ def uncorrectable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> It
         what = f"a {dense.model_type} norms what its feed-forward networks give, so what is missing there can't be told"
         yield Problem("recipe.corrected", "expert_weights", what, remedy)
         return
-    down = dense.roles(sources[0].config).get("down")
-    if down is None or down.shape[0] != sources[0].config["hidden_size"]:
+    if "down" not in dense.ffn:
         what = f"the feed-forward networks of a {dense.model_type} don't end in a linear map, which could be corrected"
         yield Problem("recipe.corrected", "expert_weights", what, remedy)
         return
