@@ -96,7 +96,7 @@ def find_host(config: Config, recipe: Recipe) -> tuple[Dense, Host]:
     if dense_of(config) is None:
         why = _why(config)
         what = f"no mixture of experts can be made of the architecture '{kind}': {why}"
-        remedy = "Use a model whose layers have a feed-forward network each, as nearly all have."
+        remedy = "Use a dense model whose layers have a feed-forward network each; a newer transformers may know more."
         raise error("source.architecture", "base_model", what, remedy)
     others = [host for host in every if host not in named]
     fitting = [h.name for h in others if _fits(h, config, recipe)]
@@ -125,11 +125,13 @@ def _taker(host: Host, config: Config) -> tuple[Dense, Host]:
 
 
 def _why(config: Config) -> str:
-    """Say why an architecture can't be learned."""
+    """Say why an architecture can't be learned; of a multimodal one, why its text model can't."""
+    text = config.get("text_config")
+    inside = text if isinstance(text, dict) and isinstance(text.get("model_type"), str) else None
     try:
-        learn(config)
+        learn(inside or config)
     except ValueError as e:
-        return f"it {e}"
+        return f"its text model, a {inside['model_type']}, {e}" if inside else f"it {e}"
     return ""
 
 

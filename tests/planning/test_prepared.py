@@ -16,7 +16,7 @@ from generic_models import make_family
 from hub_server import Hub
 from small_models import Make, configure, recipe, rewrite, tensors_of, write_recipe
 
-from lazymoe import LazyMoEError, Recipe, RecipeError, Texts, check
+from lazymoe import LazyMoEError, RecipeError, Texts
 from lazymoe.cli import main
 from lazymoe.planning.compatibility import uncorrectable
 from lazymoe.planning.plan import SHARD_SIZE
