@@ -37,7 +37,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {  # name: transformers' na
     "Falcon 7B": ("Falcon", {"multi_query": True, "new_decoder_architecture": False}),
     "Falcon 40B": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}),
     "Falcon RW": ("Falcon", {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}),
-    "Falcon H1": ("FalconH1", {"mamba_d_ssm": 64, **_MAMBA, "head_dim": 8}),
+    "Falcon H1": ("FalconH1", {"mamba_d_ssm": 64, **_MAMBA, "head_dim": 8, "mlp_multipliers": [0.9, 0.3]}),
     "Bamba": ("Bamba", {"attn_layer_indices": [1], **_MAMBA}),
     "Nemotron": ("Nemotron", {"partial_rotary_factor": 0.5}),
     "AFM": ("Arcee", {}),

@@ -48,7 +48,8 @@ class Dense:
         head: name of the output head's weight.
         each: in place of ``layer`` and ``kinds`` the tensors of each layer by its number, where no word tells them.
         adds: whether a layer adds what its feed-forward network gives as it is, or scaled, with no norm in between.
-        maps: which tensors of the layers are weights of linear maps ``[out, in]``; None for all that are matrices.
+        maps: which tensors of the layers are weights of linear maps; None for all that are matrices.
+        turned: which tensors of a layer are such weights that lie as ``[in, out]``, where others are ``[out, in]``.
         computes: the architecture whose layers it has, where it is another's but for what a config tells.
         gives: how long a tuple transformers' layers give; 0 for the states by themselves.
         windows: how far attention looks back in each layer, in tokens; None where it sees everything.
@@ -69,6 +70,7 @@ class Dense:
     each: tuple[Mapping[str, str], ...] = ()
     adds: bool = True
     maps: frozenset[str] | None = None
+    turned: frozenset[str] = frozenset()
     gives: int = 0
     computes: str = ""
 
@@ -207,6 +209,15 @@ class Dense:
         shapes = self.layer_shapes(layer, config)
         return [n for n, size in shapes.items() if (len(size) == 2 if self.maps is None else n in self.maps)]
 
+    def is_turned(self, name: str) -> bool:
+        """Tell whether a tensor is the weight of a linear map that lies as ``[in, out]``.
+
+        Args:
+            name: its full name, as in a dense model.
+        """
+        layer = self.layer_of(name)
+        return layer is not None and name.removeprefix(self.within(layer)) in self.turned
+
     def all_shapes(self, config: Config) -> tuple[Shapes, Shapes]:
         """List all tensors of a model, full names to shape: those of its backbone, those of its feed-forward networks.
 
@@ -302,7 +313,8 @@ class Host:
             value. Those of a shared expert are left out where a recipe has one.
         copies: tensors of a layer that are one of the dense model's under another name: name to that one's, and what it
             is multiplied by.
-        shared: tensors of a layer's shared expert, name to role; empty if it can't have one.
+        shared: tensors of a layer's shared expert, name to role; empty if it can't have one. With ``{shared}`` in their
+            names there can be several.
         shared_gate: name of the weight [1, hidden] that tells how much of the shared expert a token gets.
         scores: what makes the chosen experts' weights of the router's logits, before they are scaled to sum 1.
         unfit: why a dense model of a family that it takes doesn't fit after all; None if it does.

@@ -96,7 +96,7 @@ def find_host(config: Config, recipe: Recipe) -> tuple[Dense, Host]:
     if dense_of(config) is None:
         why = _why(config)
         what = f"no mixture of experts can be made of the architecture '{kind}': {why}"
-        remedy = "Use a model whose layers have a feed-forward network each, as nearly all have."
+        remedy = "Use a dense model whose layers have a feed-forward network each; a newer transformers may know more."
         raise error("source.architecture", "base_model", what, remedy)
     others = [host for host in every if host not in named]
     fitting = [h.name for h in others if _fits(h, config, recipe)]
@@ -125,11 +125,13 @@ def _taker(host: Host, config: Config) -> tuple[Dense, Host]:
 
 
 def _why(config: Config) -> str:
-    """Say why an architecture can't be learned."""
+    """Say why an architecture can't be learned; of a multimodal one, why its text model can't."""
+    text = config.get("text_config")
+    inside = text if isinstance(text, dict) and isinstance(text.get("model_type"), str) else None
     try:
-        learn(config)
+        learn(inside or config)
     except ValueError as e:
-        return f"it {e}"
+        return f"its text model, a {inside['model_type']}, {e}" if inside else f"it {e}"
     return ""
 
 
@@ -145,14 +147,14 @@ def _misfit(host: Host, config: Config, recipe: Recipe) -> str | None:
     """Say why a host that takes this kind of model can't be made of this one by this recipe; None if it can."""
     shared = recipe.shared_experts or []
     if shared:
-        if len(shared) > 1:
-            return "it has one shared expert at most"
         if not host.shared:
             return "it has no shared expert"
-        prompted, random = bool(shared[0].positive_prompts or shared[0].negative_prompts), "random" in recipe.gate_mode
+        if len(shared) > 1 and not all("{shared}" in name for name in host.shared):
+            return "it has one shared expert at most"
+        prompted = any(expert.positive_prompts or expert.negative_prompts for expert in shared)
         if prompted and not host.shared_gate:
             return "every token passes its shared expert, so that can't have prompts"
-        if host.shared_gate and not prompted and not random:
+        if host.shared_gate and not prompted and "random" not in recipe.gate_mode:
             return "its shared expert has a gate, so it needs prompts"
     experts = len(recipe.experts)
     return host.unfit(MoE(config, experts, min(recipe.experts_per_token, experts), len(shared)))

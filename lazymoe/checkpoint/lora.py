@@ -1,7 +1,8 @@
 """A LoRA adapter in PEFT's format, added to its base model's tensors while they are read: no merged copy is made.
 
-``W + scale * B A`` with A ``[r, in]`` and B ``[out, r]``; for embeddings the transpose. Tensors that the adapter holds
-whole (``modules_to_save``) replace the base model's. Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
+``W + scale * B A`` with A ``[r, in]`` and B ``[out, r]``; transposed where W lies as ``[in, out]``, as embeddings do.
+Tensors that the adapter holds whole (``modules_to_save``) replace the base model's. Format:
+https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lazymoe.architectures.records import Dense
 from lazymoe.architectures.values import is_number
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.safetensors import open_file
@@ -36,12 +38,12 @@ _MERGE_IT = "Merge it first with PEFT's merge_and_unload() and name the result."
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of a change, and what their product is multiplied by."""
+    """The two factors of a change, what their product is multiplied by, and whether it is transposed."""
 
     a: TensorInfo
     b: TensorInfo
     scale: float
-    embedding: bool
+    turned: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Adapted:
         base, (length, width) = self.below.read(start, stop), self.below.shape
         read = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
         a, b = _load(self.pair.a), _load(self.pair.b)  # [r, in], [out, r]; of embeddings [r, tokens], [H, r]
-        left, right = (a.T, b.T) if self.pair.embedding else (b, a)
+        left, right = (a.T, b.T) if self.pair.turned else (b, a)
         at = start // width // ROWS * ROWS  # always the same products, however much is read: their bits may differ
         while at * width < stop:
             delta = left[at : at + ROWS] @ right * self.pair.scale  # [rows, width]
@@ -110,13 +112,14 @@ def _kept(tensor: TensorInfo, stamp: tuple[object, ...]) -> torch.Tensor:
     return tensor.load().float()
 
 
-def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo]) -> Adapter:
+def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo], dense: Dense | None) -> Adapter:
     """Open the adapter of a reference on a model with these tensors.
 
     Args:
         text: a folder, or a Hub id with ``@revision`` if wanted.
         where: how messages name the place it was asked for.
         tensors: the base model's, by name.
+        dense: the record of its architecture, if there is one.
 
     Raises:
         SourceError: if it can't be found or read, is of a kind that isn't LoRA's plain product, or belongs to another
@@ -148,13 +151,13 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo]) -> Ad
             what = f"the adapter {reference} holds '{key}', which isn't plain LoRA"
             raise error("source.adapter", where, what, _MERGE_IT)
     try:
-        pairs = {f"{module}.weight": _pair(parts, module, config) for module, parts in halves.items()}
+        pairs = {f"{module}.weight": _pair(parts, module, config, dense) for module, parts in halves.items()}
     except ValueError as e:
         what = f"the adapter {reference} isn't sound: {e}"
         raise error("source.adapter", where, what, "Download it again, or save it again with PEFT.") from None
     known = {**tensors, **whole}
     for name, pair in pairs.items():
-        rows, columns = (pair.a.shape[1], pair.b.shape[0]) if pair.embedding else (pair.b.shape[0], pair.a.shape[1])
+        rows, columns = (pair.a.shape[1], pair.b.shape[0]) if pair.turned else (pair.b.shape[0], pair.a.shape[1])
         if name not in known or known[name].shape != (rows, columns):
             made_for = config.get("base_model_name_or_path") or "another model"
             what = f"the adapter {reference} changes '{name}' [{rows}, {columns}], which this model doesn't have"
@@ -197,13 +200,13 @@ def _check_kind(config: Any, reference: Reference, where: str) -> None:
     if kind != "LORA":
         what = f"{reference} is an adapter of the kind {kind}, not LoRA"
         raise error("source.adapter", where, what, _MERGE_IT)
-    for key, words in (("use_dora", "DoRA"), ("fan_in_fan_out", "transposed weights"), ("lora_bias", "biases")):
+    for key, words in (("use_dora", "DoRA"), ("lora_bias", "biases")):
         if config.get(key):
             what = f"the adapter {reference} uses {words}, which can't be added tensor by tensor"
             raise error("source.adapter", where, what, _MERGE_IT)
 
 
-def _pair(parts: Mapping[str, TensorInfo], module: str, config: Mapping[str, Any]) -> Pair:
+def _pair(parts: Mapping[str, TensorInfo], module: str, config: Mapping[str, Any], dense: Dense | None) -> Pair:
     """Pair the factors of one module's change; its rank is that of its factors.
 
     Raises:
@@ -220,7 +223,8 @@ def _pair(parts: Mapping[str, TensorInfo], module: str, config: Mapping[str, Any
         raise ValueError(f"the factors of '{module}' are {a.dtype} and {b.dtype}")
     rank = a.shape[0]
     alpha = _alpha(config, module, rank)
-    return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), embedding)
+    turned = embedding or (dense is not None and dense.is_turned(f"{module}.weight"))  # whatever fan_in_fan_out says
+    return Pair(a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), turned)
 
 
 def _alpha(config: Mapping[str, Any], module: str, rank: int) -> float:

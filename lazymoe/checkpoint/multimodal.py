@@ -45,7 +45,7 @@ def text_part(
     before = {name.removesuffix(bare) for name in plain.values() if f".{name}".endswith(f".{bare}")}
     known = [prefix for prefix in before if (BEFORE | NAMED).issuperset(prefix.split(".")[:-1])]
     if not known:
-        return config, tensors, []
+        return text, tensors, []  # of which it lacks the weights, as will be told
     prefix = max(known, key=lambda prefix: (bool(NAMED & set(prefix.split("."))), prefix))
     found, left = {}, []
     for name, own in plain.items():

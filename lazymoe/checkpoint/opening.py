@@ -73,7 +73,7 @@ def _with_adapter(reference: Reference, below: Source, where: str) -> Source:
     Raises:
         LazyMoEError: as `lora.open_adapter`.
     """
-    adapter = open_adapter(str(reference.adapter), where, below.tensors)
+    adapter = open_adapter(str(reference.adapter), where, below.tensors, below.dense)
     config, head = below.config, below.head
     if head in adapter.tensors and head not in below.tensors:  # a head was trained apart from the embeddings
         config = config | {"tie_word_embeddings": False}

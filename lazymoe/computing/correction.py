@@ -15,13 +15,14 @@ others'. As in RegMean (https://arxiv.org/abs/2212.09849), but toward states ins
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lazymoe.errors import error
 from lazymoe.forward.device import exactly
-from lazymoe.forward.parts import After
+from lazymoe.forward.parts import After, instead
 from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Plan
@@ -70,7 +71,7 @@ class Correction:
             after: what comes after it there, see `parts.After`.
 
         Returns:
-            The matrix ``[H, M]``, in the output's dtype, after its name in the expert's model.
+            The matrix as it lies, in the output's dtype, after its name in the expert's model.
 
         Raises:
             SourceError: if a state or a weight is NaN or infinite.
@@ -83,12 +84,13 @@ class Correction:
         self.stream.step(feed_forward=(plan.dense.module, own))
 
         name, _ = plan.dense.ffn["down"]
-        projection = module.get_submodule(name.removeprefix(f"{plan.dense.module}.").removesuffix(".weight"))
-        assert isinstance(projection, nn.Linear)  # as in every dense architecture here
+        projection: Any = module.get_submodule(name.removeprefix(f"{plan.dense.module}.").removesuffix(".weight"))
+        turned = name in plan.dense.turned
+        matrix = projection.weight.T if turned else projection.weight  # [H, M]
         inputs: list[Tensor] = []
         hook = projection.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         counts = [int(real.sum()) for real in self.real.values()]
-        width, inner = projection.weight.shape
+        width, inner = matrix.shape
         x, missing = read[0].new_empty(sum(counts), inner), read[0].new_empty(sum(counts), width)  # [n, M], [n, H]
         weights = read[0].new_empty(sum(counts))
         parts = zip(*(rows.split(counts) for rows in (x, missing, weights)), strict=True)
@@ -100,19 +102,22 @@ class Correction:
             weight.copy_(1 / wanted[real].square().mean(-1))
         hook.remove()
 
-        # what is added for each unit that the network gives: Granite scales it
+        # what is added for each unit that the projection gives: Granite and Falcon H1 scale it
         batch = next(iter(self.real))
-        factor = (after(batch, torch.ones_like(read[batch])) - after(batch, torch.zeros_like(read[batch]))).median()
+        with instead(projection, lambda x: x.new_ones(*x.shape[:-1], width)):
+            one = after(batch, forward(module, read[batch]))
+        with instead(projection, lambda x: x.new_zeros(*x.shape[:-1], width)):
+            factor = (one - after(batch, forward(module, read[batch]))).median()
         with exactly():
-            moved = projection.weight + ridge(x, missing.div_(factor), weights, self.penalty)
+            moved = matrix + ridge(x, missing.div_(factor), weights, self.penalty)
         name = plan.dense.within(layer) + name
         corrected = moved.to(getattr(torch, plan.config["dtype"]))
         if not torch.isfinite(corrected).all():
             what = f"'{name}' came out NaN or infinite when it was corrected"
             remedy = "Use 'expert_weights: own', or look for a broken expert."
             raise error("source.broken", "expert_weights", what, remedy)
-        projection.weight.copy_(corrected)
-        return name, corrected
+        matrix.copy_(corrected)
+        return name, corrected.T if turned else corrected
 
 
 def ridge(x: Tensor, wanted: Tensor, weights: Tensor, penalty: float) -> Tensor:

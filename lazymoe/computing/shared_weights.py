@@ -96,26 +96,26 @@ def merge_maps(
 
     Args:
         base, experts: the models.
-        names: of the matrices, each ``[out, in]``.
+        names: of the matrices, each ``[out, in]``, or ``[in, out]`` where they lie so.
         moments: of each expert x^T x of what its prompts give these maps to read ``[in, in]``, or None if that isn't
             known.
         device: where to compute.
 
     Returns:
-        Each merged matrix by name, float32, on the CPU.
+        Each merged matrix by name as it lies, float32, on the CPU.
 
     Raises:
         SourceError: if an expert has NaN or infinity in one of them.
     """
     own = {name: base.load(name).float() for name in names}
-    sizes = [len(tensor) for tensor in own.values()]
-    shape = (sum(sizes), own[names[0]].shape[1])
+    sizes = [len(_as_map(base, name, tensor)) for name, tensor in own.items()]
+    shape = (sum(sizes), _as_map(base, names[0], own[names[0]]).shape[1])
     first = total = weighted = torch.empty(0)
     for e, (expert, read) in enumerate(zip(experts, moments, strict=True)):
         # D_e of all maps, one below the other, and the moments G_e of what they read
         changed = torch.empty(shape, device=device)  # [out, in]
         for name, rows in zip(names, changed.split(sizes), strict=True):
-            rows.copy_(finite(_delta(own[name], _theirs(expert, name)), name))
+            rows.copy_(_as_map(base, name, finite(_delta(own[name], _theirs(expert, name)), name)))
         estimate = _moments(squares(changed), read)
         # by what is different from the first expert's: W = W_1 + (sum_e (W_e - W_1) G_e) (sum_e G_e)^-1
         if e == 0:
@@ -125,7 +125,8 @@ def merge_maps(
             total += estimate
         del changed, estimate, read
     merged = first.add_(torch.cholesky_solve(weighted.T, torch.linalg.cholesky(total)).T).cpu()
-    return {name: own[name] + part for name, part in zip(names, merged.split(sizes), strict=True)}
+    parts = zip(names, merged.split(sizes), strict=True)
+    return {name: own[name] + _as_map(base, name, part) for name, part in parts}
 
 
 def in_blocks(source: Source, name: str) -> Iterator[Tensor]:
@@ -212,6 +213,11 @@ def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
         if trace := float(part.trace()):
             total += part * (len(gram) / trace / len(parts))
     return total
+
+
+def _as_map(source: Source, name: str, weight: Tensor) -> Tensor:
+    """Turn a map's weight as it lies to ``[out, in]``, or back."""
+    return weight.T if source.dense and source.dense.is_turned(name) else weight
 
 
 def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, stop: int | None = None) -> Tensor:

@@ -115,20 +115,21 @@ def shared(
     gate: Tensor,
     watch: Watch = lambda *_: nullcontext(),
 ) -> Tensor | float:
-    """Run the shared expert: what it adds for each token ``[n, H]``, nothing if there is none.
+    """Run the shared experts: what they add for each token ``[n, H]``, nothing if there are none.
 
     Args:
         plan: what the mixture is made by.
-        load, module, x, watch: as in `mix`; the shared expert's number is the one after the others'.
-        gate: its gate ``[1, H]``, or of no rows where it has none.
+        load, module, x, watch: as in `mix`; the shared experts' numbers are those after the others'.
+        gate: their gate ``[1, H]``, or of no rows where they have none.
     """
-    if plan.shared_expert is None:
+    if not plan.shared_experts:
         return 0.0
-    load(plan.experts, module)
-    out = torch.empty_like(x)
-    for some in torch.arange(len(x), device=x.device).split(BATCH):
-        with watch(plan.experts, module, some):
-            out[some] = type(module).forward(module, x[some])
+    out = torch.zeros_like(x)
+    for expert in range(plan.experts, plan.experts + plan.shared_experts):
+        load(expert, module)
+        for some in torch.arange(len(x), device=x.device).split(BATCH):
+            with watch(expert, module, some):
+                out[some] += type(module).forward(module, x[some])
     return out.mul_((x @ gate.T).sigmoid()) if len(gate) else out
 
 

@@ -19,8 +19,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lazymoe.architectures.learned import layers_of
 from lazymoe.architectures.records import LAYER
+from lazymoe.architectures.watching import layers_of, width_of
 from lazymoe.errors import error
 from lazymoe.forward.stream import Weights, allocate, unweighted
 from lazymoe.planning.plan import BLOCK_4, BLOCK_8
@@ -178,8 +178,7 @@ def load_packed(
 def _pack_own(module: nn.Module, bits: int, experts: int) -> None:
     """Pack what a module itself holds of matrices, in place. Routers and gates, of a row for each expert or of one,
     stay as they are."""
-    width = getattr(module, "out_features", 0) if isinstance(module, nn.Linear) else getattr(module, "nf", 0)
-    if isinstance(module, (nn.Linear, Conv1D)) and width > experts:
+    if isinstance(module, (nn.Linear, Conv1D)) and width_of(module) > experts:
         pack(module, bits)
     for name, parameter in list(module._parameters.items()):
         if parameter is not None and parameter.dim() == 3 and len(parameter) == experts:  # [E, N, K]

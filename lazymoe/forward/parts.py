@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lazymoe.architectures.learned import linear_maps
+from lazymoe.architectures.watching import linear_maps, width_of
 
 Names = tuple[str, ...]  # of linear maps in a layer that read the same
 # such maps, and what gives the input of a batch by its number [B, T, in]: the maps' weights [out, in] by name
@@ -47,7 +47,8 @@ class Parts:
         """
         self.run, self.shapes, self.device = run, [batch.shape for batch in states], states[0].device
         self.network = layer.get_submodule(feed_forward)
-        self.maps = linear_maps(layer, feed_forward)
+        inside = f"{feed_forward}."
+        self.maps = {name: module for name, module in linear_maps(layer).items() if not name.startswith(inside)}
         self.groups: list[Names] = []
         self.mixer: nn.Module | None = None  # attention or what is in its place, if all these maps are in one module
         self.given = 0  # how long a tuple it gives, 0 for none
@@ -85,7 +86,7 @@ class Parts:
         hooks = [layer.get_submodule(path).register_forward_hook(note(path)) for path in parents if path]
         with ExitStack() as stack, suppress(Enough):
             for name, module in self.maps.items():
-                stack.enter_context(instead(module, stand_in(name, module.out_features)))
+                stack.enter_context(instead(module, stand_in(name, width_of(module))))
             stack.enter_context(instead(self.network, end))
             self.run(0)
         for hook in hooks:

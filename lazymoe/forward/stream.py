@@ -19,8 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 
-from lazymoe.architectures.learned import layers_of, transformers_config
+from lazymoe.architectures.learned import transformers_config
 from lazymoe.architectures.records import Dense
+from lazymoe.architectures.watching import layers_of
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead

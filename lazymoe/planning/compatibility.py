@@ -81,6 +81,10 @@ def misfits(recipe: Recipe, sources: Sequence[Source], dense: Dense, host: Host)
             continue
         own = source.config
         other = [f"{w} {own[k]} instead of {config[k]}" for k, w in SAME.items() if own.get(k) != config.get(k)]
+        if not other and source.dense:  # networks have sizes that no such key tells
+            theirs, wanted = source.dense.ffn_shapes(own), dense.ffn_shapes(config)
+            unlike = [name for name in wanted if theirs.get(name) != wanted[name]]
+            other = [f"'{n}' as {list(theirs.get(n, ()))} instead of {list(wanted[n])}" for n in unlike[:1]]
         if other:
             what = f"{source.reference} has {', '.join(other)}"
             yield Problem("source.mismatch", where, what, "Use fine-tunes of one model, all of one size.")
@@ -105,12 +109,19 @@ def unmergeable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
         recipe, sources, dense: as in `misfits`; the models must fit together.
     """
     for (where, _), source in zip(recipe.models[1:], sources[1 : 1 + len(recipe.experts)], strict=False):
-        backbone, _ = dense.all_shapes(source.config)
-        if source.config.get("layer_types") != sources[0].config.get("layer_types") and dense.kinds:
+        if _other_layers(sources[0], source):
             what = f"{source.reference} has layers of other types than the base model"
             yield Problem("source.mismatch", where, what, "Use 'shared_weights: base', or fine-tunes of one model.")
         else:
+            backbone, _ = dense.all_shapes(source.config)
             yield from _tensors(where, source, backbone)
+
+
+def _other_layers(base: Source, expert: Source) -> bool:
+    """Tell whether an expert's layers have other tensors than the base model's beside their feed-forward networks."""
+    layers = range(base.config["num_hidden_layers"])
+    one, other = ([s.dense and s.dense.layer_shapes(i, s.config) for i in layers] for s in (base, expert))
+    return one != other
 
 
 def uncorrectable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iterator[Problem]:
@@ -124,8 +135,7 @@ def uncorrectable(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> It
         what = f"a {dense.model_type} norms what its feed-forward networks give, so what is missing there can't be told"
         yield Problem("recipe.corrected", "expert_weights", what, remedy)
         return
-    down = dense.roles(sources[0].config).get("down")
-    if down is None or down.shape[0] != sources[0].config["hidden_size"]:
+    if "down" not in dense.ffn:
         what = f"the feed-forward networks of a {dense.model_type} don't end in a linear map, which could be corrected"
         yield Problem("recipe.corrected", "expert_weights", what, remedy)
         return
@@ -170,6 +180,10 @@ def _computed_otherwise(where: str, base: Source, expert: Source, dense: Dense) 
         listed = ", ".join(f"{name}{_spelled(k, expert)} instead of {_spelled(k, base)}" for k, name in named.items())
         what = f"{expert.reference} was trained with {listed}"
         remedy = "The base model's way is used for all experts: it may answer worse than by itself."
+        yield Problem("source.otherwise", where, what, remedy)
+    if _other_layers(base, expert):
+        what = f"{expert.reference} has layers of other types than the base model"
+        remedy = "The base model's are used for all experts: it may answer worse than by itself."
         yield Problem("source.otherwise", where, what, remedy)
     if base.config["tie_word_embeddings"] and base.head in expert.tensors:
         what = f"{expert.reference} has an output head of its own, the base model reads its embeddings as one"

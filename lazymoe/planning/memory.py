@@ -137,7 +137,7 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
     states = width * (tokens + sum(_corrected(recipe, plan)))
     running = _running(plan, min(tokens, BATCH), LENGTH) + _rounded(plan, min(tokens, BATCH)) if tokens else 0
     # beside the states what attention makes, what the network reads and what comes of it; to fit on, a part of it
-    together = (3 + (plan.shared_expert is not None)) * width * tokens + running + _correcting(recipe, plan)
+    together = (3 + bool(plan.shared_experts)) * width * tokens + running + _correcting(recipe, plan)
     together += 2 * 4 * plan.weighted * min(tokens, BATCH) * _inner(plan)  # what is looked at of it
     inside = states + max(4 * tokens * _wide(plan) + running, together)
     kept = kept_embeddings(plan) if tokens else 0
@@ -197,7 +197,8 @@ def _correcting(recipe: Recipe, plan: Plan) -> int:
 
 def _inner(plan: Plan) -> int:
     """Give the width inside a feed-forward network."""
-    return math.prod(plan.dense.roles(plan.sources[0].config)["down"].shape) // plan.hidden_size
+    down = plan.dense.roles(plan.sources[0].config).get("down")
+    return math.prod(down.shape) // plan.hidden_size if down else 0
 
 
 def _reading(streamed: bool, texts: Sequence[str], plan: Plan) -> int:

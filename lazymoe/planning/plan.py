@@ -110,8 +110,8 @@ class Plan:
 
     Attributes:
         host, dense: the records it was made by.
-        sources: the base model, then one source for each expert, then that of the shared expert if there is one.
-        experts: how many there are, without the shared one.
+        sources: the base model, then one source for each expert, then for each shared expert.
+        experts: how many there are, without shared ones.
         top_k: how many of them each token passes through.
         config: the output's config.json.
         outputs: its tensors, in the order in which they are written.
@@ -150,9 +150,9 @@ class Plan:
         return self.sources[: 1 + self.experts if self.shared != "base" else 1]
 
     @property
-    def shared_expert(self) -> int | None:
-        """Number of the shared expert's source, if there is one."""
-        return 1 + self.experts if len(self.sources) > 1 + self.experts else None
+    def shared_experts(self) -> int:
+        """How many experts every token passes through beside these."""
+        return len(self.sources) - 1 - self.experts
 
     @functools.cached_property
     def corrected(self) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ class Plan:
     @property
     def gates(self) -> int:
         """Rows that are computed for each layer: one for each expert, then that of the shared expert's gate if any."""
-        return self.experts + bool(self.shared_expert and self.host.shared_gate)
+        return self.experts + bool(self.shared_experts and self.host.shared_gate)
 
     @property
     def hidden_size(self) -> int:
@@ -352,11 +352,12 @@ def make_plan(
                 parts = tuple(taken(expert, prefix, role) for expert in range(routed) for role in words.split())
                 yield Output(prefix + name, dtype, (routed, *stacked(words)), parts)
 
-        if together:
+        for number in range(together):
             for name, role in host.shared.items():
-                yield Output(prefix + name, dtype, roles[role].shape, (taken(routed, prefix, role),))
-            if host.shared_gate:
-                yield computed(host.shared_gate, 1)
+                part = taken(routed + number, prefix, role)
+                yield Output(prefix + name.format(shared=number), dtype, roles[role].shape, (part,))
+        if together and host.shared_gate:
+            yield computed(host.shared_gate, 1)
 
     # in the order of a forward pass: embeddings, layer after layer, final norm and head; embeddings that are the head
     # too are merged as that, at the end

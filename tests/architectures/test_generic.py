@@ -168,9 +168,12 @@ def test_it_is_taken_where_no_other_fits_and_that_is_told(make: Make, tmp_path: 
     assert found.plan and found.plan.host.name == "generic_moe"
 
 
-def test_scales_reach_the_experts_ends(tmp_path: Path) -> None:
-    base = make_family(tmp_path, "GLM-4 9B chat")
-    half = [{"source_model": str(base), "residual_scale": 0.5}]
-    merge(Recipe.model_validate({"base_model": str(base), "gate_mode": "random", "experts": 2 * half,
-                                 "shared_experts": half}), tmp_path / "moe")  # fmt: skip
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("family", ["GLM-4 9B chat", "GPT-2"])
+def test_scales_reach_the_experts_ends(family: str, shared: int, tmp_path: Path) -> None:
+    """Of shared experts too, of which there can be several."""
+    base = make_family(tmp_path, family)
+    experts, together = ({"source_model": str(base), "residual_scale": scale} for scale in (0.5, 0.5 / shared))
+    merge(Recipe.model_validate({"base_model": str(base), "gate_mode": "random", "experts": 2 * [experts],
+                                 "shared_experts": shared * [together]}), tmp_path / "moe")  # fmt: skip
     assert (logits(load_model(tmp_path / "moe")) - logits(load_model(base))).abs().max() < 1e-4

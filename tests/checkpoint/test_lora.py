@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from generic_models import make_family
 from hub_server import Hub
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
@@ -73,6 +74,22 @@ def test_base_and_adapter_are_what_peft_merges(shape: str, dtype: str, make: Mak
     touched = [n for n in merged.tensors if not torch.equal(merged.load(n), open_folder(base).load(n))]
     assert source.adapter is not None
     assert touched and set(touched) == source.adapter.tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [("GPT-2", ["c_attn", "c_proj", "c_fc"]), ("Gemma 3", MLP), ("Qwen 3.5", [*MLP, "in_proj_qkv", "q_proj"])],
+)
+def test_adapters_on_what_has_no_record_are_what_peft_merges(family: str, modules: list[str], tmp_path: Path) -> None:
+    """GPT-2's weights lie as [in, out]: PEFT sees that for itself, whatever the config says."""
+    base = make_family(tmp_path, family)
+    adapter = adapt(base, tmp_path / "adapter", r=4, target_modules=modules)
+    for shared in ("base", "regmean"):
+        fields = {"shared_weights": shared, "architecture": "generic"}
+        merge(recipe(base, f"{base}+{adapter}", base, **fields), tmp_path / f"ours-{shared}")
+        merge(recipe(base, f"{adapter}-merged", base, **fields), tmp_path / f"theirs-{shared}")
+        ours, theirs = (tensors_of(tmp_path / f"{whose}-{shared}") for whose in ("ours", "theirs"))
+        assert all(torch.allclose(ours[name], tensor, atol=1e-5) for name, tensor in theirs.items())
 
 
 def test_an_adapter_is_read_block_by_block(make: Make, tmp_path: Path) -> None:

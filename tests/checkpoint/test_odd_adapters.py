@@ -48,7 +48,7 @@ def test_the_sound_one_is_taken(models: tuple[Path, Path]) -> None:
         {"alpha_pattern": {"(.*)*down_proj": 1}}, {"alpha_pattern": {"((a+)+)+$": 1}},
         {"alpha_pattern": {".*.*.*.*.*x": 1}}, {"alpha_pattern": {"a" * 1000 + "+": 1}},
         {"peft_type": "LOHA"}, {"peft_type": None}, {"peft_type": ["LORA"]}, {"use_dora": True},
-        {"fan_in_fan_out": True}, {"lora_bias": True},
+        {"lora_bias": True},
     ],
     ids=str,
 )  # fmt: skip

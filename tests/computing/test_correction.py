@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from generic_models import make_family
 from small_models import KINDS, Make, contents, load_model, rewrite, tensors_of
+from transformers.pytorch_utils import Conv1D
 
 from lazymoe import Recipe, RecipeError, check, merge
 from lazymoe.architectures.records import LAYER
@@ -26,12 +28,15 @@ Given = Callable[..., Recipe]
 
 
 @pytest.fixture
-def given(make: Make, demo_models: Path) -> Given:
+def given(make: Make, demo_models: Path, tmp_path: Path) -> Given:
     """Gives recipes of small models that were fine-tuned, as it were, from one; their experts are corrected."""
 
     def recipe(kind: str = "llama", config: dict[str, object] | None = None, **fields: object) -> Recipe:
         sizes = {"vocab_size": 512, "max_position_embeddings": 512, **(config or {})}
-        base, *experts = (make(f"{kind}-{i}", seed=0, kind=kind, dtype="float32", **sizes) for i in range(4))
+        if kind in KINDS:
+            base, *experts = (make(f"{kind}-{i}", seed=0, kind=kind, dtype="float32", **sizes) for i in range(4))
+        else:
+            base, *experts = (make_family(tmp_path, kind, name=f"model-{i}", **sizes) for i in range(4))
         for i, expert in enumerate(experts):
             torch.manual_seed(i)
             rewrite(expert, lambda tensors: [t.add_(0.05 * torch.randn_like(t)) for t in tensors.values()])
@@ -64,9 +69,12 @@ def test_what_reads_nothing_stays_as_it_is() -> None:
         assert not ridge(torch.zeros(n, 4), torch.ones(n, 3), torch.ones(n), 1.0).any()
 
 
-FAMILIES = {  # a host for each dense kind
-    dense.model_type: host for host in reversed(HOSTS) for dense in host.takes if dense.adds and host.name != "glm4_moe"
-}
+FAMILIES = {  # a host for each dense kind that has a record, and some that have none
+    dense.model_type: host.name
+    for host in reversed(HOSTS)
+    for dense in host.takes
+    if dense.adds and host.name != "glm4_moe"
+} | dict.fromkeys(["GPT-2", "Falcon H1", "Qwen 3.5"], "generic")  # turned weights, scaled ones, and neither
 
 
 @pytest.fixture
@@ -100,20 +108,24 @@ def ran(
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_dense_kind_is_corrected_by_the_formula(kind: str, given: Given, tmp_path: Path) -> None:
     """On what transformers' own models read and give: the finished mixture, and each expert's."""
-    wanted = given(kind, architecture=FAMILIES[kind].name, gate_mode="random")
+    wanted = given(kind, architecture=FAMILIES[kind], gate_mode="random")
     plan = merge(wanted, tmp_path / "moe", device="cpu").plan
     assert plan.corrected == (0, 1, 2)
     mixture, finished = load_model(tmp_path / "moe"), open_folder(tmp_path / "moe")
     tokenizer, scale = load_tokenizer(plan.sources[0]), plan.config.get("residual_multiplier", 1.0)
+    inner = plan.config.get("mlp_multipliers", [1.0])[-1]
     for e, (source, prompts) in enumerate(zip(plan.expert_sources, PROMPTS, strict=True)):
         own, packed = load_model(source.folder), pack(tokenizer, prompts)
         ids, real = pad(packed.sequences)
         for layer in range(plan.layers):
-            place = LAYER.format(layer=layer).removesuffix(".")
+            place = plan.dense.within(layer).removesuffix(".")
             name = f"{place}.{plan.dense.ffn['down'][0]}"
-            network, projection = ".".join(name.split(".")[:4]), name.removesuffix(".weight")
+            network, projection = f"{place}.{plan.dense.module}", name.removesuffix(".weight")
             layers = dict(mixture.get_submodule(place).named_children())
-            [block] = {"mlp", plan.host.router.split(".")[0]} & layers.keys()  # transformers 5 renames Mixtral's
+            [block] = {
+                plan.dense.module,
+                plan.host.router.split(".")[0],
+            } & layers.keys()  # transformers 5 renames Mixtral's
             target = ran(own, [place], own, ids)[place][1]
             there = ran(mixture, [place, f"{place}.{block}"], mixture, ids)
             read, answered = there[f"{place}.{block}"]
@@ -121,12 +133,13 @@ def test_every_dense_kind_is_corrected_by_the_formula(kind: str, given: Given, t
             here = ran(own, [projection, network], own.get_submodule(network), read)
 
             x = here[projection][0][real].double()
-            lack = ((target - before) / scale - here[network][1])[real].double()
+            lack = ((target - before) / scale - here[network][1])[real].double() / inner
             weights = 1 / target[real].double().square().mean(-1, keepdim=True)
             gram = x.T @ (weights * x)
             gram += PENALTY / packed.given * gram.trace() / len(gram) * torch.eye(len(gram))
             expected = torch.linalg.solve(gram, x.T @ (weights * lack)).T
             moved = InMixture(plan, finished, e + 1).load(name) - source.load(name)
+            moved = moved.T if isinstance(own.get_submodule(projection), Conv1D) else moved
             assert (moved - expected).abs().max() < 2e-3 * expected.abs().max(), (e, layer)
 
 

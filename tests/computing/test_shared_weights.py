@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from generic_models import make_family
 from small_models import Make, recipe, tensors_of
 
 from lazymoe import Recipe, merge
@@ -54,14 +55,18 @@ def test_experts_with_other_tokens_leave_the_body_to_the_base(make: Make, tmp_pa
     assert torch.equal(tensors_of(tmp_path / "moe")[norm], tensors_of(models[0])[norm])
 
 
-def test_regmean_without_prompts_goes_by_what_fine_tuning_changed(make: Make, tmp_path: Path) -> None:
-    """Its matrices answer each expert's changed directions as that expert does, better than their mean."""
-    base, *experts = (make(f"m{i}", seed=i, dtype="float32") for i in range(3))
-    own, name = tensors_of(base), "model.layers.0.self_attn.q_proj.weight"
-    deltas = []
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("AFM", "model.layers.0.self_attn.q_proj.weight"), ("GPT-2", "transformer.h.0.attn.c_attn.weight")],
+)
+def test_regmean_without_prompts_goes_by_what_fine_tuning_changed(family: str, name: str, tmp_path: Path) -> None:
+    """Its matrices answer each expert's changed directions as that expert does, better than their mean; GPT-2's, which
+    lie as [in, out], too."""
+    base, *experts = (make_family(tmp_path, family, name=f"m{i}", seed=i) for i in range(3))
+    own, deltas = tensors_of(base), []
     for expert, side in zip(experts, (slice(0, 16), slice(16, 32)), strict=True):
         tuned = tensors_of(expert)[name] - own[name]
-        tuned[:, side] = 0  # each was trained on inputs of one half
+        (tuned if family == "GPT-2" else tuned.T)[side] = 0  # each was trained on inputs of one half
         deltas.append(tuned)
         (expert / "model.safetensors").unlink()
         from safetensors.torch import save_file
@@ -71,7 +76,8 @@ def test_regmean_without_prompts_goes_by_what_fine_tuning_changed(make: Make, tm
         merge(recipe(base, *experts, shared_weights=shared), tmp_path / shared)
     average, regmean = (tensors_of(tmp_path / s)[name] - own[name] for s in ("average", "regmean"))
     assert torch.allclose(average, sum(deltas) / 2, atol=1e-5)
-    for delta in deltas:
+    turned = [(d, average, regmean) if family != "GPT-2" else (d.T, average.T, regmean.T) for d in deltas]
+    for delta, average, regmean in turned:
         x = delta.T  # what it reads, as far as its change tells
         error = [((merged - delta) @ x).norm() / (delta @ x).norm() for merged in (average, regmean)]
         assert error[1] < 0.6 * error[0]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from generic_models import make_family
 from safetensors.torch import load_file
-from small_models import Make, contents, load_model, rewrite, tensors_of
+from small_models import KINDS, Make, contents, load_model, rewrite, tensors_of
 
 from lazymoe import Recipe, SourceError, check, merge
 from lazymoe.architectures.records import LAYER
@@ -36,6 +37,7 @@ CASES = [
     for shared in ("", "shared expert")
     if (host.shared or not shared) and (shared or host.name != "glm4_moe")
 ]
+CASES += [("generic", family, shared) for family in ("GPT-2", "Falcon H1") for shared in ("", "two shared experts")]
 MODES = ("fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 CALM = "The sea was calm, and the wind had died down by the evening of that long and cold day in December."
 PROMPTS = ([CALM, "A ship came in."], ["def add(a, b):", "import os"], ["One, two, three, and four."])
@@ -43,23 +45,27 @@ Given = Callable[..., Recipe]
 
 
 @pytest.fixture
-def given(make: Make, demo_models: Path) -> Given:
+def given(make: Make, demo_models: Path, tmp_path: Path) -> Given:
     """Gives recipes of small models that have a tokenizer; one expert has a negative prompt, another one is scaled."""
 
     def recipe(
         kind: str = "llama", shared: str = "", config: dict[str, object] | None = None, **fields: object
     ) -> Recipe:
         sizes = {"vocab_size": 512, "max_position_embeddings": 512, **(config or {})}
-        base, *experts = (make(f"{kind}-{i}", seed=i, kind=kind, dtype="float32", **sizes) for i in range(5))
+        if kind in KINDS:
+            base, *experts = (make(f"{kind}-{i}", seed=i, kind=kind, dtype="float32", **sizes) for i in range(5))
+        else:
+            base, *experts = (make_family(tmp_path, kind, name=f"model-{i}", seed=i, **sizes) for i in range(5))
         for file in (demo_models / "base").glob("token*"):
             shutil.copy(file, base)
         every = [{"source_model": str(e), "positive_prompts": p} for e, p in zip(experts, PROMPTS, strict=False)]
         every[0] |= {"negative_prompts": ["A river that nobody had seen."]}
         every[1] |= {"residual_scale": 0.5}
-        together = {"source_model": str(experts[3]), "residual_scale": 0.7}
+        together: dict[str, object] = {"source_model": str(experts[3]), "residual_scale": 0.7}
         if fields.get("architecture") == "qwen2_moe":  # the only one where it has a gate, which prompts are for
             together |= {"positive_prompts": ["12:30, at noon"], "negative_prompts": ["midnight"]}
-        fields |= {"shared_experts": [together]} if shared else {}
+        several = [{"source_model": str(experts[2])}] if "two" in shared else []
+        fields |= {"shared_experts": [together, *several]} if shared else {}
         return Recipe.model_validate({"base_model": str(base), "experts": every, **fields})
 
     return recipe
@@ -91,10 +97,11 @@ def test_its_states_are_those_of_the_mixture_that_it_makes(
     family: str, kind: str, shared: str, given: Given, tmp_path: Path
 ) -> None:
     wanted = given(kind, shared, architecture=family)
-    _, groups, states = swept(wanted, tmp_path / "work")
+    plan, groups, states = swept(wanted, tmp_path / "work")
     merge(wanted, tmp_path / "moe", device="cpu")
     model, seen = load_model(tmp_path / "moe"), []
-    model.model.layers[-1].register_forward_hook(lambda *args: seen.append(args[-1]))
+    last = model.get_submodule(plan.dense.within(plan.layers - 1).removesuffix("."))
+    last.register_forward_hook(lambda *args: seen.append(args[-1]))
     batches = [batch for group in groups for batch in group.batches]
     written = [group for group in groups if not group.varied]
     assert {group.sign for group in groups} == {1, -1} and len(written) < len(groups)

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from generic_models import make_family
 from hub_server import Hub
 from small_models import Make, configure, recipe, rewrite, tensors_of, write_recipe
 
-from lazymoe import LazyMoEError, Recipe, RecipeError, Texts, check
+from lazymoe import LazyMoEError, RecipeError, Texts
 from lazymoe.cli import main
+from lazymoe.planning.compatibility import uncorrectable
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.prepared import prepare
 
@@ -121,7 +123,9 @@ def test_what_is_missing_counts_once_and_is_fetched(make: Make, hub: Hub) -> Non
 
 def test_experts_whose_networks_end_otherwise_are_not_corrected(tmp_path: Path) -> None:
     base = make_family(tmp_path, "GPT-2")
-    experts = [{"source_model": str(base), "positive_prompts": ["some words"]}] * 2
-    given = {"base_model": str(base), "experts": experts, "gate_mode": "random", "shared_weights": "base"}
-    [problem] = check(Recipe.model_validate({**given, "expert_weights": "corrected"})).errors
+    given = prepare(recipe(base, base, base))
+    dense = given.sound_plan.dense
+    assert not list(uncorrectable(given.recipe, given.sources, dense))
+    other = replace(dense, ffn={role: place for role, place in dense.ffn.items() if role != "down"})
+    [problem] = uncorrectable(given.recipe, given.sources, other)
     assert "don't end in a linear map" in problem.what

@@ -42,7 +42,7 @@ def host_for(dense: Dense) -> Host:
         GENERIC,
         experts={f"{dense.module}.experts.{{expert}}.{name}": role for name, role in inside.items()},
         router=f"{dense.module}.router.weight",
-        shared={f"{dense.module}.shared_experts.0.{name}": role for name, role in inside.items()},
+        shared={f"{dense.module}.shared_experts.{{shared}}.{name}": role for name, role in inside.items()},
         config=lambda moe: _config(moe, dense),
     )
 
