@@ -15,7 +15,7 @@ from safetensors.torch import load, load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lazymoe import Recipe
-from lazymoe.architectures.registry import dense_of
+from lazymoe.architectures.registry import HOSTS, dense_of
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.planning.checking import Check
 
@@ -38,6 +38,17 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     "phi3": ("Phi3", {}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {}),
+    "qwen3_5_text": (
+        "Qwen3_5Text",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+    ),
     "olmo2": ("Olmo2", {}),
     "granite": (
         "Granite",
@@ -61,6 +72,8 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     ),
 }
 IDS = torch.arange(2, 62).reshape(2, 30)  # two texts for any of them
+
+GATED = {host.name for host in HOSTS if host.shared_gate}  # whose shared expert needs prompts where routers do
 
 Make = Callable[..., Path]
 

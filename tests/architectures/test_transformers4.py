@@ -26,7 +26,9 @@ CASES = [
 
 def test_every_dense_kind_that_it_has_is_here() -> None:
     kinds = {json.loads((folder / "config.json").read_text())["model_type"] for folder in MODELS}
-    assert kinds == {dense.model_type for host in HOSTS for dense in host.takes} - {"gemma4_text"}
+    assert kinds == {dense.model_type for host in HOSTS for dense in host.takes} - {
+        "gemma4_text", "qwen3_5_text",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("folder", "host"), CASES, ids=lambda case: case if isinstance(case, str) else case.name)

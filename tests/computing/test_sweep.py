@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import Make, contents, load_model, rewrite, tensors_of
+from small_models import GATED, Make, contents, load_model, rewrite, tensors_of
 
 from lazymoe import Recipe, SourceError, check, merge
 from lazymoe.architectures.records import LAYER
@@ -57,7 +57,7 @@ def given(make: Make, demo_models: Path) -> Given:
         every[0] |= {"negative_prompts": ["A river that nobody had seen."]}
         every[1] |= {"residual_scale": 0.5}
         together = {"source_model": str(experts[3]), "residual_scale": 0.7}
-        if fields.get("architecture") == "qwen2_moe":  # the only one where it has a gate, which prompts are for
+        if fields.get("architecture") in GATED:
             together |= {"positive_prompts": ["12:30, at noon"], "negative_prompts": ["midnight"]}
         fields |= {"shared_experts": [together]} if shared else {}
         return Recipe.model_validate({"base_model": str(base), "experts": every, **fields})
@@ -98,7 +98,7 @@ def test_its_states_are_those_of_the_mixture_that_it_makes(
     batches = [batch for group in groups for batch in group.batches]
     written = [group for group in groups if not group.varied]
     assert {group.sign for group in groups} == {1, -1} and len(written) < len(groups)
-    assert len(written) == 4 + 2 * bool(shared and family == "qwen2_moe")
+    assert len(written) == 4 + 2 * bool(shared and family in GATED)
     for (ids, real), found in zip(batches, states, strict=True):
         with torch.no_grad():
             model(ids, use_cache=False)
