@@ -56,6 +56,9 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     ),
     "ernie4_5": ("Ernie4_5", {"head_dim": 8}),
     "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
+    "cohere": ("Cohere", {"logit_scale": 1.5}),
+    "seed_oss": ("SeedOss", {"head_dim": 8}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", {"head_dim": 8}),
     "lfm2": ("Lfm2", {"full_attn_idxs": [1], "block_multiple_of": 16}),
     "phi": ("Phi", {}),
     "gemma4_text": (

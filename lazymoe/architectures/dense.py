@@ -6,6 +6,7 @@ config class assumes for a key that config.json leaves out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lazymoe.architectures import settling
@@ -51,7 +52,7 @@ _QWEN = {
 }
 
 
-def without(items: dict[str, Any], *names: str) -> dict[str, Any]:
+def without(items: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in items.items() if name not in names}
 
 
@@ -214,4 +215,38 @@ PHI = Dense(
         "qk_layernorm": False,
         "resid_pdrop": 0.0,
     },
+)
+COHERE = Dense(
+    "cohere",
+    outer=OUTER,
+    layer=COHERE2.layer,
+    ffn=FFN,
+    defaults={
+        **without(COHERE2.defaults, "sliding_window"),
+        "attention_bias": False,
+        "rope_theta": 500000.0,
+        "use_qk_norm": False,
+    },
+)
+SEED_OSS = Dense(
+    "seed_oss",
+    outer=OUTER,
+    layer={**LAYER, **BIASES},
+    ffn=FFN,
+    defaults={
+        **DEFAULTS,
+        "attention_dropout": 0.1,
+        "bos_token_id": 0,
+        "head_dim": 128,
+        "max_position_embeddings": 524288,
+        "num_key_value_heads": 8,
+        "pad_token_id": 1,
+    },
+)
+HUNYUAN = Dense(
+    "hunyuan_v1_dense",
+    outer=OUTER,
+    layer={**LAYER, "self_attn.query_layernorm.weight": "head", "self_attn.key_layernorm.weight": "head"},
+    ffn=FFN,
+    defaults={**DEFAULTS, "pad_token_id": 0, "rms_norm_eps": 1e-5},
 )

@@ -308,8 +308,8 @@ class Host:
         unfit: why a dense model of a family that it takes doesn't fit after all; None if it does.
         doubt: what a user should know of such a mixture, though it is exact; None if nothing.
         code: file in templates/ with its model, where transformers has none.
-        elsewhere: other programs that have it: ``llama.cpp`` if it gives the same log-probabilities, ``vLLM`` if its
-            code asks for these names of tensors, which isn't run in the tests.
+        vllm: whether vLLM's code asks for these names of tensors, which isn't run in the tests. What llama.cpp computes
+            as transformers does, `quantizing` knows.
         since: the first transformers that has it (or can run its code), of those that LazyMoE's results are tested in.
     """
 
@@ -326,7 +326,7 @@ class Host:
     unfit: Callable[[MoE], str | None] = lambda _: None
     doubt: Callable[[MoE], str | None] = lambda _: None
     code: str | None = None
-    elsewhere: frozenset[Literal["llama.cpp", "vLLM"]] = frozenset()
+    vllm: bool = False
     since: Literal["4.57", "5"] = "4.57"
     aliases: tuple[str, ...] = ()
 

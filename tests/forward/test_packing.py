@@ -19,7 +19,7 @@ from lazymoe.architectures.registry import HOSTS
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.packing import AT_ONCE, load_packed, pack
 
-ROUTERS = ("gate", "router", "conv", "conv1d")  # and the kernels of convolutions
+ROUTERS = ("gate", "wg", "router", "conv", "conv1d")  # and the kernels of convolutions
 SPARED = ("norm", "bias", "router.", "gate.weight", "A_log")
 WIDE = {"hidden_size": 128, "intermediate_size": 256}  # so that nearly all of it is in the layers
 # LFM2 makes two thirds of it. Weights larger than these leave nothing of the embeddings in the last states: these are

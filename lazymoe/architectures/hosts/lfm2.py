@@ -42,5 +42,4 @@ LFM2_MOE = Host(
     scores="sigmoid",
     config=_config,
     since="5",
-    elsewhere=frozenset({"llama.cpp"}),
 )

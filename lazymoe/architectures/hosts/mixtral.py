@@ -41,5 +41,5 @@ MIXTRAL = Host(
     router="block_sparse_moe.gate.weight",
     config=_config,
     unfit=_unfit,
-    elsewhere=frozenset({"llama.cpp", "vLLM"}),
+    vllm=True,
 )

@@ -105,7 +105,7 @@ QWEN2_MOE = Host(
     shared_gate="mlp.shared_expert_gate.weight",
     config=_qwen2,
     doubt=_qwen2_doubt,
-    elsewhere=frozenset({"vLLM"}),
+    vllm=True,
 )
 QWEN3_MOE = Host(
     name="qwen3_moe",
@@ -115,7 +115,7 @@ QWEN3_MOE = Host(
     router="mlp.gate.weight",
     config=_qwen3,
     unfit=_qwen3_unfit,
-    elsewhere=frozenset({"llama.cpp", "vLLM"}),
+    vllm=True,
 )
 QWEN3_5_MOE = Host(
     name="qwen3_5_moe_text",
