@@ -15,7 +15,7 @@ from safetensors.torch import load, load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lazymoe import Recipe
-from lazymoe.architectures.registry import dense_of
+from lazymoe.architectures.registry import HOSTS, dense_of
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.planning.checking import Check
 
@@ -38,6 +38,17 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     "phi3": ("Phi3", {}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {}),
+    "qwen3_5_text": (
+        "Qwen3_5Text",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+    ),
     "olmo2": ("Olmo2", {}),
     "granite": (
         "Granite",
@@ -45,6 +56,9 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     ),
     "ernie4_5": ("Ernie4_5", {"head_dim": 8}),
     "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
+    "cohere": ("Cohere", {"logit_scale": 1.5}),
+    "seed_oss": ("SeedOss", {"head_dim": 8}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", {"head_dim": 8}),
     "lfm2": ("Lfm2", {"full_attn_idxs": [1], "block_multiple_of": 16}),
     "phi": ("Phi", {}),
     "gemma4_text": (
@@ -61,6 +75,8 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     ),
 }
 IDS = torch.arange(2, 62).reshape(2, 30)  # two texts for any of them
+
+GATED = {host.name for host in HOSTS if host.shared_gate}  # whose shared expert needs prompts where routers do
 
 Make = Callable[..., Path]
 

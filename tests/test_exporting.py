@@ -149,6 +149,8 @@ def test_an_importance_matrix_counts_for_each_expert(moe: Path, tmp_path: Path) 
     assert off(weighed, 1) < 0.95 * off(plain, 1)
     others = {key for key in plain if not np.array_equal(plain[key], weighed[key])}
     assert others == {name.decode()}
+    # of the others nothing is known, which no type stumbles over
+    assert to_gguf(moe, "IQ2_XS", tmp_path / "small", imatrix=tmp_path / "imatrix.dat").files["IQ2_XS"]
 
 
 def test_prompts_give_an_importance_matrix_that_others_can_use(prompted: Path, tmp_path: Path) -> None:
@@ -296,6 +298,7 @@ def test_both_quantizers_make_the_same(moe: Path, tmp_path: Path, monkeypatch: p
         ("llama", "deepseek", False, "'architecture: mixtral'"),
         ("olmo2", "flex_olmo", False, "It does for: mixtral, "),
         ("cohere2", "cohere2_moe", True, "without shared_experts"),
+        ("phi3", "glm4_moe", False, "'residual_scale: 0'"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(
@@ -417,7 +420,7 @@ def test_progress_counts_the_mixture_s_bytes(moe: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "host"),
     [("qwen3", "qwen3_moe"), ("granite", "granitemoe"), ("ernie4_5", "ernie4_5_moe"), ("lfm2", "lfm2_moe"),
-     ("cohere2", "cohere2_moe"), ("llama", "glm4_moe")],
+     ("cohere2", "cohere2_moe"), ("llama", "glm4_moe"), ("hunyuan_v1_dense", "hunyuan_v1_moe")],
 )  # fmt: skip
 def test_every_host_loses_nothing(kind: str, host: str, tmp_path: Path, demo_models: Path) -> None:
     folder = mixture(tmp_path, demo_models / "base", kind, host, shared=host == "glm4_moe")

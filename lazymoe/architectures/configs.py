@@ -73,6 +73,15 @@ def head_misfit(dense: Config) -> str | None:
     return "it can't have a head_dim of its own" if own else None
 
 
+def rotated_part(dense: Config) -> float:
+    """Say how much of a head rotary positions turn, 1 for all of it.
+
+    Args:
+        dense: a complete config.
+    """
+    return float(rope_spellings(dense).get("partial_rotary_factor", 1.0))
+
+
 def rope_spellings(config: Config) -> dict[str, Any]:
     """Spell rotary position settings as both transformers 4 and 5 do, from a complete config in either spelling.
 

@@ -6,13 +6,14 @@ config class assumes for a key that config.json leaves out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lazymoe.architectures import settling
 from lazymoe.architectures.records import Dense
 
-_OUTER = {"model.embed_tokens.weight": "vocab hidden", "model.norm.weight": "hidden", "lm_head.weight": "vocab hidden"}
-_LAYER = {
+OUTER = {"model.embed_tokens.weight": "vocab hidden", "model.norm.weight": "hidden", "lm_head.weight": "vocab hidden"}
+LAYER = {
     "input_layernorm.weight": "hidden",
     "self_attn.q_proj.weight": "heads hidden",
     "self_attn.k_proj.weight": "kv_heads hidden",
@@ -20,12 +21,12 @@ _LAYER = {
     "self_attn.o_proj.weight": "hidden heads",
     "post_attention_layernorm.weight": "hidden",
 }
-_FFN = {
+FFN = {
     "gate": ("mlp.gate_proj.weight", "ffn hidden"),
     "up": ("mlp.up_proj.weight", "ffn hidden"),
     "down": ("mlp.down_proj.weight", "hidden ffn"),
 }
-_DEFAULTS = {
+DEFAULTS = {
     "attention_dropout": 0.0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -41,7 +42,7 @@ _DEFAULTS = {
 BIASES = {f"self_attn.{part}_proj.bias": words for part, words in
            (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))}  # fmt: skip
 _QWEN = {
-    **_DEFAULTS,
+    **DEFAULTS,
     "bos_token_id": None,
     "eos_token_id": None,
     "max_position_embeddings": 32768,
@@ -51,39 +52,39 @@ _QWEN = {
 }
 
 
-def _without(items: dict[str, Any], *names: str) -> dict[str, Any]:
+def without(items: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in items.items() if name not in names}
 
 
 LLAMA = Dense(
     "llama",
-    outer=_OUTER,
-    layer=_LAYER,
-    ffn=_FFN,
-    defaults={**_DEFAULTS, "sliding_window": None},
+    outer=OUTER,
+    layer=LAYER,
+    ffn=FFN,
+    defaults={**DEFAULTS, "sliding_window": None},
     settle=settling.no_window,
 )
 MISTRAL = Dense(
     "mistral",
-    outer=_OUTER,
-    layer=_LAYER,
-    ffn=_FFN,
-    defaults={**_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    outer=OUTER,
+    layer=LAYER,
+    ffn=FFN,
+    defaults={**DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
     computes="llama",
     settle=settling.mistral,
     windows=settling.mistral_windows,
 )
 PHI3 = Dense(
     "phi3",
-    outer=_OUTER,
-    layer=_LAYER,
-    ffn=_FFN,
+    outer=OUTER,
+    layer=LAYER,
+    ffn=FFN,
     stacked={
         **{f"self_attn.{part}_proj.weight": "self_attn.qkv_proj.weight" for part in "qkv"},
         **{f"mlp.{part}_proj.weight": "mlp.gate_up_proj.weight" for part in ("gate", "up")},
     },
     defaults={
-        **_DEFAULTS,
+        **DEFAULTS,
         "eos_token_id": 32000,
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
@@ -97,35 +98,35 @@ PHI3 = Dense(
 )
 QWEN2 = Dense(
     "qwen2",
-    outer=_OUTER,
-    layer={**_LAYER, **BIASES},
-    ffn=_FFN,
+    outer=OUTER,
+    layer={**LAYER, **BIASES},
+    ffn=FFN,
     defaults=_QWEN,
     settle=settling.qwen,
     windows=settling.typed_windows,
 )
 QWEN3 = Dense(
     "qwen3",
-    outer=_OUTER,
-    layer={**_LAYER, "self_attn.q_norm.weight": "head", "self_attn.k_norm.weight": "head"},
-    ffn=_FFN,
+    outer=OUTER,
+    layer={**LAYER, "self_attn.q_norm.weight": "head", "self_attn.k_norm.weight": "head"},
+    ffn=FFN,
     defaults={**_QWEN, "attention_bias": False, "head_dim": 128},
     settle=settling.qwen,
     windows=settling.typed_windows,
 )
 OLMO2 = Dense(
     "olmo2",
-    outer=_OUTER,
+    outer=OUTER,
     layer={
-        **_without(_LAYER, "input_layernorm.weight"),
+        **without(LAYER, "input_layernorm.weight"),
         "post_feedforward_layernorm.weight": "hidden",
         "self_attn.q_norm.weight": "heads",
         "self_attn.k_norm.weight": "kv_heads",
     },
-    ffn=_FFN,
+    ffn=FFN,
     adds=False,
     defaults={
-        **_DEFAULTS,
+        **DEFAULTS,
         "attention_bias": False,
         "bos_token_id": None,
         "eos_token_id": 50279,
@@ -135,11 +136,11 @@ OLMO2 = Dense(
 )
 GRANITE = Dense(
     "granite",
-    outer=_OUTER,
-    layer=_LAYER,
-    ffn=_FFN,
+    outer=OUTER,
+    layer=LAYER,
+    ffn=FFN,
     defaults={
-        **_DEFAULTS,
+        **DEFAULTS,
         "attention_multiplier": 1.0,
         "embedding_multiplier": 1.0,
         "logits_scaling": 1.0,
@@ -148,11 +149,11 @@ GRANITE = Dense(
 )
 ERNIE4_5 = Dense(
     "ernie4_5",
-    outer=_OUTER,
-    layer=_LAYER,
-    ffn=_FFN,
+    outer=OUTER,
+    layer=LAYER,
+    ffn=FFN,
     defaults={
-        **_DEFAULTS,
+        **DEFAULTS,
         "head_dim": 128,
         "max_position_embeddings": 131072,
         "num_key_value_heads": 2,
@@ -163,15 +164,13 @@ ERNIE4_5 = Dense(
         "use_bias": False,
     },
 )
-
-
 COHERE2 = Dense(
     "cohere2",
-    outer=_OUTER,
-    layer=_without(_LAYER, "post_attention_layernorm.weight"),
-    ffn=_FFN,
+    outer=OUTER,
+    layer=without(LAYER, "post_attention_layernorm.weight"),
+    ffn=FFN,
     defaults={
-        **_DEFAULTS,
+        **DEFAULTS,
         "bos_token_id": 5,
         "eos_token_id": 255001,
         "layer_norm_eps": 1e-5,
@@ -182,102 +181,6 @@ COHERE2 = Dense(
         "tie_word_embeddings": True,
     },
     settle=settling.cohere2,
-    windows=settling.typed_windows,
-)
-
-
-LFM2 = Dense(
-    "lfm2",
-    outer={**_without(_OUTER, "model.norm.weight"), "model.embedding_norm.weight": "hidden"},
-    layer={"operator_norm.weight": "hidden", "ffn_norm.weight": "hidden"},
-    kinds={
-        "conv": {
-            "conv.in_proj.weight": "3hidden hidden",
-            "conv.conv.weight": "hidden one kernel",
-            "conv.out_proj.weight": "hidden hidden",
-        },
-        "full_attention": {
-            "self_attn.q_proj.weight": "heads hidden",
-            "self_attn.k_proj.weight": "kv_heads hidden",
-            "self_attn.v_proj.weight": "kv_heads hidden",
-            "self_attn.out_proj.weight": "hidden heads",
-            "self_attn.q_layernorm.weight": "head",
-            "self_attn.k_layernorm.weight": "head",
-        },
-    },
-    ffn={
-        "gate": ("feed_forward.w1.weight", "ffn hidden"),
-        "up": ("feed_forward.w3.weight", "ffn hidden"),
-        "down": ("feed_forward.w2.weight", "hidden ffn"),
-    },
-    defaults={
-        **_DEFAULTS,
-        "block_auto_adjust_ff_dim": True,
-        "block_ffn_dim_multiplier": 1.0,
-        "block_multiple_of": 256,
-        "conv_L_cache": 3,
-        "conv_bias": False,
-        "max_position_embeddings": 128000,
-        "norm_eps": 1e-5,
-        "num_key_value_heads": 8,
-        "pad_token_id": 0,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": True,
-    },
-    renamed={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
-    settle=settling.lfm2,
-)
-
-
-GEMMA4 = Dense(
-    "gemma4_text",
-    outer=_OUTER,
-    layer={
-        **{name: words for name, words in _LAYER.items() if "self_attn" not in name},
-        "pre_feedforward_layernorm.weight": "hidden",
-        "post_feedforward_layernorm.weight": "hidden",
-        "layer_scalar": "one",
-    },
-    kinds={
-        "sliding_attention": {
-            **{name: words for name, words in _LAYER.items() if "self_attn" in name},
-            "self_attn.q_norm.weight": "head",
-            "self_attn.k_norm.weight": "head",
-        },
-        "full_attention": {
-            "self_attn.q_proj.weight": "global_heads hidden",
-            "self_attn.k_proj.weight": "global_keys hidden",
-            "self_attn.v_proj.weight": "global_values hidden",
-            "self_attn.o_proj.weight": "hidden global_heads",
-            "self_attn.q_norm.weight": "global_head",
-            "self_attn.k_norm.weight": "global_head",
-        },
-    },
-    ffn=_FFN,
-    adds=False,
-    defaults={
-        **_without(_DEFAULTS, "hidden_act", "rope_theta"),
-        "attention_bias": False,
-        "attention_k_eq_v": False,
-        "bos_token_id": 2,
-        "enable_moe_block": False,
-        "eos_token_id": 1,
-        "final_logit_softcapping": None,
-        "global_head_dim": 512,
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_size_per_layer_input": 256,
-        "max_position_embeddings": 131072,
-        "num_global_key_value_heads": None,
-        "num_key_value_heads": 4,
-        "num_kv_shared_layers": 0,
-        "pad_token_id": 0,
-        "rope_parameters": None,
-        "sliding_window": 512,
-        "tie_word_embeddings": True,
-        "use_bidirectional_attention": None,
-    },
-    settle=settling.gemma4,
     windows=settling.typed_windows,
 )
 PHI = Dense(
@@ -292,7 +195,7 @@ PHI = Dense(
     layer={
         "input_layernorm.weight": "hidden",
         "input_layernorm.bias": "hidden",
-        **{name: words for name, words in _LAYER.items() if name[10:11] in ("q", "k", "v")},
+        **{name: words for name, words in LAYER.items() if name[10:11] in ("q", "k", "v")},
         **BIASES,
         "self_attn.dense.weight": "hidden heads",
         "self_attn.dense.bias": "hidden",
@@ -304,7 +207,7 @@ PHI = Dense(
         "down_bias": ("mlp.fc2.bias", "hidden"),
     },
     defaults={
-        **_DEFAULTS,
+        **DEFAULTS,
         "embd_pdrop": 0.0,
         "hidden_act": "gelu_new",
         "layer_norm_eps": 1e-5,
@@ -312,4 +215,38 @@ PHI = Dense(
         "qk_layernorm": False,
         "resid_pdrop": 0.0,
     },
+)
+COHERE = Dense(
+    "cohere",
+    outer=OUTER,
+    layer=COHERE2.layer,
+    ffn=FFN,
+    defaults={
+        **without(COHERE2.defaults, "sliding_window"),
+        "attention_bias": False,
+        "rope_theta": 500000.0,
+        "use_qk_norm": False,
+    },
+)
+SEED_OSS = Dense(
+    "seed_oss",
+    outer=OUTER,
+    layer={**LAYER, **BIASES},
+    ffn=FFN,
+    defaults={
+        **DEFAULTS,
+        "attention_dropout": 0.1,
+        "bos_token_id": 0,
+        "head_dim": 128,
+        "max_position_embeddings": 524288,
+        "num_key_value_heads": 8,
+        "pad_token_id": 1,
+    },
+)
+HUNYUAN = Dense(
+    "hunyuan_v1_dense",
+    outer=OUTER,
+    layer={**LAYER, "self_attn.query_layernorm.weight": "head", "self_attn.key_layernorm.weight": "head"},
+    ffn=FFN,
+    defaults={**DEFAULTS, "pad_token_id": 0, "rms_norm_eps": 1e-5},
 )

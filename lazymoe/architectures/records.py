@@ -255,27 +255,27 @@ def shape(words: str, config: Config) -> tuple[int, ...]:
     """Put a shape in words, such as ``"ffn hidden"``, into numbers.
 
     Args:
-        words: the size of each dimension, a word or a number.
+        words: the size of each dimension: a word of this function, a key of the config, a number, or products and sums
+            of these, such as ``2*hidden+heads``.
         config: a complete config, with the number of ``experts`` where that is one of the words.
     """
     sizes = {
         "vocab": config["vocab_size"],
         "hidden": config["hidden_size"],
-        "3hidden": 3 * config["hidden_size"],
         "head": config["head_dim"],
         "heads": config["num_attention_heads"] * config["head_dim"],
         "kv_heads": config["num_key_value_heads"] * config["head_dim"],
-        "global_head": config.get("global_head_dim"),
-        "global_heads": config["num_attention_heads"] * (config.get("global_head_dim") or 0),
         "global_keys": (config.get("num_global_key_value_heads") or 0) * (config.get("global_head_dim") or 0),
         "ffn": config["intermediate_size"],
-        "kernel": config.get("conv_L_cache"),
-        "experts": config.get("experts"),
         "one": 1,
         "small": SMALL,
     }
     sizes["global_values"] = 0 if config.get("attention_k_eq_v") else sizes["global_keys"]
-    return tuple(int(word) if word.isdigit() else sizes[word] for word in words.split())
+
+    def size(word: str) -> int:
+        return int(word) if word.isdigit() else int(sizes[word] if word in sizes else config[word])
+
+    return tuple(sum(math.prod(map(size, part.split("*"))) for part in word.split("+")) for word in words.split())
 
 
 @dataclass(frozen=True)
@@ -320,8 +320,8 @@ class Host:
         unfit: why a dense model of a family that it takes doesn't fit after all; None if it does.
         doubt: what a user should know of such a mixture, though it is exact; None if nothing.
         code: file in templates/ with its model, where transformers has none.
-        elsewhere: other programs that have it: ``llama.cpp`` if it gives the same log-probabilities, ``vLLM`` if its
-            code asks for these names of tensors, which isn't run in the tests.
+        vllm: whether vLLM's code asks for these names of tensors, which isn't run in the tests. What llama.cpp computes
+            as transformers does, `quantizing` knows.
         since: the first transformers that has it (or can run its code), of those that LazyMoE's results are tested in.
     """
 
@@ -338,7 +338,7 @@ class Host:
     unfit: Callable[[MoE], str | None] = lambda _: None
     doubt: Callable[[MoE], str | None] = lambda _: None
     code: str | None = None
-    elsewhere: frozenset[Literal["llama.cpp", "vLLM"]] = frozenset()
+    vllm: bool = False
     since: Literal["4.57", "5"] = "4.57"
     aliases: tuple[str, ...] = ()
 

@@ -16,19 +16,20 @@ from lazymoe.architectures.hosts.gemma import GEMMA4_MOE
 from lazymoe.architectures.hosts.generic import GENERIC, host_for, host_in
 from lazymoe.architectures.hosts.glm import GLM4_MOE
 from lazymoe.architectures.hosts.granite import GRANITE_MOE
+from lazymoe.architectures.hosts.hunyuan import HUNYUAN_MOE
 from lazymoe.architectures.hosts.lfm2 import LFM2_MOE
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
 from lazymoe.architectures.hosts.olmo import FLEX_OLMO
 from lazymoe.architectures.hosts.phixtral import PHIXTRAL
-from lazymoe.architectures.hosts.qwen import QWEN2_MOE, QWEN3_MOE
+from lazymoe.architectures.hosts.qwen import QWEN2_MOE, QWEN3_5_MOE, QWEN3_MOE
 from lazymoe.architectures.learned import learn
 from lazymoe.architectures.records import Config, Dense, Host, MoE
 from lazymoe.errors import error, nearest
 from lazymoe.recipe.schema import Recipe
 
 HOSTS = (  # the first that takes a model is its own
-    MIXTRAL, DEEPSEEK, QWEN2_MOE, QWEN3_MOE, PHIXTRAL, GRANITE_MOE, FLEX_OLMO, ERNIE4_5_MOE, COHERE2_MOE, LFM2_MOE,
-    GLM4_MOE, GEMMA4_MOE,
+    MIXTRAL, DEEPSEEK, QWEN2_MOE, QWEN3_MOE, QWEN3_5_MOE, PHIXTRAL, GRANITE_MOE, FLEX_OLMO, ERNIE4_5_MOE, COHERE2_MOE,
+    LFM2_MOE, GLM4_MOE, GEMMA4_MOE, HUNYUAN_MOE,
 )  # fmt: skip
 
 

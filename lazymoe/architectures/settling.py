@@ -104,3 +104,11 @@ def gemma4(config: dict[str, Any]) -> None:
         head, heads = own.get("head_dim"), own.get("num_key_value_heads")
     config["global_head_dim"] = head or config["head_dim"]
     config["num_global_key_value_heads"] = heads or config["num_key_value_heads"]
+
+
+def qwen3_5(config: dict[str, Any]) -> None:
+    """Work out which layers have linear attention, from how often there is a layer with full attention."""
+    every = int(config["full_attention_interval"])
+    config["layer_types"] = config.get("layer_types") or [
+        "full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(config["num_hidden_layers"])
+    ]

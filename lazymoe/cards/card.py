@@ -14,6 +14,7 @@ from lazymoe.data import folder as data
 from lazymoe.files import absolute
 from lazymoe.output.folder import PICTURE, Finished, Record, open_finished
 from lazymoe.output.quantized import is_quantized, open_quantized
+from lazymoe.quantizing.description import computes
 from lazymoe.recipe.reference import Reference
 from lazymoe.units import billions, gigabytes
 
@@ -111,6 +112,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "experts": experts[:routed],
         "shared_experts": experts[routed:],
         "host": done.host,
+        "in_llamacpp": computes(done.host, done.config),
         "trust": ", trust_remote_code=True" if done.host.code else "",
         "address": address(),
         "base": spell(done.recipe.models[0].reference),

@@ -17,7 +17,7 @@ from lazymoe.files import read_bytes, read_into
 from lazymoe.floats import decode, encode, finite
 from lazymoe.output.parts import COPY, Looker, Slot, not_finite
 from lazymoe.planning.plan import WORK, Piece, cut
-from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN
+from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN, STARVED
 from lazymoe.quantizing.gguf_file import GgufFile, row_bytes
 from lazymoe.quantizing.importance import Importance, of_expert
 from lazymoe.quantizing.layout import Part
@@ -245,6 +245,8 @@ class Export:
         assert self._quantize and self._threads, "open it first"
         quantize, number, step = self._quantize, int(GGMLQuantizationType[kind]), max(1, CHUNK // width)
         out = np.empty((rows, row_bytes(kind, width)), np.uint8)
+        if importance is None and kind in STARVED:  # of this tensor nothing is known: all columns count alike
+            importance = np.ones(width, np.float32)
 
         def chunk(start: int) -> None:
             quantize(number, values[start : start + step], out[start : start + step], importance)

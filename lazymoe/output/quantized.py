@@ -169,7 +169,7 @@ def kept_bytes(config: dict[str, Any], context: int) -> int:
     """
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
-    layers = sum(kind.endswith("attention") for kind in kinds)
+    layers = sum(kind in ("full_attention", "sliding_attention", "attention") for kind in kinds)
     return int(layers * context * 2 * config["num_key_value_heads"] * head * KV_BYTES)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lazymoe.architectures.records import Config, Host
-from lazymoe.errors import Problem, error
+from lazymoe.errors import LazyMoEError, Problem, error
 from lazymoe.quantizing.layout import experts_of
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ def _glm4(config: Config) -> dict[str, Any]:
     }
 
 
+def _hunyuan(config: Config) -> dict[str, Any]:
+    return {"expert_shared_feed_forward_length": config["intermediate_size"]}
+
+
 _WIDTH = {"expert_feed_forward_length": "moe_intermediate_size"}
 ARCHITECTURES = {
     "mixtral": Architecture("llama", ropes=(*ROPES, "llama3")),
@@ -122,6 +126,7 @@ ARCHITECTURES = {
         _cohere2,
         ropes=("default",),
     ),
+    "hunyuan_v1_moe": Architecture("hunyuan-moe", _WIDTH, _hunyuan),
 }  # fmt: skip
 INSTEAD = {  # hosts that llama.cpp computes otherwise than transformers does, or not at all, and what would work
     "qwen2_moe": "Merge it with 'architecture: granitemoe', which takes these models too.",
@@ -148,6 +153,9 @@ def architecture_of(host: Host, config: Config, where: Path) -> Architecture:
     if host.name == "cohere2_moe" and config["num_shared_experts"]:
         what = "llama.cpp averages a shared expert of cohere2_moe with the others, transformers adds it"
         raise error("output.gguf", where, what, "Merge it without shared_experts.")
+    if host.name == "glm4_moe" and not config["n_shared_experts"]:
+        what = "llama.cpp can't run glm4_moe without a shared expert"
+        raise error("output.gguf", where, what, "Merge it with one: 'residual_scale: 0' keeps it silent.")
     rope = _rope(config)
     kind = rope.get("rope_type", "default")
     own = rope.get("truncate") is False or any(rope.get(key) is not None for key in OWN_YARN)
@@ -155,6 +163,19 @@ def architecture_of(host: Host, config: Config, where: Path) -> Architecture:
         what = f"llama.cpp doesn't compute its rotary positions, {kind} with these settings, as transformers does"
         raise error("output.gguf", where, what, f"Use models with plain ones of: {', '.join(found.ropes)}.")
     return found
+
+
+def computes(host: Host, config: Config) -> bool:
+    """Tell whether llama.cpp computes a mixture as transformers does.
+
+    Args:
+        host: the mixture's.
+        config: its config.json.
+    """
+    try:
+        return bool(architecture_of(host, config, Path()))
+    except LazyMoEError:
+        return False
 
 
 def doubts(host: Host, config: Config, where: Path) -> list[Problem]:
@@ -185,12 +206,16 @@ def add_description(writer: GGUFWriter, architecture: Architecture, host: Host, 
         architecture, host: of the mixture.
         config: its config.json.
     """
-    head = _head(config)
+    head, rope = _head(config), _rope(config)
     values = {key: config[own] for key, own in {**COMMON, **architecture.keys}.items() if config.get(own) is not None}
-    values |= {"attention.key_length": head, "attention.value_length": head, "rope.dimension_count": head}
-    used = config.get("num_experts_per_tok") or config["moe_k"]
+    values |= {
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "rope.dimension_count": int(head * rope.get("partial_rotary_factor", 1)),
+    }
+    used = next(config[key] for key in ("num_experts_per_tok", "moe_k", "moe_topk") if key in config)
     values |= {"expert_count": experts_of(host, config), "expert_used_count": used}
-    for key, value in {**values, **_rope_keys(_rope(config)), **architecture.more(config)}.items():
+    for key, value in {**values, **_rope_keys(rope), **architecture.more(config)}.items():
         _add(writer, f"{architecture.name}.{key}", float(value) if key.endswith(NUMBERS) else value)
 
 
@@ -220,7 +245,11 @@ def _head(config: Config) -> int:
 def _rope(config: Config) -> dict[str, Any]:
     """Read the settings of rotary positions, in transformers 5's spelling."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return {"rope_theta": config.get("rope_theta"), **found}
+    rope = {"rope_theta": config.get("rope_theta"), **found}
+    if config.get("model_type") == "hunyuan_v1_moe" and rope.get("rope_type") == "dynamic" and rope.get("alpha"):
+        head = _head(config)  # it is called dynamic, but stretches the base once for all
+        return {"rope_theta": rope["rope_theta"] * rope["alpha"] ** (head / (head - 2)), "rope_type": "default"}
+    return rope
 
 
 def _rope_keys(rope: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ IN_LAYER = {
     "self_attn.k_norm.weight": "attn_k_norm.weight",
     "self_attn.q_layernorm.weight": "attn_q_norm.weight",
     "self_attn.k_layernorm.weight": "attn_k_norm.weight",
+    "self_attn.query_layernorm.weight": "attn_q_norm.weight",
+    "self_attn.key_layernorm.weight": "attn_k_norm.weight",
     "conv.in_proj.weight": "shortconv.in_proj.weight",
     "conv.conv.weight": "shortconv.conv.weight",
     "conv.out_proj.weight": "shortconv.out_proj.weight",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import IDS, KINDS, SHAPE, Make, configure, load_model, logits, recipe, rewrite, tensors_of
+from small_models import GATED, IDS, KINDS, SHAPE, Make, configure, load_model, logits, recipe, rewrite, tensors_of
 
 from lazymoe import LazyMoEError, Recipe, merge
 from lazymoe.architectures.configs import rope_spellings
@@ -46,8 +46,9 @@ CASES = [  # every family with every dense architecture that it takes, without a
     for family in HOSTS
     for dense in family.takes
     for shared in ("", "shared expert")
-    if (family.shared or not shared) and (shared or family.name != "glm4_moe")
+    if family.shared or not shared
 ]
+LATER = {family.name for family in HOSTS if family.since == "5"}
 ROPES = ("other theta", "scaled rope", "llama 3 rope")
 LOGITS = """
 import json, sys, torch, transformers
@@ -70,9 +71,9 @@ def possible(family: str, kind: str, config: str) -> bool:
         own = ("cohere2_moe", "gemma4_text")
         return kind in ("mistral", "phi3", "cohere2", "gemma4_text") and family in ("mixtral", "qwen2_moe", *own)
     if config == "part of a head turned":
-        return kind == "phi"
+        return kind in ("phi", "qwen3_5_text") or (family, kind) == ("glm4_moe", "phi3")
     if config == "head_dim of its own":
-        return kind not in ("phi", "phi3", "cohere2", "lfm2") and family not in ("deepseek", "granitemoe")
+        return kind not in ("phi", "phi3", "cohere", "cohere2", "lfm2") and family not in ("deepseek", "granitemoe")
     if kind == "gemma4_text":  # it has rotary settings for each type of layer
         return config not in ROPES
     return config not in ROPES[1:] or kind not in ("phi3", "cohere2")
@@ -114,7 +115,7 @@ def test_equal_experts_give_the_dense_models_logits(
         pytest.skip("there is no such model, or the family doesn't take it")
     base = make("base", kind=kind, dtype="float32", **CONFIGS[config])
     merge(equal_experts(base, family, shared), tmp_path / "moe")
-    if shared and family == "qwen2_moe":
+    if shared and family in GATED:
         open_the_shared_gate(tmp_path / "moe")
     expected = logits(load_model(base))
     assert expected.std() > 0.1
@@ -129,13 +130,12 @@ def test_transformers_4_gives_the_same_logits(make: Make, tmp_path: Path, reques
     expected: dict[str, torch.Tensor] = {}
     for family, kind, shared in CASES:
         for config in CONFIGS:
-            beyond = family in ("cohere2_moe", "lfm2_moe", "gemma4_text")
-            beyond = beyond or (family, config) == ("qwen2_moe", "head_dim of its own")
+            beyond = family in LATER or (family, config) == ("qwen2_moe", "head_dim of its own")
             if possible(family, kind, config) and not beyond:  # of what transformers 4 has
                 name = "-".join((family, kind, shared, config)).replace(" ", "-")
                 base = make(f"base-{name}", kind=kind, dtype="float32", **CONFIGS[config])
                 merge(equal_experts(base, family, shared), tmp_path / name)
-                if shared and family == "qwen2_moe":
+                if shared and family in GATED:
                     open_the_shared_gate(tmp_path / name)
                 expected[str(tmp_path / name)] = logits(load_model(base))
     done = subprocess.run([python, "-c", LOGITS], input=json.dumps(list(expected)), text=True, check=True,
@@ -157,7 +157,7 @@ def test_a_forced_router_gives_that_experts_feed_forward_in_the_bases_body(
     own = [[getattr(layer, name) for layer in load_model(expert).model.layers] for expert in (*experts, other)]
     for i, layer in enumerate(mixture.model.layers):
         # every token looks the same to the router, so all go to the expert whose row has the largest sum
-        [router] = [m for n, m in layer.named_modules() if n.endswith(("gate", "router", "router.proj"))
+        [router] = [m for n, m in layer.named_modules() if n.endswith(("gate", "gate.wg", "router", "router.proj"))
                     and hasattr(m, "weight") and m.weight.shape == (3, 32)]  # fmt: skip
         router.register_forward_pre_hook(lambda _, args: (torch.ones_like(args[0]), *args[1:]))
         prefix = LAYER.format(layer=i)

@@ -41,7 +41,7 @@ def furthest(host: Host, mode: str, make: Make, demo_models: Path, folder: Path)
     silent: dict[str, object] = {"source_model": str(base), "residual_scale": 0.0}
     if host.shared_gate and "random" not in mode:
         silent["positive_prompts"] = ["whatever it is"]
-    shared = {"shared_experts": [silent]} if host.name in ("glm4_moe", "qwen2_moe") else {}
+    shared = {"shared_experts": [silent]} if host.shared_gate else {}
     given = recipe(base, base, base, base, gate_mode=mode, architecture=host.name, **shared)
     prompts = (["def f(x): return x"], ["A statement may be followed"], ["LOAD_FAST self"])
     experts = [e.model_copy(update={"positive_prompts": p}) for e, p in zip(given.experts, prompts, strict=True)]

@@ -38,6 +38,7 @@ from lazymoe.demonstration.models import domains
 from lazymoe.demonstration.story import demo_recipe
 from lazymoe.output.folder import open_finished
 from lazymoe.publishing import publish
+from lazymoe.quantizing.description import ARCHITECTURES
 from lazymoe.recipe.yaml_text import TURNS
 from lazymoe.reporting.report import Report
 
@@ -313,10 +314,10 @@ def test_a_published_mixture_is_loaded_in_4_bit_as_its_card_says(published: tupl
 @pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 def test_other_programs_are_named_only_where_the_page_of_hosts_names_them(host: Host, mixture: Path) -> None:
     page = (Path(lazymoe.__file__).parents[1] / "docs" / "hosts.md").read_text(encoding="utf-8")
-    right = page.partition("**llama.cpp** gives what")[2].partition("the log-probabilities")[0]
-    assert ("llama.cpp" in host.elsewhere) is (f"`{host.name}`" in right)
+    right = page.partition("**llama.cpp** gives what")[2].partition("Of `qwen2_moe`")[0]
+    assert (host.name in ARCHITECTURES) is (f"`{host.name}`" in right)
     served = page.partition("**vLLM** has")[2].partition(" by name")[0]
-    assert ("vLLM" in host.elsewhere) is (f"`{host.name}`" in served)
+    assert host.vllm is (f"`{host.name}`" in served)
 
 
 def test_other_programs_stand_in_the_card_of_their_hosts(mixture: Path, make: Make, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ WRAPPERS: dict[str, tuple[str, dict, dict, str]] = {  # its class, its text and 
     "Qwen 3.5": (
         "Qwen3_5ForConditionalGeneration",
         FAMILIES["Qwen 3.5"][1] | {"rope_parameters": _MROPE | {"partial_rotary_factor": 1.0}},
-        _QWEN | {"num_position_embeddings": 4}, "generic_moe",
+        _QWEN | {"num_position_embeddings": 4}, "qwen3_5_moe_text",
     ),
 }  # fmt: skip
 

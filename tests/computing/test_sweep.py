@@ -13,7 +13,7 @@ import pytest
 import torch
 from generic_models import make_family
 from safetensors.torch import load_file
-from small_models import KINDS, Make, contents, load_model, rewrite, tensors_of
+from small_models import GATED, KINDS, Make, contents, load_model, rewrite, tensors_of
 
 from lazymoe import Recipe, SourceError, check, merge
 from lazymoe.architectures.records import LAYER
@@ -35,7 +35,7 @@ CASES = [
     for host in HOSTS
     for dense in host.takes
     for shared in ("", "shared expert")
-    if (host.shared or not shared) and (shared or host.name != "glm4_moe")
+    if host.shared or not shared
 ]
 CASES += [("generic", family, shared) for family in ("GPT-2", "Falcon H1") for shared in ("", "two shared experts")]
 MODES = ("fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
@@ -62,7 +62,7 @@ def given(make: Make, demo_models: Path, tmp_path: Path) -> Given:
         every[0] |= {"negative_prompts": ["A river that nobody had seen."]}
         every[1] |= {"residual_scale": 0.5}
         together: dict[str, object] = {"source_model": str(experts[3]), "residual_scale": 0.7}
-        if fields.get("architecture") == "qwen2_moe":  # the only one where it has a gate, which prompts are for
+        if fields.get("architecture") in GATED:
             together |= {"positive_prompts": ["12:30, at noon"], "negative_prompts": ["midnight"]}
         several = [{"source_model": str(experts[2])}] if "two" in shared else []
         fields |= {"shared_experts": [together, *several]} if shared else {}
@@ -105,7 +105,7 @@ def test_its_states_are_those_of_the_mixture_that_it_makes(
     batches = [batch for group in groups for batch in group.batches]
     written = [group for group in groups if not group.varied]
     assert {group.sign for group in groups} == {1, -1} and len(written) < len(groups)
-    assert len(written) == 4 + 2 * bool(shared and family == "qwen2_moe")
+    assert len(written) == 4 + 2 * bool(shared and family in GATED)
     for (ids, real), found in zip(batches, states, strict=True):
         with torch.no_grad():
             model(ids, use_cache=False)

@@ -32,6 +32,9 @@ KINDS: dict[str, dict[str, object]] = {
     "Cohere2": {"sliding_window": 7, "num_hidden_layers": 4},
     "Lfm2": {"full_attn_idxs": [1], "block_multiple_of": 8},
     "Phi": {},
+    "Cohere": {},
+    "SeedOss": {"head_dim": 4},
+    "HunYuanDenseV1": {"head_dim": 4},
 }
 
 if __name__ == "__main__":

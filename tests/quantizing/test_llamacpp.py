@@ -52,6 +52,7 @@ STRETCHED = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}  # Hunyuan's
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 PROMPTS = [[1, 2, 3, 4, 5], list(range(300, 360)), [270]]
@@ -131,6 +132,11 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 
         ("cohere2", "cohere2_moe", {}),
         ("llama", "glm4_moe", {"shared": True}),
         ("qwen2", "glm4_moe", {"shared": True}),
+        ("phi3", "glm4_moe", {"shared": True, "partial_rotary_factor": 0.75}),
+        ("seed_oss", "glm4_moe", {"shared": True, "head_dim": 32}),
+        ("cohere", "cohere2_moe", {}),
+        ("hunyuan_v1_dense", "hunyuan_v1_moe", {"head_dim": 16}),
+        ("hunyuan_v1_dense", "hunyuan_v1_moe", {"head_dim": 16, "shared": True, "rope_parameters": ALPHA}),
     ],
     ids=str,
 )

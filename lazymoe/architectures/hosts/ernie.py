@@ -35,6 +35,5 @@ ERNIE4_5_MOE = Host(
     router="mlp.gate.weight",
     constants=lambda _: {"mlp.moe_statics.e_score_correction_bias": ("one experts", 0.0)},
     shared=SHARED_EXPERTS,
-    elsewhere=frozenset({"llama.cpp"}),
     config=_config,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.architectures.configs import carry
-from lazymoe.architectures.dense import GEMMA4
+from lazymoe.architectures.hybrids import GEMMA4
 from lazymoe.architectures.records import SMALL, Config, Host, MoE
 
 

@@ -1,16 +1,21 @@
-"""GLM-4-MoE, from Llama, Mistral and Qwen2: a class of transformers' own with a shared expert that has no gate.
+"""GLM-4-MoE, from Phi-4-mini, Seed-OSS, Llama, Mistral, Phi-3 and Qwen2: positions may turn a part of each head only.
 
-Exact: with equal experts, and a shared expert of zeros, its logits are the dense model's. Weights come from sigmoids;
-the bias that its training adjusts to balance the experts is zero.
+Exact: with equal experts its logits are the dense model's. Weights come from sigmoids; the bias that its training
+adjusts to balance the experts is zero. Its shared expert has no gate; where a recipe has none it is of no width, which
+transformers takes and llama.cpp doesn't.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.configs import carry, window_misfit
-from lazymoe.architectures.dense import LLAMA, MISTRAL, QWEN2
+from lazymoe.architectures.configs import carry, rotated_part, window_misfit
+from lazymoe.architectures.dense import BIASES, LLAMA, MISTRAL, PHI3, QWEN2, SEED_OSS
 from lazymoe.architectures.records import MLP_EXPERTS, SHARED_EXPERTS, Host, MoE
+
+TAKEN = (SEED_OSS, LLAMA, MISTRAL, PHI3, QWEN2)
+BIASED = {dense.model_type for dense in TAKEN if BIASES.keys() <= dense.layer.keys()}
+NO_SHARED = {name: ("hidden 0" if role == "down" else "0 hidden", 0.0) for name, role in SHARED_EXPERTS.items()}
 
 
 def _config(moe: MoE) -> dict[str, Any]:
@@ -19,8 +24,8 @@ def _config(moe: MoE) -> dict[str, Any]:
         "sliding_window": None,
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",
-        "attention_bias": moe.dense["model_type"] == "qwen2",
-        "partial_rotary_factor": 1.0,
+        "attention_bias": moe.dense["model_type"] in BIASED,
+        "partial_rotary_factor": rotated_part(moe.dense),  # its default is another
         "use_qk_norm": False,
         "n_routed_experts": moe.experts,
         "n_shared_experts": moe.shared,
@@ -36,8 +41,6 @@ def _config(moe: MoE) -> dict[str, Any]:
 
 
 def _unfit(moe: MoE) -> str | None:
-    if not moe.shared:
-        return "it needs a shared expert"
     if moe.experts < 2:
         return "it needs two experts at least"
     return window_misfit(moe.dense)
@@ -45,13 +48,12 @@ def _unfit(moe: MoE) -> str | None:
 
 GLM4_MOE = Host(
     name="glm4_moe",
-    takes=(LLAMA, MISTRAL, QWEN2),
+    takes=TAKEN,
     experts=MLP_EXPERTS,
     router="mlp.gate.weight",
-    constants=lambda _: {"mlp.gate.e_score_correction_bias": ("experts", 0.0)},
+    constants=lambda _: {"mlp.gate.e_score_correction_bias": ("experts", 0.0), **NO_SHARED},
     shared=SHARED_EXPERTS,
     scores="sigmoid",
-    elsewhere=frozenset({"llama.cpp"}),
     config=_config,
     unfit=_unfit,
 )

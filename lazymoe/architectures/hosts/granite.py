@@ -49,5 +49,5 @@ GRANITE_MOE = Host(
     constants=_constants,
     config=_config,
     unfit=_unfit,
-    elsewhere=frozenset({"llama.cpp", "vLLM"}),
+    vllm=True,
 )

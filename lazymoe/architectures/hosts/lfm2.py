@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.architectures.configs import carry
-from lazymoe.architectures.dense import LFM2
+from lazymoe.architectures.hybrids import LFM2
 from lazymoe.architectures.records import Host, MoE
 
 
@@ -42,5 +42,4 @@ LFM2_MOE = Host(
     scores="sigmoid",
     config=_config,
     since="5",
-    elsewhere=frozenset({"llama.cpp"}),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazymoe.architectures.configs import carry, rope_spellings, window_misfit
+from lazymoe.architectures.configs import carry, rotated_part, window_misfit
 from lazymoe.architectures.dense import LLAMA, MISTRAL, PHI3
 from lazymoe.architectures.records import Host, MoE
 
@@ -25,7 +25,7 @@ def _config(moe: MoE) -> dict[str, Any]:
 
 
 def _unfit(moe: MoE) -> str | None:
-    if "partial_rotary_factor" in rope_spellings(moe.dense)["rope_parameters"]:
+    if rotated_part(moe.dense) != 1:
         return "it has no partial rotary positions, this model has"
     return window_misfit(moe.dense, one=True)
 
@@ -41,5 +41,5 @@ MIXTRAL = Host(
     router="block_sparse_moe.gate.weight",
     config=_config,
     unfit=_unfit,
-    elsewhere=frozenset({"llama.cpp", "vLLM"}),
+    vllm=True,
 )
