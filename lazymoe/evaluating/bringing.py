@@ -78,11 +78,10 @@ def _stay(where: str, models: Sequence[Source], groups: Sequence[Sequence[Source
     Raises:
         OutputError: if the disk has no room for the way that is wanted, or for none.
     """
-    downloads = {str(s.folder / file): size for s in models for file, size in s.missing.items()}
+    downloads = {s.path(file): size for s in models for file, size in s.missing.items()}
     if not downloads:
         return False
-    folder = next(source.folder for source in models if source.missing)
-    [here] = by_disk([(folder, sum(downloads.values()))])
+    [here] = by_disk([(next(iter(downloads)), sum(downloads.values()))])
     [there] = by_disk([(place, max(whole(group).disk for group in groups))])
     if where == "remote" or (where == "auto" and here.lacking):
         if there.lacking:
