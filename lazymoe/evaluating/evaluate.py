@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,10 +150,12 @@ def _ways_to_write(done: Finished, rows: Sequence[Row], device: str) -> tuple[Li
     room, record = SPARE * _free(device), done.record
     if record.bytes < room:
         return None, {}
-    if record.bytes_4bit < room:
+    if record.bytes_4bit < room and find_spec("bitsandbytes"):
         return 4, {}
-    why = f"it wants texts of the model, which takes {gigabytes(record.bytes_4bit)} of memory in 4 bit"
-    return None, dict.fromkeys(wanted, f"{why}; {gigabytes(int(_free(device)))} are free")
+    what, takes = "it wants texts of the model, which takes", f"{gigabytes(record.bytes_4bit)} of memory in 4 bit"
+    if record.bytes_4bit < room:
+        takes = f"{gigabytes(record.bytes)} of memory, or the package bitsandbytes for 4 bit"
+    return None, dict.fromkeys(wanted, f"{what} {takes}; {gigabytes(int(_free(device)))} are free")
 
 
 def command_of(tasks: Sequence[str], limit: int | None, kinds: Sequence[str], texts: bool) -> str:

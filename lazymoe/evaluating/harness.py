@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from lazymoe.evaluating.models import Model
 from lazymoe.evaluating.tasks import GENERATES, Row, quietly
 from lazymoe.forward.device import coarsely, exactly, give_back
 from lazymoe.forward.likelihoods import Answered, Asked, Means, likelihoods
+from lazymoe.progress import without_loading_bars
 
 ALL = 1 << 40  # requests that lm-eval hands over at a time
 TOGETHER = 16  # texts that are written between two times that answers are kept
@@ -93,16 +95,18 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Let the model, loaded for that, write texts."""
-        ways = f"{self._bits or 'whole'}"
-        keys = [key_of(GENERATES, ways, *request.args) for request in requests]
+        keys = self._written(requests)
         left = {key: request for key, request in zip(keys, requests, strict=True) if self._kept.get(key) is None}
         if left:
-            whole = self._asked.load(self._bits)
+            with without_loading_bars():
+                whole = self._asked.load(self._bits)
             loaded = HFLM(pretrained=whole, tokenizer=self.tokenizer, backend="causal", batch_size=self._together)
             done = len(set(keys)) - len(left)
             order = sorted(left, key=lambda key: -len(left[key].args[0]))
-            for start in range(0, len(order), TOGETHER):
-                some = order[start : start + TOGETHER]
+            while order:
+                at_once = 1 if _is_sampled(left[order[0]]) else TOGETHER
+                some, order = order[:at_once], order[at_once:]
+                torch.manual_seed(int(some[0][:15], 16))  # so that what is sampled is the same after a stop
                 texts = loaded.generate_until([left[key] for key in some], disable_tqdm=True)
                 self._kept.add(dict(zip(some, texts, strict=True)))
                 done += len(some)
@@ -113,6 +117,20 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
             give_back()
         self._passed(GENERATES, 1.0)
         return [self._kept.get(key) for key in keys]
+
+    def _written(self, requests: Sequence[Any]) -> list[str]:
+        """Give what each text is known by that is to be written: a sampled one is another each time it is asked for."""
+        keys, times = [], Counter[str]()
+        for request in requests:
+            key = key_of(GENERATES, f"{self._bits or 'whole'}", *request.args)
+            again, times[key] = times[key], times[key] + _is_sampled(request)
+            keys.append(key_of(key, again) if again else key)
+        return keys
+
+
+def _is_sampled(request: Any) -> bool:
+    """Tell whether a model is to answer by chance."""
+    return bool(request.args[1].get("do_sample"))
 
 
 def ask(

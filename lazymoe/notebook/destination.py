@@ -1,11 +1,12 @@
-"""The way to merge: models on the Hub are downloaded or read there; the mixture stays here or goes straight there."""
+"""The way to merge: models on the Hub are downloaded or read there; the mixture stays here or goes straight there, from
+here or from a rented machine."""
 
 from __future__ import annotations
 
 import ipywidgets as w
 
 from lazymoe.notebook import ui
-from lazymoe.notebook.session import NO_TOKEN, SESSION
+from lazymoe.notebook.session import NO_TOKEN, SESSION, Place
 from lazymoe.planning.prepared import Where
 from lazymoe.planning.ways import Way
 
@@ -14,11 +15,21 @@ SOURCES: dict[Where, str] = {
     "local": "Download them",
     "remote": "Read them where they are",
 }
-PLACES = {False: "Into a folder here", True: "Straight to the Hub"}
+PLACES: dict[Place, str] = {
+    "here": "Into a folder here",
+    "hub": "Straight to the Hub",
+    "rented": "To the Hub, on a rented machine",
+}
 SPARING = (
     "Each file of weights goes up while the next one is made, and leaves this disk. Measuring and the chat need "
     "the mixture in a folder."
 )
+RENTED = (
+    "Hugging Face Jobs rents it by the minute. You are told the price first, and nothing starts before you press again."
+    " It goes on without this notebook; a job that runs already is found again."
+)
+ABOUT: dict[Place, str] = {"here": "", "hub": SPARING, "rented": RENTED}
+PLACE: dict[bool, Place] = {False: "here", True: "hub"}  # of a way that is gone here
 
 
 class Repository(w.VBox):
@@ -35,6 +46,15 @@ class Repository(w.VBox):
         self._name = ui.field(w.Text, "Repository", name, placeholder="your-name/your-model")
         self._private = w.Checkbox(description="Private: only you can see it", indent=False)
         super().__init__([self._name, self._private])
+
+    def show(self, name: str, private: bool) -> None:
+        """Show a name that was given before.
+
+        Args:
+            name: of the repository.
+            private: whether only its owner sees it.
+        """
+        self._name.value, self._private.value = name, private
 
     @property
     def name(self) -> str:
@@ -60,12 +80,14 @@ class Destination(w.VBox):
     def __init__(self) -> None:
         self.repository, self._told = Repository("straight-repo"), ui.Messages()
         self._source = _radio("source", {words: source for source, words in SOURCES.items()})
-        self._place = _radio("way", {words: to_hub for to_hub, words in PLACES.items()})
+        self._place = _radio("way", {words: place for place, words in PLACES.items()})
         self._form = w.VBox([self._told, self.repository])
         choices = [_titled("Models on the Hub", self._source), _titled("The mixture", self._place)]
         super().__init__([w.HBox(choices, layout=w.Layout(flex_flow="row wrap", grid_gap="0 32px")), self._form])
         self._source.observe(lambda change: SESSION.change(source=change["new"]), "value")
-        self._place.observe(lambda change: SESSION.change(to_hub=change["new"]), "value")
+        self._place.observe(lambda change: SESSION.change(place=change["new"]), "value")
+        if SESSION.place == "rented" and SESSION.rented[0]:
+            self.repository.show(*SESSION.rented)
 
     @property
     def is_ready(self) -> bool:
@@ -74,10 +96,10 @@ class Destination(w.VBox):
 
     def hear(self) -> None:
         """Show what fits the session's state."""
-        self._source.value, self._place.value = SESSION.source, SESSION.to_hub
+        self._source.value, self._place.value = SESSION.source, SESSION.place
         self.repository.suggest()
         self._form.layout.display = None if SESSION.to_hub else "none"
-        self._told.show("note", SPARING, *([] if self.is_ready else [NO_TOKEN]))
+        self._told.show("note", ABOUT[SESSION.place], *([] if self.is_ready else [NO_TOKEN]))
 
 
 class Ways(w.VBox):
@@ -90,8 +112,8 @@ class Ways(w.VBox):
 
 
 def _row(way: Way, is_chosen: bool) -> w.HBox:
-    label = "✓ Chosen" if is_chosen else "Choose"
-    start = ui.button(label, "choose", lambda: SESSION.change(source=way.source, to_hub=way.to_hub), width="100px")
+    label, goes = "✓ Chosen" if is_chosen else "Choose", PLACE[way.to_hub]
+    start = ui.button(label, "choose", lambda: SESSION.change(source=way.source, place=goes), width="100px")
     start.disabled = is_chosen or not way.fits
     come = {"local": "Download the models, merge", "remote": "Read the models where they are, merge"}[way.source]
     place = {False: "into a folder here", True: "straight to the Hub"}[way.to_hub]

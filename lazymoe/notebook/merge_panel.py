@@ -12,6 +12,7 @@ from lazymoe.errors import LazyMoEError
 from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Destination
+from lazymoe.notebook.rented import PRICE, Rented
 from lazymoe.notebook.session import MISTAKES, NO_RECIPE, NO_ROOM, OLDER, SESSION
 from lazymoe.notebook.verdict import QUICK, Verdict
 from lazymoe.notebook.work import WORKING, Steps, Work
@@ -35,27 +36,31 @@ class Merge:
         self.result, self.verdict = w.HTML(), Verdict()
         self.known: object = None  # which mixture, as measured, is shown
         self.sent: tuple[str, str] | None = None  # what went straight to the Hub: its recipe, its page
-        self.destination = Destination()
+        self.destination, self.rented = Destination(), Rented()
         start = ui.button("Merge", "merge-button", lambda: self.work.begin(self._run()), style="primary")
-        self.work = Work(start, "merge", self.told, "Press Merge to go on from here.", self.bars)
-        shown = (self.destination, self.work, self.bars, self.told, self.link, self.result, self.verdict.box)
-        self.panel = ui.panel("merge", *shown)
+        again = "Press Merge to go on from here."
+        self.work = Work(start, "merge", self.told, again, self.bars, self.rented.hear)
+        shown = (self.destination, self.work, self.bars, self.told, self.rented, self.link, self.result)
+        self.panel = ui.panel("merge", *shown, self.verdict.box)
         SESSION.listen("merge", self._hear)
 
     def _run(self) -> Steps:
         self.bars.clear()
-        recipe, yaml, source, to_hub = SESSION.recipe, SESSION.yaml, SESSION.source, SESSION.to_hub
+        recipe, yaml, source, place = SESSION.recipe, SESSION.yaml, SESSION.source, SESSION.place
         if recipe is None:
             self.told.show("error", MISTAKES)
             return
-        if SESSION.is_older:
+        if SESSION.is_older and place == "here":
             SESSION.change(name=SESSION.free_name)  # the older one stays
         prepared = yield partial(SESSION.prepare, recipe)
+        if place == "rented":
+            yield from self._elsewhere(replace(prepared, source=source), yaml)
+            return
         if not SESSION.found or SESSION.found.errors:
             SESSION.checked = yaml, (yield partial(examine, prepared, SESSION.out))
         self.told.show("note", f"{WORKING}{_takes()}")
         try:
-            yield from (self._to_hub if to_hub else self._to_folder)(replace(prepared, source=source), yaml)
+            yield from (self._to_hub if place == "hub" else self._to_folder)(replace(prepared, source=source), yaml)
         except LazyMoEError as e:
             if e.problems[0].code != "output.taken":
                 raise
@@ -84,6 +89,14 @@ class Merge:
         self.work.end()
         SESSION.change()
 
+    def _elsewhere(self, prepared: Prepared, yaml: str) -> Steps:
+        repository = self.destination.repository
+        done = yield from self.rented.rent(prepared, repository.name, repository.private, self.work, self.told)
+        if done:
+            self.sent = yaml, done.url
+            self.work.end()
+            SESSION.change()
+
     def _hear(self) -> None:
         if self.work.goes_on:
             return
@@ -107,8 +120,8 @@ class Merge:
         elif SESSION.has_no_room:
             self.told.show("warning", NO_ROOM)
         elif SESSION.recipe:
-            place = "It goes straight to the Hub." if SESSION.to_hub else f"It goes into the folder {SESSION.name}."
-            self.told.show("note", f"Press Merge. {place}{_takes()}")
+            goes = {"here": f"It goes into the folder {SESSION.name}.", "hub": "It goes straight to the Hub."}
+            self.told.show("note", f"Press Merge. {goes.get(SESSION.place, PRICE)}{_takes()}")
         else:
             self.told.show("note", NO_RECIPE)
         if folder and SESSION.name in SESSION.made:

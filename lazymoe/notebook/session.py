@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
@@ -23,6 +23,7 @@ from lazymoe.planning.ways import Way, among, choose
 from lazymoe.recipe.schema import Recipe
 
 FILE = ".lazymoe-notebook.json"
+Place = Literal["here", "hub", "rented"]  # where a mixture is made: into a folder, straight to the Hub, and elsewhere
 MISTAKES = "The recipe has mistakes. They are marked in step 2."  # what panels say that wait for an earlier step
 NO_RECIPE = "Waiting for a recipe without mistakes, from step 2."
 NO_MIXTURE = "Waiting for step 4."
@@ -39,7 +40,8 @@ class Session:
         allow_pickle: whether ``.bin`` weights are taken.
         name: of the output folder, in the working folder.
         source: where the weights of models on the Hub are read, as `merge` takes it.
-        to_hub: whether the mixture goes straight to the Hub.
+        place: where the mixture is made.
+        rented: the repository that a machine was last rented for, and whether it is private.
         made: of each mixture that was made here, by the name of its folder, the recipe and what was doubtful.
         account: whose token it is, once there is one.
         checked: the recipe that was last checked, and what was found.
@@ -48,7 +50,8 @@ class Session:
     def __init__(self) -> None:
         self.yaml, self.name, self.allow_pickle = "", "my-moe", False
         self.source: Where = "auto"
-        self.to_hub = False
+        self.place: Place = "here"
+        self.rented = "", False
         self.made: dict[str, tuple[str, list[str]]] = {}
         self.account: Account | None = None
         self.checked: tuple[str, Check] | None = None
@@ -58,8 +61,11 @@ class Session:
             try:
                 saved = json.loads(file.read_text())
                 self.yaml, self.name = str(saved["yaml"]), str(saved["name"])
-                self.allow_pickle, self.to_hub = bool(saved.get("allow_pickle")), bool(saved.get("to_hub"))
+                self.allow_pickle = bool(saved.get("allow_pickle"))
                 self.source = next((w for w in get_args(Where) if w == saved.get("source")), "auto")
+                self.place = next((p for p in get_args(Place) if p == saved.get("place")), "here")
+                repo, private = saved.get("rented", self.rented)
+                self.rented = str(repo), bool(private)
                 self.made = {name: (str(yaml), list(map(str, told))) for name, (yaml, told) in saved["made"].items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 pass  # half-written by something else, or of an older version: begin anew
@@ -68,6 +74,11 @@ class Session:
     def recipe(self) -> Recipe | None:
         """The recipe, if it is one."""
         return _parse(self.yaml)
+
+    @property
+    def to_hub(self) -> bool:
+        """Whether the mixture goes straight to the Hub."""
+        return self.place != "here"
 
     @property
     def out(self) -> Path:
@@ -108,13 +119,14 @@ class Session:
 
     @property
     def way(self) -> Way | None:
-        """The way that a merge would take; None before a check, or if nothing that is chosen fits."""
-        return choose(among(self.found.ways, self.source, self.to_hub)) if self.found else None
+        """The way that a merge here would take; None before a check, or if nothing that is chosen fits."""
+        ways = self.found.ways if self.found and self.place != "rented" else ()
+        return choose(among(ways, self.source, self.to_hub))
 
     @property
     def has_no_room(self) -> bool:
         """Whether the form's recipe fits, but not in the way that is chosen."""
-        return bool(self.found and not self.found.errors and not self.way)
+        return bool(self.place != "rented" and self.found and not self.found.errors and not self.way)
 
     def listen(self, panel: str, hear: Callable[[], None]) -> None:
         """Call a function now and at each change; one for each panel, so that a cell can be run again.
@@ -151,19 +163,22 @@ class Session:
         name: str | None = None,
         allow_pickle: bool | None = None,
         source: Where | None = None,
-        to_hub: bool | None = None,
+        place: Place | None = None,
+        rented: tuple[str, bool] | None = None,
     ) -> None:
         """Keep what is new, and tell everyone.
 
         Args:
-            yaml, name, allow_pickle, source, to_hub: the new values, see `Session`; None for what stays.
+            yaml, name, allow_pickle, source, place, rented: the new values, see `Session`; None for what stays.
         """
         self.yaml = self.yaml if yaml is None else yaml
         self.name = self.name if name is None else name
         self.allow_pickle = self.allow_pickle if allow_pickle is None else allow_pickle
         self.source = self.source if source is None else source
-        self.to_hub = self.to_hub if to_hub is None else to_hub
-        kept = {key: getattr(self, key) for key in ("yaml", "name", "allow_pickle", "source", "to_hub", "made")}
+        self.place = self.place if place is None else place
+        self.rented = self.rented if rented is None else rented
+        keys = ("yaml", "name", "allow_pickle", "source", "place", "rented", "made")
+        kept = {key: getattr(self, key) for key in keys}
         write_whole(Path(FILE), json.dumps(kept))
         for hear in list(self._listeners.values()):
             hear()

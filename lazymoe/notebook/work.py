@@ -15,6 +15,7 @@ import ctypes
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from threading import Thread
 from typing import Any
@@ -37,9 +38,18 @@ class Work(w.HBox):
 
     Attributes:
         goes_on: whether it has begun and isn't over.
+        pressed: whether its own button asked it to stop; else the kernel did, which is about to end perhaps.
     """
 
-    def __init__(self, start: w.Widget, name: str, told: ui.Messages, again: str, draw: Progress = silent) -> None:
+    def __init__(
+        self,
+        start: w.Widget,
+        name: str,
+        told: ui.Messages,
+        again: str,
+        draw: Progress = silent,
+        hear: Callable[[str], None] = lambda line: None,
+    ) -> None:
         """Show it, at rest.
 
         Args:
@@ -48,10 +58,13 @@ class Work(w.HBox):
             told: where its messages go.
             again: what to do after a stop.
             draw: shows the progress.
+            hear: shows a line that is said.
         """
-        self._start, self._told, self._again, self._show = start, told, again, draw
+        self._start, self._told, self._again, self._show, self._hear = start, told, again, draw, hear
+        self._lines: deque[str] = deque()  # that were said since they were shown
         self._ready = True
-        self._stop = ui.button("Stop", f"{name}-stop", self.stop, style="danger", width="90px", display="none")
+        self.pressed = False
+        self._stop = ui.button("Stop", f"{name}-stop", self._press, style="danger", width="90px", display="none")
         self._moved: dict[str, tuple[int, int]] = {}  # stages since they were drawn: done, total
         self._steps: Steps | None = None
         self._aside: _Aside | None = None  # the step that was taken
@@ -81,7 +94,7 @@ class Work(w.HBox):
         if self in AT_WORK:
             return
         AT_WORK.append(self)
-        self._steps, self._stopped = self._guarded(steps), False
+        self._steps, self._stopped, self.pressed = self._guarded(steps), False, False
         self._told.show("note", WORKING)
         self._start.disabled = True
         self._take(None, None)
@@ -104,6 +117,14 @@ class Work(w.HBox):
             raise KeyboardInterrupt
         self._moved[stage] = done, total
 
+    def say(self, line: str) -> None:
+        """Keep a line, to be shown from outside the work's thread."""
+        self._lines.append(line)
+
+    def _press(self) -> None:
+        self.pressed = True
+        self.stop()
+
     def stop(self) -> None:
         """Ask the work to stop."""
         self._stopped = True
@@ -115,6 +136,8 @@ class Work(w.HBox):
         done = not self._aside.is_alive()  # before the drawing, so that its last progress is drawn
         for stage in list(self._moved):
             self._show(stage, *self._moved.pop(stage))
+        while self._lines:
+            self._hear(self._lines.popleft())
         if self._stopped:
             self._stop.disabled = True
             self._aside.interrupt()
@@ -126,6 +149,7 @@ class Work(w.HBox):
     def _take(self, result: Any, failed: BaseException | None) -> None:
         """Give the steps what came of the last one, and take the next."""
         assert self._steps
+        self._stopped = self._stopped and not failed  # steps may go on after a stop, to tidy up
         try:
             function = self._steps.throw(failed) if failed else self._steps.send(result)
         except StopIteration:

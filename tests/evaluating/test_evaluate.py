@@ -20,7 +20,7 @@ from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
 from lazymoe.evaluating import evaluate as asking
 from lazymoe.evaluating.evaluation import Evaluation
-from lazymoe.output.folder import EVALUATION
+from lazymoe.output.folder import EVALUATION, open_finished
 
 NAMES = [kind.name for kind in domains()]
 
@@ -116,6 +116,16 @@ def test_where_nothing_can_be_loaded_nothing_is_written(
     assert "Left out: gsm8k: " in str(found)
     with pytest.raises(lazymoe.LazyMoEError, match="Name tasks that only ask what is likely"):
         lazymoe.evaluate(moe, "gsm8k", device="cpu")
+
+
+def test_without_bitsandbytes_nothing_is_written_in_4_bit(
+    moe: Path, own: list[str], benchmarks: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = open_finished(moe).record
+    monkeypatch.setattr(asking, "_free", lambda device: (record.bytes + record.bytes_4bit) // 2)
+    monkeypatch.setattr(asking, "find_spec", lambda name: None)
+    found = lazymoe.evaluate(moe, [*own, "gsm8k"], limit=2, models="mixture", device="cpu")
+    assert "or the package bitsandbytes for 4 bit" in found.left_out["gsm8k"]
 
 
 def test_no_code_of_a_model_runs(moe: Path, own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -34,24 +34,29 @@ def models(moe: Path) -> dict[str, Model]:
 @pytest.fixture(scope="module")
 def rows(own: list[str], texts: list[list[str]]) -> list[Row]:
     """Tasks of five kinds."""
-    from datasets import Dataset
-
     names = ("python", "english", "unicode", "bytecode")
     found = load_rows(own, dict(zip(names, texts, strict=True)))
-    docs = [{"question": text[:50], "answer": "self"} for text in texts[0]]
-    writing = {
-        "task": "writing", "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "answer",
-        "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}, "test_split": "test", "num_fewshot": 0,
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "do_sample": False},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }  # fmt: skip
     cloze = {"output_type": "loglikelihood", "metric_list": [
         {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
         {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
     ]}  # fmt: skip
-    del (last := {**writing, **cloze, "task": "perplexity"})["generation_kwargs"]
-    made = TaskManager(include_defaults=False).load([writing, last])["tasks"]
-    return [*found, *(Row(name, (task,)) for name, task in made.items())]
+    greedily = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    return [*found, *written(texts, greedily), *written(texts, None, **cloze, task="perplexity")]
+
+
+def written(texts: list[list[str]], generation: dict[str, Any] | None, **more: Any) -> list[Row]:
+    """A task that wants texts of the model, or what it is turned into."""
+    from datasets import Dataset
+
+    docs = [{"question": text[:50], "answer": "self"} for text in texts[0]]
+    config = {
+        "task": "writing", "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "answer",
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}, "test_split": "test", "num_fewshot": 0,
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    config |= ({"generation_kwargs": generation} if generation else {}) | more
+    made = TaskManager(include_defaults=False).load([config])["tasks"]
+    return [Row(name, (task,)) for name, task in made.items()]
 
 
 def whole(name: str, moe: Path, demo_models: Path, model: Model) -> HFLM:
@@ -116,6 +121,28 @@ def test_what_was_answered_is_not_asked_again(models: dict[str, Model], rows: li
         f.write('["half a li')  # a power cut
     again = asked(deaf, rows)
     assert again["results"] == before["results"] and kept.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_what_is_sampled_differs_each_time_and_is_the_same_after_a_stop(
+    bits: Literal[4] | None, models: dict[str, Model], texts: list[list[str]], answers: Path, tmp_path: Path
+) -> None:
+    """For a majority of several answers they must be several."""
+    pytest.importorskip("bitsandbytes")
+    [row] = written(texts, {"do_sample": True, "temperature": 1.0, "until": ["\n\n"], "max_gen_toks": 8}, repeats=3)
+    kept = answers / f"{models['base'].fingerprint}.jsonl"
+    before = kept.read_bytes() if kept.exists() else b""
+
+    def ask_all() -> list[list[str]]:
+        means = models["base"].means(SMALL, tmp_path)
+        found = ask(models["base"], [row], None, means=means, bits=bits, device="cpu", passed=lambda _: None)
+        return [sample["resps"][0] for sample in found["samples"][row.name]]
+
+    found = ask_all()
+    assert all(len(set(each)) == 3 for each in found)
+    lines = kept.read_bytes()[len(before) :].splitlines(keepends=True)
+    kept.write_bytes(before + b"".join(lines[:4]))  # as if it had been stopped
+    assert ask_all() == found
 
 
 def test_progress_goes_up_to_the_end(models: dict[str, Model], rows: list[Row], tmp_path: Path) -> None:

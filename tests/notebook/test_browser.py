@@ -22,6 +22,7 @@ import nbformat
 import pytest
 import torch
 from hub_server import Hub, User
+from jobs_server import Jobs
 from lab import NOTEBOOK, PANELS, TOKEN, Lab, Open
 from nbclient import NotebookClient
 from newcomer import make_newcomer
@@ -295,6 +296,56 @@ def test_a_mixture_goes_straight_to_the_hub(
         assert not lab.errors and not (lab.folder / "straight").exists()
     published = AutoModelForCausalLM.from_pretrained("newcomer/straight")
     assert published.num_parameters() == json.loads(hub.read("newcomer/straight", "lazymoe.json"))["parameters"]
+
+
+def test_a_mixture_is_made_on_a_rented_machine(
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
+) -> None:
+    """The price comes first, then a yes; found again by a new kernel, stopped, and started anew."""
+    kinds = domains()[:2]
+    for name in ("base", *(kind.name for kind in kinds)):
+        hub.add(f"acme/rented-{name}", demo_models / name)
+    experts = [{"source_model": f"acme/rented-{k.name}", "positive_prompts": list(k.prompts)} for k in kinds]
+    recipe = Recipe.model_validate({"base_model": "acme/rented-base", "gate_mode": "random", "experts": experts})
+    session = {"yaml": recipe.to_yaml(), "name": "rented", "made": {}}
+    with Jobs(hub) as jobs, open_lab(python=python, session=session, height=2400) as lab:
+
+        def press_twice() -> None:
+            lab.at("merge-button").click()
+            lab.told("merge", "warning", "costs $0.01 an hour, billed to newcomer.", 60)
+            lab.told("merge", "warning", "Press Merge once more to rent it.")
+            lab.at("merge-button").click()
+
+        jobs.hold.clear()
+        lab.run_all()
+        lab.at("way").get_by_text("To the Hub, on a rented machine").click()
+        lab.told("merge", "note", "Waiting for a token")
+        lab.type_token(known_token)
+        lab.told("merge", "note", "Press Merge. You are told the price first.")
+        lab.at("straight-repo").locator("input").fill("newcomer/elsewhere")
+        press_twice()
+        expect(lab.at("rented-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
+        lab.shoot(request, "merge", "rented")
+        lab.at("merge-stop").click()
+        lab.told("merge", "warning", "The job has ended.")
+        assert [job.stage for job in jobs.jobs.values()] == ["CANCELED"]
+        press_twice()
+        expect(lab.at("rented-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
+
+        lab.restart()
+        lab.told("merge", "note", "Waiting for a token")
+        lab.type_token(known_token)
+        expect(lab.at("straight-repo").locator("input")).to_have_value("newcomer/elsewhere")
+        lab.at("merge-button").click()
+        expect(lab.at("rented-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
+        list(jobs.jobs.values())[-1].lines.append("The machine says <this>.")
+        expect(lab.at("rented-log")).to_contain_text("The machine says <this>.")
+        jobs.hold.set()
+        lab.told("merge", "good", "It is on the Hub", 90)
+        expect(lab.at("merge").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/elsewhere")
+        expect(lab.at("bar-upload")).to_be_visible()
+        assert len(jobs.jobs) == 2 and not lab.errors and not (lab.folder / "rented").exists()
+    assert "config.json" in hub.repos["newcomer/elsewhere"].commits[-1].files
 
 
 def test_a_bad_mixture_is_not_published_unasked(

@@ -217,16 +217,16 @@ def test_a_way_is_chosen_with_one_click(session: Session, hub: Hub, demo_models:
         "Download the models, merge straight to the Hub",
         "Read the models where they are, merge straight to the Hub",
     ]
-    assert chosen() == [True, False, False, False] and (source.value, place.value) == ("auto", False)
+    assert chosen() == [True, False, False, False] and (source.value, place.value) == ("auto", "here")
     assert "This can be merged." in told() and "To download: " in told()
     listed.children[3].children[0].click()
-    assert chosen() == [False, False, False, True] and (source.value, place.value) == ("remote", True)
+    assert chosen() == [False, False, False, True] and (source.value, place.value) == ("remote", "hub")
     assert "This can be merged straight to the Hub, while its models stay there." in told()
     assert "To read on the Hub: " in told() and "to upload: " in told()
-    place.value = False
+    place.value = "here"
     assert chosen() == [False, True, False, False] and "This can be merged while its models stay on the Hub." in told()
     again = Session()
-    assert (again.source, again.to_hub) == ("remote", False)
+    assert (again.source, again.place) == ("remote", "here")
     assert session.found
     full = tuple(replace(way, needs=(way.needs[0]._replace(free=0),)) for way in session.found.ways)
     session.checked = session.yaml, replace(session.found, ways=(*full[:3], session.found.ways[3]))
