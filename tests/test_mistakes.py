@@ -123,8 +123,8 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "noise is not a number": (expert(noise_scale=NAN), ("noise_scale", "finite")),
     "unknown architecture": (recipe(architecture="mixtrel"), ("architecture", "Did you mean 'mixtral'?")),
     "two shared experts": (
-        shared({}, {}),
-        ("shared_experts", "deepseek: it has one shared expert at most"),
+        shared({}, {}, architecture="deepseek"),
+        ("architecture", "deepseek: it has one shared expert at most", "can become generic_moe"),
     ),
     "a shared expert where there is no place": (
         shared({}, architecture="mixtral"),

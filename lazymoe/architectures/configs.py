@@ -11,6 +11,7 @@ CARRIED = (  # config keys that mean the same in a mixture as in the dense model
     "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
     "pad_token_id", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "use_cache", "vocab_size",
 )  # fmt: skip
+GEMMA3 = "gemma3_text"  # the kind that has two rotary settings in transformers 4 too
 STRETCHED = ("llama3", "yarn", "longrope")  # kinds of rotary settings for longer texts than it was first trained on
 
 
@@ -111,3 +112,31 @@ def rope_spellings(config: Config) -> dict[str, Any]:
         **partial,
         **trained,
     }
+
+
+def any_rope(config: Config, kind: str) -> dict[str, Any]:
+    """Spell rotary settings of any kind of model as both transformers 4 and 5 do; nothing where there are none.
+
+    Args:
+        config: with the settings in either spelling.
+        kind: its model_type.
+    """
+    settings = config.get("rope_parameters")
+    if not settings and config.get("rope_theta") is None:
+        return {}
+    if not settings:  # transformers 4
+        settings = rope_spellings(config)["rope_parameters"]
+        if kind == GEMMA3:
+            local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
+            settings = {"full_attention": settings, "sliding_attention": local}
+    if any(isinstance(value, dict) for value in settings.values()):  # for each type of layer
+        if kind != GEMMA3:
+            return {"rope_parameters": settings}
+        main, local = settings["full_attention"], settings["sliding_attention"]
+        spelled = rope_spellings({**config, "rope_parameters": main})
+        return {**spelled, "rope_parameters": settings, "rope_local_base_freq": local["rope_theta"]}
+    spelled = {**rope_spellings({**config, "rope_parameters": settings}), "rope_parameters": settings}
+    if settings.get("rope_type") == "longrope":  # transformers 4 takes these three and no other
+        factors = {key: settings[key] for key in ("long_factor", "short_factor") if key in settings}
+        spelled["rope_scaling"] = {"type": "longrope", **factors}
+    return spelled

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from lazymoe.architectures.configs import any_rope
 from lazymoe.architectures.records import Config, Dense
 from lazymoe.architectures.values import LEADING, SIZES, TOKEN_IDS
 from lazymoe.architectures.watching import Seen, Unfit, linear_maps, shapes_of
@@ -28,6 +29,7 @@ def transformers_config(config: Config) -> Any:
         config: of a kind that transformers knows; keys that lead to code or other files are left out.
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
+    from transformers import __version__ as version
 
     kind = config["model_type"]
     if kind == "mistral" and config.get("layer_types"):
@@ -35,6 +37,8 @@ def transformers_config(config: Config) -> Any:
     made = CONFIG_MAPPING[kind]
     aside = {*LEADING, "windows", "given", "auto_map", *_fixed(made)}
     kept = {k: v for k, v in config.items() if k not in aside}
+    if version < "5" and kept.get("rope_parameters"):  # of which it would take no notice
+        kept |= any_rope(kept, kind)
     given = json.loads(json.dumps({**kept, "model_type": kind}))
     decode = getattr(PretrainedConfig, "_decode_special_floats", None)  # transformers 5 writes infinity its own way
     return made.from_dict(decode(given) if decode else given)

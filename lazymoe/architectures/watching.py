@@ -58,7 +58,7 @@ class Seen:
         from transformers import AutoModelForCausalLM
 
         config.use_cache = False
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True):
             self.model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
             ).eval()
@@ -67,21 +67,22 @@ class Seen:
                 raise Unfit("is a mixture of experts already")
             if any(getattr(module, "is_causal", True) is False for module in self.layers.modules()):
                 raise Unfit("has attention that looks both ways")
-            self.calls: list[list[Call]] = [[] for _ in self.layers]
-            self.states: list[tuple[Any, Any]] = []  # what each layer is given and gives
-            self.aside = False
-            for layer, calls in zip(self.layers, self.calls, strict=True):
-                layer.register_forward_pre_hook(self._take_away, with_kwargs=True)
-                layer.register_forward_hook(self._watch_layer, with_kwargs=True)
-                for path, module in layer.named_modules():
-                    if path:
-                        module.register_forward_hook(self._watch(path, calls), with_kwargs=True)
-            try:
+        self.calls: list[list[Call]] = [[] for _ in self.layers]
+        self.states: list[tuple[Any, Any]] = []  # what each layer is given and gives
+        self.aside = False
+        for layer, calls in zip(self.layers, self.calls, strict=True):
+            layer.register_forward_pre_hook(self._take_away, with_kwargs=True)
+            layer.register_forward_hook(self._watch_layer, with_kwargs=True)
+            for path, module in layer.named_modules():
+                if path:
+                    module.register_forward_hook(self._watch(path, calls), with_kwargs=True)
+        try:  # out of that mode, so that masks and positions are real: some classes decide by their values
+            with torch.no_grad():
                 self.model(input_ids=torch.zeros(1, TOKENS, dtype=torch.int64), use_cache=False)
-            except LookupError:
-                if self.aside:  # a sweep that was stopped couldn't go on
-                    raise Unfit("has layers that share keys and values") from None
-                raise
+        except LookupError:
+            if self.aside:  # a sweep that was stopped couldn't go on
+                raise Unfit("has layers that share keys and values") from None
+            raise
         self.before = f"{self.model.base_model_prefix}." if self.model.base_model is not self.model else ""
         self.gives = len(self.states[-1][1]) if self.states and isinstance(self.states[-1][1], tuple) else 0
 
@@ -215,6 +216,16 @@ class Seen:
             if other is module:
                 return f"{name}.weight"
         raise Unfit("has no embeddings, or no output head, of its own")
+
+
+def decoder_of(model: Any) -> Any:
+    """Find what comes before a model's head; transformers 4 has a few classes that don't name it.
+
+    Args:
+        model: transformers' model.
+    """
+    base = model.base_model
+    return base if base is not model else model.get_submodule(layers_of(model)[0].partition(".")[0])
 
 
 def layers_of(model: Any) -> tuple[str, Any]:

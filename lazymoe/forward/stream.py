@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_utils
 from transformers import __version__ as transformers_version
 
 from lazymoe.architectures.learned import transformers_config
 from lazymoe.architectures.records import Dense
-from lazymoe.architectures.watching import layers_of
+from lazymoe.architectures.watching import decoder_of, layers_of
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
@@ -79,6 +79,7 @@ class Stream:
         self.source, self.device, self.next = source, device, 0
         self._model = _skeleton(source)
         _, self._layers = layers_of(self._model)
+        self._decoder = decoder_of(self._model)
         self._ids = [batch.to(device) for batch in batches]
         self._made: Any = None  # what the decoder gave last
         waiting: dict[str, RemovableHandle] = {}  # modules outside the layers whose weights aren't read yet
@@ -151,7 +152,7 @@ class Stream:
                     stack.enter_context(instead(module, functools.partial(_nothing, module.embedding_dim)))
                 for layer in self._layers:
                     stack.enter_context(instead(layer, lambda *_, given=given, **__: given))
-                self._made = self._model.base_model(input_ids=ids, use_cache=False)
+                self._made = self._decoder(input_ids=ids, use_cache=False)
             yield self._made[0]
 
     @torch.no_grad()
@@ -165,7 +166,7 @@ class Stream:
             The logits ``[n, V]``.
         """
         self._made.last_hidden_state = x[None]
-        with instead(self._model.base_model, lambda *_, **__: self._made):
+        with instead(self._decoder, lambda *_, **__: self._made):
             found: Tensor = self._model(input_ids=self._ids[0], use_cache=False).logits
         return found[0]
 
@@ -216,7 +217,7 @@ class Stream:
                 stack.enter_context(instead(module, _rows_of(self.source, name, module, known, self._ids)))
             for ids in self._ids:
                 with suppress(Enough):
-                    self._model.base_model(input_ids=ids, use_cache=False)
+                    self._decoder(input_ids=ids, use_cache=False)
         for module in self._tables():
             module.to("meta")  # lets the embeddings go
         return calls
@@ -336,9 +337,11 @@ def unweighted() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
+    uninitialized = getattr(modeling_utils, "no_init_weights", nullcontext)  # transformers 4 would set some to values
     nn.Module.register_parameter = nowhere  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with uninitialized():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 

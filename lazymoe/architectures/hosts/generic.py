@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lazymoe.architectures.configs import auto_map, rope_spellings
+from lazymoe.architectures.configs import any_rope, auto_map
 from lazymoe.architectures.learned import general_keys, transformers_config
 from lazymoe.architectures.records import Config, Dense, Host, MoE
 
 CODE = "modeling_generic_moe.py"
-GEMMA3 = "gemma3_text"  # the kind that has two rotary settings in transformers 4 too
 
 
 def _doubt(moe: MoE) -> str:
@@ -69,7 +68,7 @@ def _config(moe: MoE, dense: Dense) -> dict[str, Any]:
         for key, value in (made.to_dict() | {k: v for k, v in given.items() if v is not None}).items()
         if key not in general and not key.startswith("_")
     }
-    rope = _rope(written, made.model_type)
+    rope = any_rope({**written, "rope_scaling": getattr(made, "rope_scaling", None)}, made.model_type)
     return {
         **written,
         **{key: value for key, value in rope.items() if key != "rope_scaling"},
@@ -89,21 +88,3 @@ def _config(moe: MoE, dense: Dense) -> dict[str, Any]:
             "rope_scaling": rope.get("rope_scaling"),
         },
     }
-
-
-def _rope(written: Config, kind: str) -> dict[str, Any]:
-    """Spell rotary settings as both transformers 4 and 5 do; nothing where there are none."""
-    settings = written.get("rope_parameters")
-    if not settings:
-        return {}
-    if any(isinstance(value, dict) for value in settings.values()):  # for each type of layer
-        if kind != GEMMA3:
-            return {"rope_parameters": settings}
-        main, local = settings["full_attention"], settings["sliding_attention"]
-        spelled = rope_spellings({**written, "rope_parameters": main})
-        return {**spelled, "rope_parameters": settings, "rope_local_base_freq": local["rope_theta"]}
-    spelled = {**rope_spellings(written), "rope_parameters": settings}
-    if settings.get("rope_type") == "longrope":  # transformers 4 takes these three and no other
-        factors = {key: settings[key] for key in ("long_factor", "short_factor") if key in settings}
-        spelled["rope_scaling"] = {"type": "longrope", **factors}
-    return spelled
