@@ -112,3 +112,13 @@ def qwen3_5(config: dict[str, Any]) -> None:
     config["layer_types"] = config.get("layer_types") or [
         "full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(config["num_hidden_layers"])
     ]
+
+
+def granite4(config: dict[str, Any]) -> None:
+    """Take the width of its feed-forward networks from where it stands, and spell kinds of layers as both transformers
+    read them."""
+    own = {"linear_attention": "mamba", "full_attention": "attention"}
+    kinds = config.get("layer_types") or ["mamba"] * config["num_hidden_layers"]
+    config["layer_types"] = [own.get(kind, kind) for kind in kinds]
+    if not config["num_local_experts"]:
+        config["intermediate_size"] = config["shared_intermediate_size"]

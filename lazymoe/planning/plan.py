@@ -353,8 +353,9 @@ def make_plan(
                 yield Output(prefix + name, dtype, (routed, *stacked(words)), parts)
 
         if together:
-            for name, role in host.shared.items():
-                yield Output(prefix + name, dtype, roles[role].shape, (taken(routed, prefix, role),))
+            for name, words in host.shared.items():
+                parts = tuple(taken(routed, prefix, role) for role in words.split())
+                yield Output(prefix + name, dtype, stacked(words), parts)
             if host.shared_gate:
                 yield computed(host.shared_gate, 1)
 
