@@ -70,6 +70,7 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
             "mamba_chunk_size": 8,
         },
     ),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
     "ernie4_5": ("Ernie4_5", {"head_dim": 8}),
     "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
     "cohere": ("Cohere", {"logit_scale": 1.5}),
