@@ -54,6 +54,23 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
         "Granite",
         {"attention_multiplier": 0.3, "embedding_multiplier": 2.0, "logits_scaling": 0.5, "residual_multiplier": 0.7},
     ),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        {
+            "num_local_experts": 0,
+            "layer_types": ["mamba", "attention"],
+            "attention_multiplier": 0.3,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 0.5,
+            "residual_multiplier": 0.7,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 8,
+            "mamba_d_head": "auto",
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 8,
+        },
+    ),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
     "ernie4_5": ("Ernie4_5", {"head_dim": 8}),
     "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
     "cohere": ("Cohere", {"logit_scale": 1.5}),
@@ -87,7 +104,10 @@ def make_model(
 ) -> Path:  # fmt: skip
     """A random small model, its weights of this standard deviation: ``folder / name``."""
     name_of, needed = KINDS[kind]
-    given = getattr(transformers, f"{name_of}Config")(**copy.deepcopy({**SHAPE, **needed, **config}))
+    fields = copy.deepcopy({**SHAPE, **needed, **config})
+    if kind == "granitemoehybrid":  # where its width stands
+        fields["shared_intermediate_size"] = fields["intermediate_size"]
+    given = getattr(transformers, f"{name_of}Config")(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(given)

@@ -250,3 +250,24 @@ HUNYUAN = Dense(
     ffn=FFN,
     defaults={**DEFAULTS, "pad_token_id": 0, "rms_norm_eps": 1e-5},
 )
+SMOLLM3 = Dense(
+    "smollm3",
+    outer=OUTER,
+    layer=LAYER,
+    ffn=FFN,
+    defaults={
+        **DEFAULTS,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+        "max_position_embeddings": 32768,
+        "no_rope_layer_interval": 4,
+        "num_key_value_heads": 4,
+        "pad_token_id": 128004,
+        "rope_theta": 2000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    },
+    settle=settling.smollm3,
+    windows=settling.typed_windows,
+)

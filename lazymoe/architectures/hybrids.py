@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lazymoe.architectures import settling
-from lazymoe.architectures.dense import DEFAULTS, FFN, LAYER, OUTER, without
+from lazymoe.architectures.dense import DEFAULTS, FFN, GRANITE, LAYER, OUTER, without
 from lazymoe.architectures.records import Dense
 
 _KEYS = "linear_num_key_heads*linear_key_head_dim"  # widths of Qwen 3.5's linear attention
 _VALUES = "linear_num_value_heads*linear_value_head_dim"
+_INNER, _STATES = "mamba_expand*hidden", "mamba_n_groups*mamba_d_state"  # and of Granite 4's Mamba
 
 LFM2 = Dense(
     "lfm2",
@@ -143,4 +144,43 @@ QWEN3_5 = Dense(
         "partial_rotary_factor": 0.25,
     },
     settle=settling.qwen3_5,
+)
+GRANITE4 = Dense(
+    "granitemoehybrid",
+    outer=OUTER,
+    layer={name: words for name, words in LAYER.items() if "self_attn" not in name},
+    kinds={
+        "mamba": {
+            "mamba.A_log": "mamba_n_heads",
+            "mamba.D": "mamba_n_heads",
+            "mamba.dt_bias": "mamba_n_heads",
+            "mamba.conv1d.weight": f"{_INNER}+2*{_STATES} one mamba_d_conv",
+            "mamba.conv1d.bias": f"mamba_conv_bias*{_INNER}+2*mamba_conv_bias*{_STATES}",
+            "mamba.in_proj.weight": f"2*{_INNER}+2*{_STATES}+mamba_n_heads hidden",
+            "mamba.norm.weight": _INNER,
+            "mamba.out_proj.weight": f"hidden {_INNER}",
+        },
+        "attention": {name: words for name, words in LAYER.items() if "self_attn" in name},
+    },
+    ffn={
+        "gate": ("shared_mlp.gate_proj.weight", "ffn hidden"),
+        "up": ("shared_mlp.up_proj.weight", "ffn hidden"),
+        "down": ("shared_mlp.output_linear.weight", "hidden ffn"),
+    },
+    stacked={f"shared_mlp.{part}_proj.weight": "shared_mlp.input_linear.weight" for part in ("gate", "up")},
+    defaults={
+        **GRANITE.defaults,
+        "mamba_chunk_size": 256,
+        "mamba_conv_bias": True,
+        "mamba_d_conv": 4,
+        "mamba_d_state": 256,
+        "mamba_expand": 2,
+        "mamba_n_groups": 1,
+        "mamba_n_heads": 128,
+        "mamba_proj_bias": False,
+        "num_local_experts": 8,
+        "position_embedding_type": None,
+        "shared_intermediate_size": 1024,
+    },
+    settle=settling.granite4,
 )

@@ -313,8 +313,8 @@ class Host:
             value. Those of a shared expert are left out where a recipe has one.
         copies: tensors of a layer that are one of the dense model's under another name: name to that one's, and what it
             is multiplied by.
-        shared: tensors of a layer's shared expert, name to role; empty if it can't have one. With ``{shared}`` in their
-            names there can be several.
+        shared: tensors of a layer's shared expert, name to the roles that lie in it; empty if it can't have one. With
+            ``{shared}`` in their names there can be several.
         shared_gate: name of the weight [1, hidden] that tells how much of the shared expert a token gets.
         scores: what makes the chosen experts' weights of the router's logits, before they are scaled to sum 1.
         unfit: why a dense model of a family that it takes doesn't fit after all; None if it does.

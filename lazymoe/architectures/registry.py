@@ -15,7 +15,7 @@ from lazymoe.architectures.hosts.ernie import ERNIE4_5_MOE
 from lazymoe.architectures.hosts.gemma import GEMMA4_MOE
 from lazymoe.architectures.hosts.generic import GENERIC, host_for, host_in
 from lazymoe.architectures.hosts.glm import GLM4_MOE
-from lazymoe.architectures.hosts.granite import GRANITE_MOE
+from lazymoe.architectures.hosts.granite import GRANITE_MOE, GRANITE_MOE_HYBRID, GRANITE_MOE_SWA
 from lazymoe.architectures.hosts.hunyuan import HUNYUAN_MOE
 from lazymoe.architectures.hosts.lfm2 import LFM2_MOE
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
@@ -29,7 +29,7 @@ from lazymoe.recipe.schema import Recipe
 
 HOSTS = (  # the first that takes a model is its own
     MIXTRAL, DEEPSEEK, QWEN2_MOE, QWEN3_MOE, QWEN3_5_MOE, PHIXTRAL, GRANITE_MOE, FLEX_OLMO, ERNIE4_5_MOE, COHERE2_MOE,
-    LFM2_MOE, GLM4_MOE, GEMMA4_MOE, HUNYUAN_MOE,
+    LFM2_MOE, GLM4_MOE, GEMMA4_MOE, HUNYUAN_MOE, GRANITE_MOE_HYBRID, GRANITE_MOE_SWA,
 )  # fmt: skip
 
 

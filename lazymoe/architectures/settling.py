@@ -112,3 +112,25 @@ def qwen3_5(config: dict[str, Any]) -> None:
     config["layer_types"] = config.get("layer_types") or [
         "full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(config["num_hidden_layers"])
     ]
+
+
+def granite4(config: dict[str, Any]) -> None:
+    """Take the width of its feed-forward networks from where it stands, and spell kinds of layers as both transformers
+    read them."""
+    own = {"linear_attention": "mamba", "full_attention": "attention"}
+    kinds = config.get("layer_types") or ["mamba"] * config["num_hidden_layers"]
+    config["layer_types"] = [own.get(kind, kind) for kind in kinds]
+    if not config["num_local_experts"]:
+        config["intermediate_size"] = config["shared_intermediate_size"]
+
+
+def smollm3(config: dict[str, Any]) -> None:
+    """Work out which layers turn nothing by positions, and which have a window: by default the same, if any has."""
+    layers, every = range(config["num_hidden_layers"]), int(config["no_rope_layer_interval"])
+    given = config.get("no_rope_layers")
+    turned = [int((i + 1) % every != 0) if given is None else int(bool(given[i])) for i in layers]
+    window = config["sliding_window"] if config["use_sliding_window"] else None
+    guessed = ["full_attention" if on or window is None else "sliding_attention" for on in turned]
+    config["no_rope_layers"], config["sliding_window"] = turned, window
+    config["layer_types"] = guessed if window is None else config.get("layer_types") or guessed
+    config["use_sliding_window"] = window is not None

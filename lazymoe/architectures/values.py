@@ -11,7 +11,7 @@ OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "sliding_window")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NULLABLE = (*OPTIONAL_SIZES, *TOKEN_IDS, "layer_types")  # where null means something else than the default
 MOST = {"num_hidden_layers": 10_000}  # far above any model there is; other sizes fit 31 bits
-LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention", "conv")
+LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention", "attention", "conv", "mamba")
 LEADING = (  # keys that no model here needs, that lead transformers to kernels, packages, other files
     "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
     "quantization_config", "transformers_weights",

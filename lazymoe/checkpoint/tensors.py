@@ -134,6 +134,36 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """Reads rows of another tensor: of every so many some, in their own order.
+
+    Attributes:
+        below: the tensor, of one dimension or two.
+        every: how many rows these are; they divide its rows.
+        rows: which of them.
+    """
+
+    below: TensorInfo
+    every: int
+    rows: Sequence[int]
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Read elements start to stop, flat: ``[stop - start]``."""
+        width = math.prod(self.below.shape[1:])
+        whole, taken = self.every * width, len(self.rows) * width  # elements, of all these rows and of those picked
+        first, last = start // taken, -(-stop // taken)
+        found = self.below.read(first * whole, last * whole).reshape(-1, self.every, width)[:, list(self.rows)]
+        return found.reshape(-1)[start - first * taken : stop - first * taken]
+
+    def span(self, start: int, stop: int) -> None:
+        """Give nothing: its rows lie apart."""
+
+    def stamp(self) -> tuple[object, ...]:
+        """Give what changes when the file does."""
+        return self.below.reader.stamp()
+
+
+@dataclass(frozen=True)
 class InMemory:
     """Reads a tensor that is in memory, flat; nobody may change what it gives."""
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from lazymoe.architectures.registry import dense_of
+from lazymoe.checkpoint.dialects import DIALECTS
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import error
 
 BEFORE = {"base_model", "model", "module", "pretrained_model", "_forward_module"}  # PEFT, Lightning, DDP, TRL, Fabric
 WITHIN = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # anywhere in a name
 UNMERGED = re.compile(r"(?:.+\.)?(?:base_layer|lora_(?:embedding_)?[AB]|modules_to_save|original_module)(?:\..+)?")
-OLD = {"phi-msft": "transformer.embd.wte.weight"}  # where old layouts have the embeddings
 
 
 def unwrapped(
@@ -37,8 +37,9 @@ def unwrapped(
     Raises:
         SourceError: if there is a prefix that nothing is known of, or an adapter that isn't merged.
     """
-    dense = dense_of(config)
-    embeddings = dense.embeddings if dense else OLD.get(str(config.get("model_type")))
+    dialect = DIALECTS.get(str(config.get("model_type")))
+    dense = None if dialect else dense_of(config)
+    embeddings = dialect.embeddings if dialect else dense.embeddings if dense else None
     if embeddings is None:
         return config, tensors
     if unmerged := sorted(name for name in tensors if UNMERGED.fullmatch(name)):

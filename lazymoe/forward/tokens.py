@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
-from lazymoe.errors import Problem, error
+from lazymoe.errors import Problem, error, failure
 from lazymoe.planning.memory import BATCH, ENOUGH, LENGTH, LIMIT, PASSES, reads_states
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
+from lazymoe.planning.vocabularies import coded
 from lazymoe.recipe.schema import SIDES, STREAMED
 
 WINDOW = 256  # tokens read at a time when a model is measured
@@ -47,6 +48,8 @@ def load_tokenizer(source: Source) -> Any:
         tokenizer("x")  # what its config says is looked at only now
         return tokenizer
     except Exception as e:
+        if problems := list(coded(source)):
+            raise failure(problems) from None
         if lacking := _lacking(source, str(e)):
             what = f"the tokenizer of {source.reference} can't be loaded without {' and '.join(lacking)}"
             raise error("source.tokenizer", "base_model", what, f"Run: pip install {' '.join(lacking)}") from None

@@ -7,15 +7,18 @@ import json
 import re
 from typing import Any
 
+from lazymoe.planning.vocabularies import brings_code
+
 EXTRA_4, EXTRA_5 = "additional_special_tokens", "extra_special_tokens"  # what both versions read, and what 5 writes
 BEGINNERS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 
 
-def _without_code(tokenizer_config: bytes, named: bool) -> bytes:
+def _without_code(tokenizer_config: bytes, whole: bool, named: bool) -> bytes:
     """Make a tokenizer_config.json lead to no code but transformers' own; give it as it is if it did so already.
 
     Args:
         tokenizer_config: the base model's.
+        whole: whether there is a tokenizer.json, which needs no class of its own.
         named: whether it must name its class, since config.json leads to code of a model, which transformers would
             otherwise ask for the class.
     """
@@ -25,8 +28,11 @@ def _without_code(tokenizer_config: bytes, named: bool) -> bytes:
         return tokenizer_config  # no program can read it
     if not isinstance(fields, dict) or not ("auto_map" in fields or (named and not fields.get("tokenizer_class"))):
         return tokenizer_config
+    general = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if whole and brings_code(fields):
+        fields |= general
     fields.pop("auto_map", None)
-    return _dump(({"tokenizer_class": "PreTrainedTokenizerFast"} if named else {}) | fields)
+    return _dump((general if named else {}) | fields)
 
 
 def _for_transformers_4(tokenizer_config: bytes, tokenizer: dict[str, Any]) -> bytes:
@@ -61,7 +67,7 @@ def carried(content: bytes, tokenizer: dict[str, Any], named: bool) -> bytes:
         named: whether it must name its class, since config.json leads to code of a model, which transformers would
             otherwise ask for the class.
     """
-    return _for_transformers_4(_without_code(content, named), tokenizer)
+    return _for_transformers_4(_without_code(content, bool(tokenizer), named), tokenizer)
 
 
 def _begins_otherwise(tokenizer_config: bytes, tokenizer: dict[str, Any]) -> bool:

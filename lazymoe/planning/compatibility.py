@@ -155,6 +155,7 @@ def differences(recipe: Recipe, sources: Sequence[Source], dense: Dense) -> Iter
         recipe, sources, dense: as in `misfits`; the models must fit together.
     """
     base = sources[0]
+    yield from vocabularies.coded(base)
     yield from vocabularies.beyond(base)
     seen = {base.folder}
     for (where, _), source in zip(recipe.models[1:], sources[1:], strict=True):

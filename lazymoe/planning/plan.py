@@ -353,9 +353,9 @@ def make_plan(
                 yield Output(prefix + name, dtype, (routed, *stacked(words)), parts)
 
         for number in range(together):
-            for name, role in host.shared.items():
-                part = taken(routed + number, prefix, role)
-                yield Output(prefix + name.format(shared=number), dtype, roles[role].shape, (part,))
+            for name, words in host.shared.items():
+                parts = tuple(taken(routed + number, prefix, role) for role in words.split())
+                yield Output(prefix + name.format(shared=number), dtype, stacked(words), parts)
         if together and host.shared_gate:
             yield computed(host.shared_gate, 1)
 

@@ -51,6 +51,30 @@ def _spoiled(base: Source, why: ValueError) -> Problem:
     return Problem("source.tokenizer", "base_model", what, "Download it again, or name another base model.")
 
 
+def brings_code(fields: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer's class is one that comes with the model.
+
+    Args:
+        fields: its tokenizer_config.json.
+    """
+    own = fields.get("auto_map")
+    named = own.get("AutoTokenizer") if isinstance(own, dict) else own
+    classes = [str(name).rpartition(".")[2] for name in (named if isinstance(named, list) else [named])]
+    return fields.get("tokenizer_class") in classes
+
+
+def coded(base: Source) -> Iterator[Problem]:
+    """Yield that a model's tokenizer can't be had without code that comes with the model.
+
+    Args:
+        base: the model; nothing of it is `spoiled`.
+    """
+    if brings_code(base.json("tokenizer_config.json")) and not base.files(("tokenizer.json",)):
+        what = f"the tokenizer of {base.reference} is code of its own, which isn't run, and it has no tokenizer.json"
+        remedy = "Name a base model that has one, such as a copy in Llama's format."
+        yield Problem("source.tokenizer", "base_model", what, remedy)
+
+
 def beyond(base: Source) -> Iterator[Problem]:
     """Yield that a model's tokenizer makes tokens for which its embeddings have no row.
 

@@ -170,7 +170,7 @@ def test_granite_4_dense_is_not_taken_for_a_mixture(tmp_path: Path) -> None:
     assert not check(recipe(base, base, base)).errors
     sparse = make_family(tmp_path, "Granite 4", name="sparse", num_local_experts=8)
     [problem] = check(recipe(sparse, sparse, sparse)).errors
-    assert problem.what.endswith("'granitemoehybrid': it is a mixture of experts already")
+    assert "this model is a mixture of experts already" in problem.what
 
 
 def test_the_streamed_pass_says_what_transformers_cannot_make(make: Make, demo_models: Path, tmp_path: Path) -> None:

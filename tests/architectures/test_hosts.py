@@ -73,7 +73,8 @@ def possible(family: str, kind: str, config: str) -> bool:
     if config == "part of a head turned":
         return kind in ("phi", "qwen3_5_text") or (family, kind) == ("glm4_moe", "phi3")
     if config == "head_dim of its own":
-        return kind not in ("phi", "phi3", "cohere", "cohere2", "lfm2") and family not in ("deepseek", "granitemoe")
+        never = ("deepseek", "granitemoe", "granitemoehybrid")
+        return kind not in ("phi", "phi3", "cohere", "cohere2", "lfm2") and family not in never
     if kind == "gemma4_text":  # it has rotary settings for each type of layer
         return config not in ROPES
     return config not in ROPES[1:] or kind not in ("phi3", "cohere2")

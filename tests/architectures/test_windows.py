@@ -58,6 +58,11 @@ SPELLINGS: dict[str, dict[str, tuple[dict[str, object], list[int | None]]]] = { 
         "by pattern": ({"sliding_window": W, "layer_types": None, "sliding_window_pattern": 2}, [W, None]),
         "as long as the context": ({"sliding_window": CONTEXT, "layer_types": MIXED}, [CONTEXT, None]),
     },
+    "smollm3": {
+        "switched off": ({"sliding_window": W, "use_sliding_window": False}, [None, None]),
+        "in layers that turn nothing": ({"sliding_window": W, "use_sliding_window": True}, [None, W]),
+        "by type": ({"sliding_window": W, "use_sliding_window": True, "layer_types": MIXED}, [W, None]),
+    },
     "gemma4_text": {"by type": ({"sliding_window": W, "layer_types": MIXED, "num_hidden_layers": 2}, [W, None])},
     "lfm2": {"convolutions": ({"layer_types": ["conv", "full_attention"]}, [None, None])},
 }
@@ -68,6 +73,7 @@ CAN = {
     "qwen2_moe": "any",
     "cohere2_moe": "any",
     "gemma4_text": "any",
+    "granitemoe_swa": "any",
 }  # else none
 ONLY_5 = ("qwen2_moe", "mixed")  # transformers 4 has one window for all layers there
 CASES = [

@@ -35,7 +35,12 @@ KINDS: dict[str, dict[str, object]] = {
     "Cohere": {},
     "SeedOss": {"head_dim": 4},
     "HunYuanDenseV1": {"head_dim": 4},
-}
+    "SmolLM3": {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 7},
+    "GraniteMoeHybrid": {
+        "num_local_experts": 0, "shared_intermediate_size": 24, "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8,
+    },
+}  # fmt: skip
 
 if __name__ == "__main__":
     assert transformers.__version__.startswith("4.57"), transformers.__version__

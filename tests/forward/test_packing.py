@@ -20,7 +20,7 @@ from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.packing import AT_ONCE, load_packed, pack
 
 ROUTERS = ("gate", "wg", "router", "conv", "conv1d")  # and the kernels of convolutions
-SPARED = ("norm", "bias", "router.", "gate.weight", "A_log")
+SPARED = ("norm", "bias", "router.", "gate.weight", "A_log", "mamba.D", "sinks")
 WIDE = {"hidden_size": 128, "intermediate_size": 256}  # so that nearly all of it is in the layers
 # LFM2 makes two thirds of it. Weights larger than these leave nothing of the embeddings in the last states: these are
 # products then of what all the matrices say, and in LFM2's convolutions of three of them, each a tenth off in 4 bit.
