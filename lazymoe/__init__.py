@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
-    "Check", "ClusterError", "Demo", "Evaluation", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem",
-    "Published", "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check",
-    "check_gguf", "demo", "evaluate", "load", "merge", "merge_gguf_to_hub", "merge_on_jobs", "merge_to_gguf",
-    "merge_to_hub", "publish", "report", "report_gguf", "to_gguf",
+    "Check", "ClusterError", "Demo", "Evaluation", "Expert", "Exported", "HubError", "LazyMoEError", "Merged",
+    "OutputError", "Problem", "Published", "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts",
+    "__version__", "card", "check", "check_gguf", "demo", "evaluate", "load", "merge", "merge_gguf_to_hub",
+    "merge_on_jobs", "merge_to_gguf", "merge_to_hub", "publish", "report", "report_gguf", "to_gguf",
 ]  # fmt: skip
 
 # where each name lives; loaded when it is first asked for, since torch alone takes seconds

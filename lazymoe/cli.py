@@ -175,7 +175,9 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     )
     sub.add_argument("--to", metavar="USER/NAME", help="put it on the Hub; nothing stays in FOLDER, default NAME")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
-    about = "on the machines of a Ray cluster; or, with --to, on one rented from Hugging Face, at a price you are asked about"
+    about = (
+        "on a Ray cluster's machines; or, with --to, on one rented from Hugging Face, at a price you are asked about"
+    )
     sub.add_argument("--on", type=_machine, metavar="ray[:ADDRESS]|hf-jobs[:FLAVOR]", help=about)
     sub.add_argument("--yes", action="store_true", help="agree to the price of --on hf-jobs")
     sub.add_argument("--stop", action="store_true", help="stop what --on hf-jobs has started")

@@ -80,8 +80,8 @@ class Model:
         self._source = source = _open(wanted)
         self._written = wanted.written
         if source.origin and source.origin.ranges:
-            ahead = Ahead([source.origin.ranges], None, _room(source), 0, self._tell, wanted.kept)
-            ahead.__enter__()  # until the process ends
+            total = sum(tensor.nbytes for tensor in source.tensors.values())
+            Ahead([source.origin.ranges], None, _room(source), total, self._tell, wanted.kept).__enter__()
         return versions()
 
     def _tell(self, stage: str, done: int, total: int) -> None:

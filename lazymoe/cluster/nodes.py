@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import (
+    ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -39,8 +42,12 @@ from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
 from lazymoe.recipe.reference import Reference
 
-LOST = (NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError)
+# what is raised of a machine that died, or isn't known to have died yet
+LOST = (
+    ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError,
+)  # fmt: skip
 TRIES = 4  # how often a model is begun anew before anything comes of it
+PATIENCE = 10.0  # seconds to wait for a cluster's first answer
 TICK = 0.2  # seconds between two looks at whether something has arrived
 
 
@@ -58,8 +65,11 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     try:
+        if address and "://" not in address:  # Ray itself tries again for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), PATIENCE).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         said = printable(str(e).partition("\n")[0]).rstrip(".:")
         what = f"no cluster of Ray can be reached {f'at {address}' if address else 'from this machine'} ({said})"
         remedy = (
@@ -118,6 +128,7 @@ class Cluster:
             if isinstance(part, Piece):
                 self._seats[part.source].written.add(part.tensor.name)
         self._each_once = list(seats.values())
+        self._died = Counter[str]()  # actors, by the machine
 
     def __enter__(self) -> Cluster:
         by_bytes()
@@ -218,11 +229,12 @@ class Cluster:
             raise
 
     def _start(self, seat: _Seat) -> None:
-        """Begin an actor, on the machine that has the fewest; on this one last."""
+        """Begin an actor, on the machine where the fewest have died, and that has the fewest; on this one last."""
         seat.node, here = "", ray.get_runtime_context().get_node_id()
+        taken = Counter(seat.node for seat in self._each_once)
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        seat.node = min(nodes, key=lambda node: (sum(s.node == node for s in self._each_once), node == here))
-        where = NodeAffinitySchedulingStrategy(seat.node, soft=True)
+        seat.node = min(nodes, key=lambda node: (self._died[node], taken[node], node == here))
+        where = NodeAffinitySchedulingStrategy(seat.node, soft=False)
         source, found = seat.source, find_token()
         wanted = Wanted(
             source.pinned, seat.where, source.fingerprint, self._allow_pickle, frozenset(seat.written), self._kept
@@ -256,6 +268,7 @@ class Cluster:
         if seat.actor is not actor:
             return
         seat.failed += 1
+        self._died[seat.node] += 1
         if "No module named 'lazymoe" in str(e):
             raise error(
                 "cluster.versions", "--on", "a machine lacks LazyMoE", "Install the same version on all of them."
