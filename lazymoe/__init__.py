@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lazymoe.cards.card import card
     from lazymoe.checking_gguf import check_gguf
     from lazymoe.demonstration.story import Demo, demo
-    from lazymoe.errors import HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
+    from lazymoe.errors import ClusterError, HubError, LazyMoEError, OutputError, Problem, RecipeError, SourceError
     from lazymoe.evaluating.evaluate import evaluate
     from lazymoe.evaluating.evaluation import Evaluation
     from lazymoe.exporting import Exported, to_gguf
@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from lazymoe.to_hub import merge_to_hub
 
 __all__ = [
-    "Check", "Demo", "Evaluation", "Expert", "Exported", "HubError", "LazyMoEError", "Merged", "OutputError", "Problem",
-    "Published", "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts", "__version__", "card", "check",
-    "check_gguf", "demo", "evaluate", "evaluate_on_jobs", "load", "merge", "merge_gguf_on_jobs", "merge_gguf_to_hub",
+    "Check", "ClusterError", "Demo", "Evaluation", "Expert", "Exported", "HubError", "LazyMoEError", "Merged",
+    "OutputError", "Problem", "Published", "Quality", "Recipe", "RecipeError", "Report", "SourceError", "Texts",
+    "__version__", "card", "check", "check_gguf", "demo", "evaluate", "evaluate_on_jobs", "load", "merge",
+    "merge_gguf_on_jobs", "merge_gguf_to_hub",
     "merge_on_jobs", "merge_to_gguf", "merge_to_hub", "publish", "report", "report_gguf", "to_gguf",
 ]  # fmt: skip
 
@@ -54,7 +55,15 @@ _HOMES = {
     "lazymoe.cards.card": ("card",),
     "lazymoe.checking_gguf": ("check_gguf",),
     "lazymoe.demonstration.story": ("Demo", "demo"),
-    "lazymoe.errors": ("HubError", "LazyMoEError", "OutputError", "Problem", "RecipeError", "SourceError"),
+    "lazymoe.errors": (
+        "ClusterError",
+        "HubError",
+        "LazyMoEError",
+        "OutputError",
+        "Problem",
+        "RecipeError",
+        "SourceError",
+    ),
     "lazymoe.evaluating.evaluate": ("evaluate",),
     "lazymoe.evaluating.evaluation": ("Evaluation",),
     "lazymoe.exporting": ("Exported", "to_gguf"),

@@ -24,6 +24,11 @@ from lazymoe.told import Options, Told, exit_code
 from lazymoe.units import bytes_of
 from lazymoe.version import __version__
 
+PLACES = {  # of --on: what may be said of each, and how that looks
+    "hf-jobs": ("FLAVOR", "cpu-upgrade"),
+    "ray": ("ADDRESS", "10.0.0.1:6379"),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -157,15 +162,17 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
         sub.add_argument("--license", metavar="NAME", help="of the mixture (default: its sources' strictest)")
         sub.add_argument("--template", type=Path, metavar="FILE", help="a Jinja template to use instead of LazyMoE's")
 
-    def place(sub: argparse.ArgumentParser, there: Callable[[Options], Told], about: str) -> None:
-        sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]", help=about)
+    def place(sub: argparse.ArgumentParser, there: Callable[[Options], Told], about: str, *here: str) -> None:
+        known = ("hf-jobs", *here)
+        metavar = "|".join(f"{name}[:{PLACES[name][0]}]" for name in known)
+        sub.add_argument("--on", type=partial(_machine, known), metavar=metavar, help=about)
         sub.set_defaults(run=partial(_placed, sub.get_default("run"), there), yes=False, stop=False)
 
-    def rented(sub: argparse.ArgumentParser, there: Callable[[Options], Told], where: str = "") -> None:
+    def rented(sub: argparse.ArgumentParser, there: Callable[[Options], Told], where: str = "", *here: str) -> None:
         about = "on a machine rented from Hugging Face, at a price you are asked about (default: the cheapest)"
-        place(sub, there, f"{where}{about}")
-        sub.add_argument("--yes", action="store_true", help="agree to the price of --on")
-        sub.add_argument("--stop", action="store_true", help="stop what --on has started")
+        place(sub, there, f"{where}{about}", *here)
+        sub.add_argument("--yes", action="store_true", help="agree to the price of --on hf-jobs")
+        sub.add_argument("--stop", action="store_true", help="stop what --on hf-jobs has started")
 
     about = "tell whether a recipe can work and what it takes, before anything large is downloaded"
     sub = command("check", commands.check, about, "lazymoe check recipe.yaml", "nothing was written")
@@ -189,7 +196,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     )
     sub.add_argument("--to", metavar="USER/NAME", help="put it on the Hub; nothing stays in FOLDER, default NAME")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
-    rented(sub, elsewhere.merge, "with --to: ")
+    rented(sub, elsewhere.merge, "on a Ray cluster's machines; or with --to ", "ray")
     about = "make GGUF files of these types instead, as 'lazymoe gguf' does of a recipe"
     sub.add_argument("--gguf", metavar="TYPE[,TYPE...]", help=about)
     made_by(sub)
@@ -274,11 +281,12 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
 
 
 def _placed(here: Callable[[Options], Told], there: Callable[[Options], Told], options: Options) -> Told:
-    """Run a command here, or with --on there."""
-    if options.on is not None:
+    """Run a command here, or on a rented machine there."""
+    if options.on and options.on.startswith("hf-jobs"):
         return there(options)
     if options.yes or options.stop:
-        raise error("input.usage", "--yes" if options.yes else "--stop", "there is no --on", "Add --on hf-jobs.")
+        what = "there is no --on hf-jobs"
+        raise error("input.usage", "--yes" if options.yes else "--stop", what, "Add that, or leave it out.")
     return here(options)
 
 
@@ -289,8 +297,9 @@ def _size(text: str) -> int:
     return size
 
 
-def _machine(text: str) -> str:
-    place, colon, flavor = text.partition(":")
-    if place != "hf-jobs" or bool(colon) != bool(flavor):
-        raise argparse.ArgumentTypeError(f"'{text}' isn't hf-jobs, or hf-jobs:FLAVOR such as hf-jobs:cpu-upgrade")
-    return flavor
+def _machine(known: Sequence[str], text: str) -> str:
+    place, colon, detail = text.partition(":")
+    if place not in known or bool(colon) != bool(detail):
+        forms = (f"{name}, or {name}:{PLACES[name][0]} such as {name}:{PLACES[name][1]}" for name in known)
+        raise argparse.ArgumentTypeError(f"'{text}' isn't {', '.join(forms)}")
+    return text

@@ -37,7 +37,8 @@ def check(options: Options) -> Told:
 
 
 def merge(options: Options) -> Told:
-    """Make a mixture: in a folder, on the Hub, as GGUF, or on a rented machine."""
+    """Make a mixture: in a folder, on the Hub, as GGUF, on a cluster, or on a rented machine."""
+    from lazymoe.making import source_on
     from lazymoe.merging import carry_out
     from lazymoe.planning.checking import judge
     from lazymoe.planning.plan import SHARD_SIZE
@@ -46,23 +47,25 @@ def merge(options: Options) -> Told:
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
+    if options.gguf and options.on:
+        raise error("input.usage", "--gguf", "GGUF isn't made on a cluster", "Leave --on out: it is made here.")
     if options.gguf:
         return _merge_to_gguf(options, options.recipe, options.gguf, folder)
     prepared = prepare(
         options.recipe, shard_size=options.shard_size or SHARD_SIZE, allow_pickle=options.allow_pickle,
-        source=options.source,
+        source=source_on(options.on, options.source),
     )  # fmt: skip
     found = judge(prepared, folder, to_hub=bool(options.to))
     if found.errors:
         raise failure(found.errors)
     warn(options, found.warnings)
-    if found.way and found.way.remote:
+    if found.way and found.way.remote and not options.on:
         why = "" if options.source == "remote" else "Models stay on the Hub, as the disk has no room for them. "
         note(options, f"{why}{found.way}")
     if options.to:
         return _merge_to_hub(options, prepared, folder)
     with bars(options.quiet) as progress:
-        merged = carry_out(prepared, folder, seed=options.seed, device=options.device, progress=progress)
+        merged = carry_out(prepared, folder, seed=options.seed, device=options.device, on=options.on, progress=progress)
     warn(options, (p for p in merged.warnings if p not in found.warnings))
     trust = [", trust_remote_code=True", ", trust_remote_code=False"] if merged.plan.host.code else ["", ""]
     use = f"""
@@ -81,7 +84,7 @@ def _merge_to_hub(options: Options, prepared: Prepared, folder: Path) -> Told:
     with bars(options.quiet) as progress:
         done = carry_to_hub(
             prepared, options.to, folder, private=options.private, seed=options.seed, device=options.device,
-            progress=progress,
+            on=options.on, progress=progress,
         )  # fmt: skip
     return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
 

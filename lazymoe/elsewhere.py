@@ -30,7 +30,7 @@ def check(options: Options) -> Told:
     repo, size = f"you/{Path(options.recipe).stem}", options.shard_size or SHARD_SIZE
     prepared = _prepared(options, options.recipe, shard_size=size)
     order = gguf(prepared, options.gguf, repo, imatrix=options.imatrix) if options.gguf else merging(prepared, repo)
-    offer = offer_for(order, options.on or None)
+    offer = offer_for(order, _flavor(options))
     return Told(str(offer), offer.flavor.name, {"ok": True, **offer.to_dict()})
 
 
@@ -127,7 +127,7 @@ def _rent(options: Options, order: Order) -> Told:
 
     with bars(options.quiet) as progress:
         agree = partial(_agree, options)
-        done = rent(order, options.on or None, agree=agree, started=started, say=say, progress=progress)
+        done = rent(order, _flavor(options), agree=agree, started=started, say=say, progress=progress)
     return Told(f"{done.url} holds it.", done.url, {"ok": True, **done.to_dict()})
 
 
@@ -148,3 +148,8 @@ def _agree(options: Options, offer: Offer) -> bool:
             return False
     options.stopped = f"stopped; if the job has been started already, it goes on; {AGAIN}"
     return True
+
+
+def _flavor(options: Options) -> str | None:
+    """Give the machine that was asked for; None for the cheapest that is large enough."""
+    return options.on.partition(":")[2] or None

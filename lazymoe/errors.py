@@ -6,6 +6,7 @@ The exceptions, by the first word of their problems' codes::
     ├── RecipeError      "recipe.*": a recipe, or the prompts that it names
     ├── SourceError      "source.*": a model that goes into a mixture
     ├── HubError         "hub.*": the Hugging Face Hub, an account there, the network
+    ├── ClusterError     "cluster.*": a cluster of Ray
     └── OutputError      "output.*": the folder of a mixture
 """
 
@@ -16,7 +17,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-FAILED = {"hub.unreachable", "hub.busy", "hub.failed", "output.full", "output.failed"}  # right, and still it failed
+FAILED = {
+    "hub.unreachable",
+    "hub.busy",
+    "hub.failed",
+    "cluster.unreachable",
+    "cluster.lost",
+    "output.full",
+    "output.failed",
+}  # right, and still it failed
 
 
 LONGEST = 800  # letters of a part of a message
@@ -91,11 +100,15 @@ class HubError(LazyMoEError):
     """The Hub can't be reached, or refuses."""
 
 
+class ClusterError(LazyMoEError):
+    """A cluster can't be reached, or its machines fail."""
+
+
 class OutputError(LazyMoEError):
     """A mixture's folder can't be written, or isn't what it should be."""
 
 
-_KINDS = {"recipe": RecipeError, "source": SourceError, "hub": HubError, "output": OutputError}
+_KINDS = {"recipe": RecipeError, "source": SourceError, "hub": HubError, "cluster": ClusterError, "output": OutputError}
 
 
 def failure(problems: Sequence[Problem]) -> LazyMoEError:

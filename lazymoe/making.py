@@ -6,23 +6,27 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.computing import ROUTING
 from lazymoe.data import folder as data
-from lazymoe.errors import HubError, LazyMoEError, Problem
+from lazymoe.errors import ClusterError, HubError, LazyMoEError, Problem, error
 from lazymoe.files import readable, unwritten
 from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG, Record, SourceRecord
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.plan import Plan
-from lazymoe.planning.prepared import Prepared, at_commits
+from lazymoe.planning.prepared import Prepared, Where, at_commits
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.report import Report
 from lazymoe.version import __version__
+
+if TYPE_CHECKING:
+    from lazymoe.computing.places import Places
 
 REMOTE = "remote"  # a folder among what is half-made: what was just read of models that stay on the Hub
 
@@ -50,7 +54,8 @@ def doubtful(prepared: Prepared, plan: Plan) -> list[Problem]:
     return []
 
 
-def reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) -> AbstractContextManager[object]:
+@contextmanager
+def reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) -> Iterator[None]:
     """Read models on the Hub ahead while they are needed, if they stay there.
 
     Args:
@@ -60,13 +65,69 @@ def reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) -
         progress: as in `lazymoe.merge`.
     """
     if remote is None:
-        return nullcontext()
+        yield
+        return
     from lazymoe.hub.ahead import Ahead
 
     models = [source.origin.ranges for source in plan.sources if source.origin and source.origin.ranges]
     place = work / REMOTE if remote.disk else None
     room = remote.disk - remote.held or remote.memory
-    return Ahead(models, place, room, remote.nbytes, progress, remote.kept)
+    with Ahead(models, place, room, remote.nbytes, progress, remote.kept):
+        yield
+
+
+def source_on(on: str | None, source: Where) -> Where:
+    """Choose where the weights of models on the Hub are read: on a cluster by its machines.
+
+    Args:
+        on: as `lazymoe.merge` has it.
+        source: what is asked for.
+
+    Raises:
+        LazyMoEError: if that isn't possible there, or there is no such place.
+    """
+    if on is None:
+        return source
+    if on.partition(":")[0] != "ray":
+        raise error(
+            "input.usage", "on", f"'{on}' isn't a cluster", "Say ray, or ray:ADDRESS such as ray:10.0.0.1:6379."
+        )
+    if source == "local":
+        what = "a cluster's machines read models where they are, and none of them is downloaded"
+        raise error("input.usage", "source", what, "Leave it out.")
+    return "remote"
+
+
+def connected(on: str | None) -> AbstractContextManager[None]:
+    """Be part of a cluster, if one is asked for.
+
+    Args:
+        on: as `lazymoe.merge` has it.
+
+    Raises:
+        ClusterError: if Ray isn't installed, or there is no such cluster.
+    """
+    if on is None:
+        return nullcontext()
+    if find_spec("ray") is None:
+        raise error("cluster.ray", "--on", "a cluster takes the package ray", "Run: pip install 'lazymoe[ray]'")
+    from lazymoe.cluster.nodes import connected
+
+    return connected(on.partition(":")[2])
+
+
+def on_cluster(
+    prepared: Prepared, plan: Plan, remote: Remote | None, progress: Progress
+) -> AbstractContextManager[Places]:
+    """Have the machines of a cluster read the models, and do their part of the work.
+
+    Args:
+        prepared, plan: what is made.
+        remote, progress: as in `reading`.
+    """
+    from lazymoe.cluster.nodes import Cluster
+
+    return Cluster(prepared, plan, remote, progress)
 
 
 @contextmanager
@@ -82,7 +143,7 @@ def undone(folder: Path, undo: Callable[[], None]) -> Iterator[None]:
     """
     try:
         yield
-    except HubError:
+    except (HubError, ClusterError):
         raise  # what was made is none the worse for it
     except LazyMoEError:
         undo()

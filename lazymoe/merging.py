@@ -11,13 +11,25 @@ import zlib
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lazymoe.computing.compute import compute, degenerate
-from lazymoe.errors import Problem, failure
+from lazymoe.errors import Problem, error, failure
 from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
-from lazymoe.making import doubtful, dump, fingerprint_of, reading, record_of, routing_of, small_files, undone
+from lazymoe.making import (
+    connected,
+    doubtful,
+    dump,
+    fingerprint_of,
+    on_cluster,
+    reading,
+    record_of,
+    routing_of,
+    small_files,
+    source_on,
+    undone,
+)
 from lazymoe.output.claims import check_sources, claim, clear, discard, is_done, locked, verify
 from lazymoe.output.folder import CONFIG, RECORD, WORK
 from lazymoe.output.shards import Taker, shards_of
@@ -28,6 +40,9 @@ from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.schema import Recipe
 from lazymoe.units import billions
+
+if TYPE_CHECKING:
+    from lazymoe.computing.places import Places
 
 OTHERS = "others"  # a folder among what is half-made: small files of a mixture whose weights don't stay
 
@@ -70,6 +85,7 @@ def merge(
     allow_pickle: bool = False,
     device: str | None = None,
     source: Where = "auto",
+    on: str | None = None,
     progress: Progress = silent,
 ) -> Merged:
     """Make the mixture of experts that a recipe describes.
@@ -85,6 +101,8 @@ def merge(
         source: where the weights of models on the Hub are read: ``local`` downloads them into the cache, ``remote``
             reads only what is needed, where it is, and keeps none of it, ``auto`` does that if the disk has no room for
             the downloads. Both give the same bytes, and one goes on where the other stopped.
+        on: the cluster whose machines read the models: ``ray`` for the one that this machine is part of, or
+            ``ray:ADDRESS``; none of it by default.
         progress: called with (stage, done, total); stages are ``download`` (bytes), ``route`` and ``sweep`` (layers)
             and ``write`` (bytes). What it raises stops the merge.
 
@@ -98,8 +116,9 @@ def merge(
     Example:
         >>> merge("recipe.yaml", "my-moe").plan.parameters  # doctest: +SKIP
     """
+    source = source_on(on, source)
     prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle, source=source)
-    return carry_out(prepared, absolute(folder), seed=seed, device=device, progress=progress)
+    return carry_out(prepared, absolute(folder), seed=seed, device=device, on=on, progress=progress)
 
 
 def carry_out(
@@ -108,6 +127,7 @@ def carry_out(
     *,
     seed: int = 0,
     device: str | None = None,
+    on: str | None = None,
     progress: Progress = silent,
     taker: Taker | None = None,
 ) -> Merged:
@@ -116,12 +136,15 @@ def carry_out(
     Args:
         prepared: the recipe.
         folder: as `merge` has it, absolute.
-        seed, device, progress: as in `merge`.
+        seed, device, on, progress: as in `merge`.
         taker: is given each file of weights when it is finished, and then the folder of the others: none of it stays.
 
     Raises:
         LazyMoEError: as `merge`; or of the taker's.
     """
+    if on and device not in (None, "cpu"):
+        raise error("input.usage", "device", "a cluster computes on processors", "Leave it out, or say 'cpu'.")
+    device = "cpu" if on else device
     if device:
         pick_device(device)  # before the downloads, if it isn't there
     found = judge(prepared, folder, to_hub=taker is not None)
@@ -133,12 +156,15 @@ def carry_out(
     if is_done(folder, fingerprint, plan):
         return Merged(folder, plan, found.warnings)
 
-    prepared.fetch(progress, remote=away is not None)
-    work = claim(folder, fingerprint, plan)
-    with locked(work), reading(plan, away, work, progress):
-        warnings = (*found.warnings, *_fill(prepared, plan, folder, fingerprint, seed, device, progress, taker))
-        if taker:
-            taker.finish(work / OTHERS)
+    with connected(on):
+        prepared.fetch(progress, remote=away is not None)
+        work = claim(folder, fingerprint, plan)
+        there = on_cluster(prepared, plan, away, progress) if on else reading(plan, away, work, progress)
+        with locked(work), there as places:
+            made = _fill(prepared, plan, folder, fingerprint, seed, device, progress, taker, places)
+            warnings = (*found.warnings, *made)
+            if taker:
+                taker.finish(work / OTHERS)
     clear(work)
     return Merged(folder, plan, warnings)
 
@@ -152,6 +178,7 @@ def _fill(
     device: str | None,
     progress: Progress,
     taker: Taker | None,
+    places: Places | None,
 ) -> list[Problem]:
     """Compute, write, verify and finish, in a folder that is claimed; give the warnings.
 
@@ -163,7 +190,7 @@ def _fill(
         doubts = doubtful(prepared, plan)
         shards = shards_of(plan, folder, work, seed, taker)
         with closing(Writer(shards, progress)) as writer:
-            compute(prepared, plan, writer, work, seed, device, progress)
+            compute(prepared, plan, writer, work, seed, device, progress, places=places)
             writer.finish()
         if taker is None:
             verify(plan, folder)

@@ -13,7 +13,7 @@ from typing import Any
 from lazymoe.cards.card import render
 from lazymoe.files import absolute, readable, write_whole
 from lazymoe.hub.uploading import Upload
-from lazymoe.making import fingerprint_of
+from lazymoe.making import fingerprint_of, source_on
 from lazymoe.merging import carry_out
 from lazymoe.output.claims import verify_shard
 from lazymoe.output.folder import CARD, RECORD, WORK, open_finished
@@ -42,6 +42,7 @@ def merge_to_hub(
     allow_pickle: bool = False,
     device: str | None = None,
     source: Where = "auto",
+    on: str | None = None,
     progress: Progress = silent,
 ) -> Published:
     """Make a mixture and put it on the Hub file by file, so that no disk needs to hold all of it.
@@ -50,7 +51,7 @@ def merge_to_hub(
     the end shows them all. If it breaks off, the same call goes on from the last file that was sent.
 
     Args:
-        recipe, seed, shard_size, allow_pickle, device, source: as in `lazymoe.merge`.
+        recipe, seed, shard_size, allow_pickle, device, source, on: as in `lazymoe.merge`.
         repo, private, license, template, token: as in `publish`. The right to write there is looked at first.
         folder: for what is half-made; by default one by the repository's name. Nothing of it stays.
         progress: as in `lazymoe.merge`; and ``upload`` (bytes of weights that were sent).
@@ -61,6 +62,7 @@ def merge_to_hub(
     Raises:
         LazyMoEError: as `lazymoe.merge` and `publish`.
     """
+    source = source_on(on, source)
     prepared = prepare(recipe, shard_size=shard_size, allow_pickle=allow_pickle, source=source)
     return carry_to_hub(
         prepared,
@@ -72,6 +74,7 @@ def merge_to_hub(
         token=token,
         seed=seed,
         device=device,
+        on=on,
         progress=progress,
     )
 
@@ -87,6 +90,7 @@ def carry_to_hub(
     token: str | None = None,
     seed: int = 0,
     device: str | None = None,
+    on: str | None = None,
     progress: Progress = silent,
 ) -> Published:
     """Put the mixture of a prepared recipe on the Hub file by file.
@@ -94,7 +98,7 @@ def carry_to_hub(
     Args:
         prepared: the recipe.
         folder: for what is half-made, absolute.
-        repo, private, license, template, token, seed, device, progress: as in `merge_to_hub`.
+        repo, private, license, template, token, seed, device, on, progress: as in `merge_to_hub`.
 
     Raises:
         LazyMoEError: as `merge_to_hub`.
@@ -104,7 +108,7 @@ def carry_to_hub(
     if upload.read(RECORD).get("fingerprint") == fingerprint:
         return Published(upload.url, 0)
     sender = _Sender(upload, repo, folder / WORK, card, prepared.sound_plan.nbytes, progress)
-    carry_out(prepared, folder, seed=seed, device=device, progress=progress, taker=sender)
+    carry_out(prepared, folder, seed=seed, device=device, on=on, progress=progress, taker=sender)
     if not sender.finished:  # the folder holds the whole of it, made before
         return publish(folder, repo, private=private, token=token, progress=progress, **card)
     if not any(folder.iterdir()):

@@ -128,8 +128,10 @@ class Hub:
         self.part_size = part_size  # an LFS upload larger than this comes in parts of it
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
-        self.rate, self.free = math.inf, 0.0  # bytes of answers a second, all together; when the next may go
+        self.rate = math.inf  # bytes of answers a second, to each machine; see `_Handler.machine`
+        self.free = Counter[str]()  # when the next may go, by machine
         self.sent = Counter[str]()  # bytes of files, by their names without folders
+        self.sent_to = Counter[tuple[str, str]]()  # bytes of files, by machine and repository
         self.uses = (
             0  # how often a large file's address may be used, at another server that is shown no token; 0 if here
         )
@@ -207,12 +209,12 @@ class Hub:
             self.idle.wait_for(lambda: not self.busy)
             return self.sent[name]
 
-    def pace(self, nbytes: int) -> None:
-        """Wait until so many bytes more may be sent."""
+    def pace(self, machine: str, nbytes: int) -> None:
+        """Wait until so many bytes more may be sent to a machine."""
         with self.lock:
             now = time.monotonic()
-            self.free = max(self.free, now) + nbytes / self.rate
-            wait = self.free - now
+            self.free[machine] = max(self.free[machine], now) + nbytes / self.rate
+            wait = self.free[machine] - now
         if wait > 0.001:
             sleep(wait)
 
@@ -603,7 +605,7 @@ class _Handler(BaseHTTPRequestHandler):
                 hub.idle.notify_all()
 
     def serve_one(self) -> None:
-        counted = self.server.hub.sent  # a late answer is none of the next test's
+        counted, counted_to = self.server.hub.sent, self.server.hub.sent_to  # a late answer is none of the next test's
         hub, url, length = self.server.hub, urlsplit(self.path), int(self.headers.get("Content-Length") or 0)
         fault = hub.take_fault(f"{self.command} {unquote(url.path)}")
         kind = fault.kind if fault else None
@@ -631,6 +633,16 @@ class _Handler(BaseHTTPRequestHandler):
             sent = self.send(answer, fault if kind in (*BODY, "retag") else None)
             with hub.lock:  # requests are answered side by side
                 counted[PurePosixPath(unquote(url.path)).name] += sent
+                counted_to[self.machine, "/".join(url.path.split("/")[1:3])] += sent
+
+    @property
+    def machine(self) -> str:
+        """What asks, if it says so, as it does with HF_HUB_USER_AGENT_ORIGIN: for one of several on this machine."""
+        found = re.search(r"origin/([\w-]+)", self.headers.get("User-Agent", ""))
+        return found[1] if found else ""
+
+    def pace(self, nbytes: int) -> None:
+        self.server.hub.pace(self.machine, nbytes)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
@@ -678,7 +690,7 @@ class _Handler(BaseHTTPRequestHandler):
                 first = stream.read(1)
                 self.wfile.write(bytes([first[0] ^ 1]))
                 return 1 + copy(stream, self.wfile, size - 1)
-            sent = copy(stream, self.wfile, size // 2 if kind in ("cut", "stall") else size, self.server.hub.pace)
+            sent = copy(stream, self.wfile, size // 2 if kind in ("cut", "stall") else size, self.pace)
         if fault and kind == "stall":
             self.wfile.flush()
             sleep(fault.seconds)
@@ -708,7 +720,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A Hub on loopback")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--repo", action="append", default=[], metavar="ORG/NAME=FOLDER")
-    parser.add_argument("--rate", type=float, default=math.inf, metavar="MB", help="of answers, a second")
+    parser.add_argument("--rate", type=float, default=math.inf, metavar="MB", help="a second, to each machine")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     with contextlib.suppress(KeyboardInterrupt), Hub(args.port) as hub:

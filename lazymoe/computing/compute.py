@@ -26,6 +26,7 @@ from lazymoe.seeding import generator
 from lazymoe.units import spell_layers
 
 if TYPE_CHECKING:
+    from lazymoe.computing.places import Places
     from lazymoe.forward.inputs import Inputs
 
 PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to both experts
@@ -40,6 +41,7 @@ def compute(
     device: str | None,
     progress: Progress,
     weigh: Callable[[Inputs], None] | None = None,
+    places: Places | None = None,
 ) -> None:
     """Work out all that the plan calls computed: shared weights and corrected experts to where tensors go, and routers,
     into a file too.
@@ -54,7 +56,7 @@ def compute(
         seed: of the random modes.
         device: where to compute; a CUDA device if there is one by default.
         progress: told of the layers done, stages ``route`` and ``sweep``.
-        weigh: as `sweep` has it.
+        weigh, places: as `sweep` has them.
 
     Raises:
         SourceError: if a model's tokenizer can't be loaded, or its states or weights are NaN or infinite.
@@ -69,7 +71,7 @@ def compute(
     if sweeps(recipe, plan) and not (writer.whole and all(is_sound(folder / name) for name in swept)):
         from lazymoe.computing.sweep import sweep
 
-        gates, routing = sweep(recipe, plan, writer, folder, pick_device(device), progress, weigh)
+        gates, routing = sweep(recipe, plan, writer, folder, pick_device(device), progress, weigh, places)
         if gates is not None:
             _write_routers(plan, folder, gates.numpy())
         if routing is not None:

@@ -15,6 +15,7 @@ Norms are averaged.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from torch import Tensor
 from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.computing.places import Each, Passing
 from lazymoe.errors import error
 from lazymoe.forward.device import coarsely
 from lazymoe.planning.memory import ROWS
 from lazymoe.planning.plan import Plan
 
+Read = Iterable[Tensor] | None  # rows that maps read, some [n, in] at a time; None if they aren't known
 RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
 
 
@@ -38,11 +41,13 @@ class Average:
 
     Attributes:
         base, experts: the base model, and the experts in the order in which they are added up.
+        numbers: of these experts' sources in the plan.
         made: every tensor that was asked for, by name; whoever has used them empties it.
     """
 
     def __init__(self, plan: Plan, order: Sequence[int]) -> None:
-        self.base, self.experts = plan.sources[0], [plan.expert_sources[e] for e in order]
+        self.numbers = [expert + 1 for expert in order]
+        self.base, self.experts = plan.sources[0], [plan.sources[number] for number in self.numbers]
         self.dtype = getattr(torch, plan.config["dtype"])
         self.made: dict[str, Tensor] = {}
 
@@ -90,16 +95,17 @@ class Average:
 
 
 def merge_maps(
-    base: Source, experts: Sequence[Source], names: Sequence[str], moments: Iterable[Tensor | None], device: str
+    base: Source, experts: Iterable[int], names: Sequence[str], read: Iterable[Read], device: str, each: Each
 ) -> dict[str, Tensor]:
     """Merge maps that read the same input, by one factorisation.
 
     Args:
-        base, experts: the models.
+        base: the base model.
+        experts: numbers of the experts' sources, in the order in which they are added up.
         names: of the matrices, each ``[out, in]``, or ``[in, out]`` where they lie so.
-        moments: of each expert x^T x of what its prompts give these maps to read ``[in, in]``, or None if that isn't
-            known.
+        read: of each expert what its prompts give these maps to read, or None if that isn't known.
         device: where to compute.
+        each: has the work done that is an expert's.
 
     Returns:
         Each merged matrix by name as it lies, float32, on the CPU.
@@ -107,26 +113,49 @@ def merge_maps(
     Raises:
         SourceError: if an expert has NaN or infinity in one of them.
     """
-    own = {name: base.load(name).float() for name in names}
-    sizes = [len(_as_map(base, name, tensor)) for name, tensor in own.items()]
-    shape = (sum(sizes), _as_map(base, names[0], own[names[0]]).shape[1])
-    first = total = weighted = torch.empty(0)
-    for e, (expert, read) in enumerate(zip(experts, moments, strict=True)):
-        # D_e of all maps, one below the other, and the moments G_e of what they read
-        changed = torch.empty(shape, device=device)  # [out, in]
-        for name, rows in zip(names, changed.split(sizes), strict=True):
-            rows.copy_(_as_map(base, name, finite(_delta(own[name], _theirs(expert, name)), name)))
-        estimate = _moments(squares(changed), read)
-        # by what is different from the first expert's: W = W_1 + (sum_e (W_e - W_1) G_e) (sum_e G_e)^-1
-        if e == 0:
-            first, total, weighted = changed, estimate, torch.zeros(shape, device=device)
-        else:
-            weighted.addmm_(changed.sub_(first), estimate)
-            total += estimate
-        del changed, estimate, read
+    own = {name: base.load(name) for name in names}
+    asked = zip(experts, ((own, rows, device) for rows in read), strict=True)
+    # by what is different from the first expert's: W = W_1 + (sum_e (W_e - W_1) G_e) (sum_e G_e)^-1
+    [answer] = each(_changes, [next(asked)])
+    first = next(answer)
+    others = each(_changes, ((number, (*given, first)) for number, given in asked))
+    total, weighted = next(answer), torch.zeros_like(first)
+    for answer in others:
+        weighted += next(answer)
+        total += next(answer)
     merged = first.add_(torch.cholesky_solve(weighted.T, torch.linalg.cholesky(total)).T).cpu()
-    parts = zip(names, merged.split(sizes), strict=True)
-    return {name: own[name] + _as_map(base, name, part) for name, part in parts}
+    parts = merged.split([len(_as_map(base, name, tensor)) for name, tensor in own.items()])
+    return {name: own[name].float() + _as_map(base, name, part) for name, part in zip(own, parts, strict=True)}
+
+
+def _changes(
+    expert: Passing, own: Mapping[str, Tensor], read: Read, device: str, first: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Work out what an expert has to say of maps that read the same.
+
+    Args:
+        expert: the model.
+        own: the base model's matrices, by name.
+        read, device: as in `merge_maps`.
+        first: D_1, of the first expert; None if it is this one.
+
+    Yields:
+        Of the first D_e, what it changed in all maps, one below the other ``[out, in]``; of others
+        (D_e - D_1) G_e. Then G_e, the moments of what they read ``[in, in]``. Both float32.
+    """
+    seen = _summed(read)
+    shapes = [_as_map(expert, name, tensor).shape for name, tensor in own.items()]
+    sizes = [out for out, _ in shapes]
+    changed = torch.empty(sum(sizes), shapes[0][1], device=device)
+    for (name, tensor), rows in zip(own.items(), changed.split(sizes), strict=True):
+        theirs = expert.load(name) if expert.has(name) else torch.empty(0)
+        rows.copy_(_as_map(expert, name, finite(_delta(tensor.float(), theirs), name)))
+    if first is None:
+        yield changed
+    moments = _moments(squares(changed), seen)
+    if first is not None:
+        yield changed.sub_(first) @ moments
+    yield moments
 
 
 def in_blocks(source: Source, name: str) -> Iterator[Tensor]:
@@ -155,7 +184,7 @@ def means(average: Average, name: str) -> Iterator[Tensor]:
         yield finite(rows.to(average.dtype), name)
 
 
-def merge_head(average: Average, name: str, last: Iterable[Tensor | None], device: str) -> Iterator[Tensor]:
+def merge_head(average: Average, name: str, read: Iterable[Read], device: str) -> Iterator[Tensor]:
     """Merge the head, some rows at a time: as `merge_maps`, but by one factor P_e for each expert, as rows are many.
 
     W = W_1 + sum_e (W_e - W_1) P_e, where P_e = G_e (sum_e G_e)^-1
@@ -163,7 +192,7 @@ def merge_head(average: Average, name: str, last: Iterable[Tensor | None], devic
     Args:
         average: the experts.
         name: of the head.
-        last: of each expert x^T x of what its prompts give it to read ``[H, H]``, or None.
+        read: of each expert what its prompts give it to read, or None if that isn't known.
         device: where to compute.
 
     Raises:
@@ -177,8 +206,8 @@ def merge_head(average: Average, name: str, last: Iterable[Tensor | None], devic
         for factor, expert in zip(factors, average.experts, strict=True):
             delta = _delta(own, _theirs(expert, name, start, start + ROWS))
             factor += squares(finite(delta, name).to(device))
-    for e, states in enumerate(last):  # then the moments G_e; each takes the place of what was before
-        factors[e] = _moments(factors[e], states)
+    for e, rows in enumerate(read):  # then the moments G_e; each takes the place of what was before
+        factors[e] = _moments(factors[e], _summed(rows))
     cholesky = torch.linalg.cholesky(sum(factors[1:], start=factors[0]))
     for e in range(1, len(factors)):  # the first expert's isn't needed
         factors[e] = torch.cholesky_solve(factors[e], cholesky).T
@@ -200,6 +229,11 @@ def squares(x: Tensor) -> Tensor:
         return x.T @ x
 
 
+def _summed(rows: Read) -> Tensor | None:
+    """Sum up the `squares` of rows, if they are known."""
+    return None if rows is None else functools.reduce(Tensor.add_, map(squares, rows))
+
+
 def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
     """Estimate an input's second moments ``[d, d]``: of mean eigenvalue 1 and a bit, never singular.
 
@@ -215,7 +249,7 @@ def _moments(gram: Tensor, read: Tensor | None) -> Tensor:
     return total
 
 
-def _as_map(source: Source, name: str, weight: Tensor) -> Tensor:
+def _as_map(source: Source | Passing, name: str, weight: Tensor) -> Tensor:
     """Turn a map's weight as it lies to ``[out, in]``, or back."""
     return weight.T if source.dense and source.dense.is_turned(name) else weight
 

@@ -10,8 +10,9 @@ brought once. After each layer the states are kept, so that a sweep that was sto
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,27 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from lazymoe.checkpoint.safetensors import open_file, write_header
-from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import InMemory
 from lazymoe.computing import STATES, broken
 from lazymoe.computing.correction import Correction
 from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
+from lazymoe.computing.places import Each, Here, Passing, Places, Take
 from lazymoe.computing.router_fit import fit_router, lesson
 from lazymoe.computing.shared_weights import (
     Average,
+    Read,
     as_bytes,
     finite,
     in_blocks,
     means,
     merge_head,
     merge_maps,
-    squares,
 )
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely, give_back
 from lazymoe.forward.inputs import Inputs, Map
-from lazymoe.forward.mixture import Routing, Tally, fill, leave_out, mix, route, shared
+from lazymoe.forward.mixture import Routing, Tally, answers, fill, leave_out, mix, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
 from lazymoe.output.writer import Writer
@@ -50,7 +51,7 @@ from lazymoe.recipe.schema import Recipe
 
 # tensors of a file of states: the routers fitted so far, and the two of the tally
 GATES, COUNTS, BITS = "gates", "counts", "bits"
-Moments = Iterator[Tensor | None]  # of each expert x^T x of what its prompts give a map to read [in, in], or None
+Reads = Iterator[Read]  # of each expert what its prompts give a map to read, or None
 Weigh = Callable[[Inputs], None]  # told what maps have read so far, before these are written
 
 
@@ -63,6 +64,7 @@ def sweep(
     device: str,
     progress: Progress,
     weigh: Weigh | None = None,
+    places: Places | None = None,
 ) -> tuple[Tensor | None, Routing | None]:
     """Work out the shared weights and, where they are fitted, the routers, and write the layers on the way.
 
@@ -74,6 +76,7 @@ def sweep(
         progress: told of the layers done, stage ``sweep``.
         weigh: what is told how much columns count, if anybody wants to know: the plan is ``weighted`` then. A layer is
             written when it has run, not while it is read.
+        places: where the experts' part of the work is done; here by default.
 
     Returns:
         The fitted rows of each layer ``[L, gates, H]``, float32, see `Plan.gates`; None if they aren't fitted. And
@@ -85,9 +88,16 @@ def sweep(
     order = canonical(recipe, plan)
     if reads_prompts(recipe, plan) and kept_embeddings(plan):
         plan = _in_memory(plan, plan.dense.embeddings)
+    places = places or Here(plan.sources)
+
+    def take(number: int, name: str, tensor: Tensor) -> None:
+        if not plan.weighted:
+            writer.pass_by(number, name, [tensor])
+
+    each = functools.partial(places.each, take=take)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
-    walk = _Walk(recipe, plan, writer, folder, average, groups, order, device) if groups else None
+    walk = _Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
     tied = plan.dense.head not in average.tensors
     late = plan.weighted and tied  # embeddings whose columns count by what the head reads
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
@@ -108,7 +118,7 @@ def sweep(
             walk.give()
         elif plan.shared == "regmean":
             maps = [plan.dense.within(layer) + name for name in plan.dense.linear(layer, plan.sources[0].config)]
-            _merge(average, plan, [name for name in maps if not writer.has(0, name)], None, device)
+            _merge(average, plan, [name for name in maps if not writer.has(0, name)], None, device, each)
         for name in _shared(plan, layer) if plan.shared != "base" else ():
             writer.give(0, name, map(average.load, [name]))  # unless it is there
         average.made.clear()
@@ -127,9 +137,9 @@ def sweep(
         if name != head:
             writer.give(0, name, means(average, name))
         elif not writer.has(0, name):
-            moments = (walk and walk.moments_at_end()) or _unknown(plan)
+            reads = (walk and walk.read_at_end()) or _unknown(plan)
             merged = Average(_in_memory(plan, name), order) if kept_heads(plan) else average
-            writer.give(0, name, merge_head(merged, name, moments, device))
+            writer.give(0, name, merge_head(merged, name, reads, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
 
 
@@ -142,21 +152,6 @@ def _in_memory(plan: Plan, name: str) -> Plan:
             held = replace(tensor, reader=InMemory(tensor.load().reshape(-1)), start=0)
             sources[number] = replace(source, tensors={**source.tensors, tensor.name: held})
     return replace(plan, sources=tuple(sources))
-
-
-class _Passing:
-    """A source whose tensors are written as they are read."""
-
-    def __init__(self, source: Source, number: int, writer: Writer) -> None:
-        self._source, self._number, self._writer = source, number, writer
-        self.config, self.folder, self.tensors, self.rows = source.config, source.folder, source.tensors, source.rows
-        self.dense = source.dense
-
-    def load(self, name: str) -> Tensor:
-        """Read a tensor."""
-        tensor = self._source.load(name)
-        self._writer.pass_by(self._number, name, [tensor])
-        return tensor
 
 
 class _Walk:
@@ -172,9 +167,11 @@ class _Walk:
         groups: Sequence[Group],
         order: Sequence[int],
         device: str,
+        each: Each,
+        take: Take,
     ) -> None:
         self.recipe, self.plan, self.writer, self.folder = recipe, plan, writer, folder
-        self.average, self.device = average, device
+        self.average, self.device, self.each, self.take = average, device, each, take
         self.order = torch.tensor(order, device=device)
         self.by_states = reads_states(recipe, plan)
         texts = [batch for group in groups for batch in group.batches]
@@ -182,15 +179,13 @@ class _Walk:
         whose = [(group.place, 0 if group.varied else group.sign) for group in groups for _ in group.batches]
         self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
         self.lesson = lesson(groups, device) if recipe.gate_mode == "fit" else None
-        self.models: list[_Passing] | list[Source] = list(plan.sources)
         self.inputs: Inputs | None = None
         if plan.weighted:
             counted = {i for batches in self.own for i in batches}
             texts_of = [real if i in counted else torch.zeros_like(real) for i, real in enumerate(self.real)]
             self.inputs = Inputs(texts_of, device)
-        else:
-            self.models = [_Passing(source, number, writer) for number, source in enumerate(plan.sources)]
-        self.stream = Stream(average if plan.shared != "base" else self.models[0], [ids for ids, _ in texts], device)
+        body = average if plan.shared != "base" else Passing(plan.sources[0], 0, take)
+        self.stream = Stream(body, [ids for ids, _ in texts], device)
         self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
         self.tally = Tally(plan, plan.experts)  # of positive prompts
         self.corrections: dict[int, Correction] = {}  # by the expert's number
@@ -223,9 +218,9 @@ class _Walk:
             self.writer.give(source, name, [weight])
         self.corrected.clear()
 
-    def moments_at_end(self) -> Moments | None:
-        """Take the moments of what the head reads, after all layers, if they are known."""
-        return self._moments(list(self.stream.finish()).__getitem__) if self.by_states else None
+    def read_at_end(self) -> Reads | None:
+        """Give what the head reads, after all layers, if that is known."""
+        return self._read(list(self.stream.finish()).__getitem__) if self.by_states else None
 
     def _put(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Look at what maps of this layer read, and merge them if they are merged by that; see `parts.Merge`."""
@@ -233,18 +228,15 @@ class _Walk:
         if self.inputs:
             self.inputs.body(list(whole), read)
         if self.plan.shared == "regmean":
-            moments = self._moments(read) if self.by_states else None
-            _merge(self.average, self.plan, list(whole), moments, self.device)
+            reads = self._read(read) if self.by_states else None
+            _merge(self.average, self.plan, list(whole), reads, self.device, self.each)
         return {short: self.stream.source.load(name) for name, short in whole.items()}
 
-    def _moments(self, read: Callable[[int], Tensor]) -> Moments:
-        """Sum up x^T x ``[in, in]`` over each expert's positive prompts, of what `read` gives of a batch
-        ``[B, T, in]``."""
+    def _read(self, read: Callable[[int], Tensor]) -> Reads:
+        """Yield the rows of each expert's positive prompts, a batch ``[n, in]`` at a time, of what `read` gives of a
+        batch ``[B, T, in]``."""
         for batches in self.own:
-            total = squares(read(batches[0])[self.real[batches[0]]])
-            for i in batches[1:]:
-                total += squares(read(i)[self.real[i]])
-            yield total
+            yield (read(i)[self.real[i]] for i in batches)
 
     def _feed_forward(self, module: nn.Module, x: Tensor, after: After) -> Tensor:
         """Fit this layer's router on what it reads ``[N, H]``, correct the experts, and run the mixture's feed-forward
@@ -254,14 +246,23 @@ class _Walk:
         sizes = [real.numel() for real in self.real]
         left = set(self.corrections)
 
-        def load(expert: int, module: nn.Module) -> None:
-            fill(plan, module, self.models[expert + 1].load, layer, self.recipe.every_expert[expert].residual_scale)
-            if expert in left:
-                left.remove(expert)
-                name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
-                self.corrected.append((expert + 1, name, weight.cpu()))
-                if not self.inputs:
-                    self.give()  # at once: it takes memory
+        scales = [expert.residual_scale for expert in self.recipe.every_expert]
+
+        def corrected(expert: int, rows: Iterable[Tensor]) -> Iterator[Tensor]:
+            left.remove(expert)
+            own = Passing(plan.sources[expert + 1], expert + 1, self.take)
+            fill(plan.dense, module, own.load, layer, scales[expert])
+            name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
+            self.corrected.append((expert + 1, name, weight.cpu()))
+            if not self.inputs:
+                self.give()  # at once: it takes memory
+            yield from map(functools.partial(type(module).forward, module), rows)
+
+        def answering(asked: Sequence[tuple[int, Iterable[Tensor]]]) -> Iterator[Iterator[Tensor]]:
+            plain = [(e + 1, (plan.dense, module, layer, scales[e], rows)) for e, rows in asked if e not in left]
+            made = self.each(answers, plain)
+            for expert, rows in asked:
+                yield corrected(expert, rows) if expert in left else next(made)
 
         chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
         chosen = self.order[chosen]  # by the experts' numbers
@@ -271,12 +272,12 @@ class _Walk:
                 self.tally.add(layer, expert, *(of_each[real.flatten()] for of_each in routing))
         chosen, weights = leave_out(chosen, weights)
         names = f"{plan.dense.within(layer)}{plan.dense.module}."
-        watch = [self.inputs.experts(names)] if self.inputs else []
+        watch = [self.inputs.experts(names, module)] if self.inputs else []
         with coarsely():
-            out = mix(load, module, x, chosen, weights, self.order.tolist(), *watch)
+            out = mix(answering, x, chosen, weights, self.order.tolist(), *watch)
             for expert in sorted(left):  # no token went to it
-                load(expert, module)
-            return out.add_(shared(plan, load, module, x, own, *watch))
+                list(corrected(expert, ()))
+            return out.add_(shared(plan, answering, x, own, *watch))
 
     def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fit or read this layer's router ``[E, H]``, its rows by their places, and its shared expert's gate
@@ -360,14 +361,14 @@ def _shared(plan: Plan, layer: int) -> list[str]:
     return [plan.dense.within(layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
 
 
-def _merge(average: Average, plan: Plan, names: Sequence[str], moments: Moments | None, device: str) -> None:
+def _merge(average: Average, plan: Plan, names: Sequence[str], reads: Reads | None, device: str, each: Each) -> None:
     """Merge maps that read the same, into what is made of the average; one by one where what they read isn't known."""
-    for together in [names] if moments else [[name] for name in names]:
-        merged = merge_maps(average.base, average.experts, together, moments or _unknown(plan), device)
-        for name, weight in merged.items():
+    for together in [names] if reads else [[name] for name in names]:
+        known = reads or _unknown(plan)
+        for name, weight in merge_maps(average.base, average.numbers, together, known, device, each).items():
             average.made[name] = finite(weight.to(average.dtype), name)
 
 
-def _unknown(plan: Plan) -> Moments:
-    """Stand for each expert's moments where its prompts don't tell them."""
+def _unknown(plan: Plan) -> Reads:
+    """Stand for what each expert's maps read, where its prompts don't tell."""
     return itertools.repeat(None, plan.experts)

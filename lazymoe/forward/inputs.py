@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 Map = tuple[int, str]  # number of its source in the plan, and the name of its weight there
-# told of an expert, by its number, of its module and of the rows [n] of all tokens that it runs on, while it does
-Watch = Callable[[int, nn.Module, Tensor], AbstractContextManager[None]]
+# told of an expert, by its number, and of the rows [n] of all tokens that it runs on, while it does
+Watch = Callable[[int, Tensor], AbstractContextManager[None]]
 
 
 class Inputs:
@@ -47,15 +47,16 @@ class Inputs:
             for name in names:
                 self._add((0, name), x)
 
-    def experts(self, prefix: str) -> Watch:
+    def experts(self, prefix: str, module: nn.Module) -> Watch:
         """Give what looks at the maps of a layer's experts while these run.
 
         Args:
             prefix: of their weights' names: the layer's, and its feed-forward module's.
+            module: that runs them.
         """
 
         @contextmanager
-        def watch(expert: int, module: nn.Module, rows: Tensor) -> Iterator[None]:
+        def watch(expert: int, rows: Tensor) -> Iterator[None]:
             counted = self._rows[rows]
 
             def looking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

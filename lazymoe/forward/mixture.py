@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.forward.inputs import Inputs, Watch
 from lazymoe.forward.parts import After, Names
-from lazymoe.forward.stream import Stream
+from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 
 NEGLIGIBLE = 0.02  # an expert's weight for a token under which it isn't run where only the states are wanted
-Load = Callable[[int, nn.Module], None]  # gives a dense feed-forward module the weights of an expert, by its number
+# what experts, by their numbers, make of rows [n, H]: of each expert what comes of them, one by one
+Answering = Callable[[Sequence[tuple[int, Iterable[Tensor]]]], Iterator[Iterator[Tensor]]]
 
 
 def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tuple[Tensor, Tensor]:
@@ -59,26 +62,44 @@ def leave_out(chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return chosen.where(kept, -1), weights / weights.sum(-1, keepdim=True)
 
 
-def fill(plan: Plan, module: nn.Module, load: Callable[[str], Tensor], layer: int, scale: float | None = None) -> None:
+def fill(
+    dense: Dense, module: nn.Module, load: Callable[[str], Tensor], layer: int, scale: float | None = None
+) -> None:
     """Give a dense layer's feed-forward module the weights of a model.
 
     Args:
-        plan: that has the dense architecture.
+        dense: the model's architecture.
         module: the layer's feed-forward module, changed in place.
         load: reads a tensor of the model, by its name.
         layer: the layer's number.
         scale: what its output is multiplied by, if anything.
     """
-    outputs = [name for role, (name, _) in plan.dense.ffn.items() if role.startswith("down")]
+    outputs = [name for role, (name, _) in dense.ffn.items() if role.startswith("down")]
     for name, tensor in module.state_dict().items():
-        name = f"{plan.dense.module}.{name}"
-        weight = load(plan.dense.within(layer) + name)
+        name = f"{dense.module}.{name}"
+        weight = load(dense.within(layer) + name)
         tensor.copy_(weight * scale if scale is not None and name in outputs else weight)
 
 
+def answers(
+    expert: Weights, dense: Dense, module: nn.Module, layer: int, scale: float | None, rows: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """Run a layer's feed-forward network with the weights of an expert.
+
+    Args:
+        expert: the model.
+        dense, module, layer, scale: as in `fill`.
+        rows: what it reads, some ``[n, H]`` at a time.
+
+    Yields:
+        What comes of them, ``[n, H]`` each.
+    """
+    fill(dense, module, expert.load, layer, scale)
+    yield from map(functools.partial(type(module).forward, module), rows)
+
+
 def mix(
-    load: Load,
-    module: nn.Module,
+    answering: Answering,
     x: Tensor,
     chosen: Tensor,
     weights: Tensor,
@@ -88,49 +109,47 @@ def mix(
     """Run the chosen experts on their tokens, and add up what they make of these ``[n, H]``.
 
     Args:
-        load: gives the module the weights of an expert.
-        module: the dense layer's feed-forward module.
-        x: its input ``[n, H]``.
+        answering: runs experts.
+        x: their input ``[n, H]``.
         chosen, weights: experts of each token, -1 for none, and their weights ``[n, k]``.
         order: the order in which experts are added up.
         watch: told of each expert while it runs.
     """
     out = torch.zeros_like(x)
-    for expert in order:
-        token, place = (chosen == expert).nonzero(as_tuple=True)
-        if len(token):
-            load(expert, module)
-            for some, at in zip(token.split(BATCH), place.split(BATCH), strict=True):
-                with watch(expert, module, some):
-                    made = type(module).forward(module, x[some])
-                out.index_add_(0, some, made * weights[some, at, None])
+    places = ((expert, (chosen == expert).nonzero(as_tuple=True)) for expert in order)
+    where = [(expert, token, place) for expert, (token, place) in places if len(token)]
+    made = answering([(expert, _rows(x, expert, token, watch)) for expert, token, _ in where])
+    for (_, token, place), parts in zip(where, made, strict=True):
+        for some, at, part in zip(token.split(BATCH), place.split(BATCH), parts, strict=True):
+            out.index_add_(0, some, part * weights[some, at, None])
     return out
 
 
 def shared(
-    plan: Plan,
-    load: Load,
-    module: nn.Module,
-    x: Tensor,
-    gate: Tensor,
-    watch: Watch = lambda *_: nullcontext(),
+    plan: Plan, answering: Answering, x: Tensor, gate: Tensor, watch: Watch = lambda *_: nullcontext()
 ) -> Tensor | float:
     """Run the shared experts: what they add for each token ``[n, H]``, nothing if there are none.
 
     Args:
         plan: what the mixture is made by.
-        load, module, x, watch: as in `mix`; the shared experts' numbers are those after the others'.
+        answering, x, watch: as in `mix`; the shared experts' numbers are those after the others'.
         gate: their gate ``[1, H]``, or of no rows where they have none.
     """
     if not plan.shared_experts:
         return 0.0
-    out = torch.zeros_like(x)
-    for expert in range(plan.experts, plan.experts + plan.shared_experts):
-        load(expert, module)
-        for some in torch.arange(len(x), device=x.device).split(BATCH):
-            with watch(expert, module, some):
-                out[some] += type(module).forward(module, x[some])
+    every, out = torch.arange(len(x), device=x.device), torch.zeros_like(x)
+    numbers = range(plan.experts, plan.experts + plan.shared_experts)
+    for parts in answering([(number, _rows(x, number, every, watch)) for number in numbers]):
+        for some, part in zip(every.split(BATCH), parts, strict=True):
+            out[some] += part
     return out.mul_((x @ gate.T).sigmoid()) if len(gate) else out
+
+
+def _rows(x: Tensor, expert: int, token: Tensor, watch: Watch) -> Iterator[Tensor]:
+    """Yield the rows of some tokens ``[n]``; the expert is watched until the next are asked for."""
+    for some in token.split(BATCH):
+        with watch(expert, some):
+            yield x[some]
 
 
 class Routing(NamedTuple):
@@ -257,9 +276,6 @@ def run(
     stream = Stream(body, batches, device)
     sizes = [ids.numel() for ids in batches]
 
-    def load(expert: int, module: nn.Module) -> None:
-        fill(plan, module, experts[expert].load, stream.next)
-
     def gate(name: str | None) -> Tensor:
         assert name is not None  # asked for only where there is one
         return mixture.load(plan.dense.within(stream.next) + name).float().to(device)
@@ -269,9 +285,13 @@ def run(
         for batch, routing in enumerate(zip(chosen.split(sizes), weights.split(sizes), strict=True)):
             seen(stream.next, batch, *routing)
         own = gate(plan.host.shared_gate) if plan.gates > plan.experts else x[:0]
-        watch = [inputs.experts(f"{plan.dense.within(stream.next)}{plan.dense.module}.")] if inputs else []
-        out = mix(load, module, x, chosen, weights, range(plan.experts), *watch)
-        return out.add_(shared(plan, load, module, x, own, *watch))
+        watch = [inputs.experts(f"{plan.dense.within(stream.next)}{plan.dense.module}.", module)] if inputs else []
+
+        def answering(asked: Sequence[tuple[int, Iterable[Tensor]]]) -> Iterator[Iterator[Tensor]]:
+            return (answers(experts[n], plan.dense, module, stream.next, None, rows) for n, rows in asked)
+
+        out = mix(answering, x, chosen, weights, range(plan.experts), *watch)
+        return out.add_(shared(plan, answering, x, own, *watch))
 
     def put(names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         assert inputs

@@ -1,0 +1,283 @@
+"""A merge on a cluster of Ray, from the process that merges, fits and writes.
+
+Each model has an actor on one of the machines. What is asked of one that dies is asked again of another in its place,
+which does the same: nothing of it is kept but what it has read.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import Tensor
+
+from lazymoe.checkpoint.source import Source
+from lazymoe.cluster.model import Model, Told, Wanted, by_bytes, versions
+from lazymoe.computing.places import Asked, Take, Work
+from lazymoe.errors import LazyMoEError, error, failure, printable
+from lazymoe.hub.accounts import find_token
+from lazymoe.hub.ranges import Place, Ranges
+from lazymoe.planning.plan import Piece, Plan
+from lazymoe.planning.prepared import Prepared
+from lazymoe.planning.remote import Remote
+from lazymoe.progress import Progress
+from lazymoe.recipe.reference import Reference
+
+# what is raised of a machine that died, or isn't known to have died yet
+LOST = (
+    ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError,
+)  # fmt: skip
+TRIES = 4  # how often a model is begun anew before anything comes of it
+PATIENCE = 10.0  # seconds to wait for a cluster's first answer
+TICK = 0.2  # seconds between two looks at whether something has arrived
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be part of a cluster, unless this process is already.
+
+    Args:
+        address: of the cluster, as Ray takes it; empty for the one that this machine is part of.
+
+    Raises:
+        ClusterError: if none answers, or it isn't one that this process can be part of.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address and "://" not in address:  # Ray itself tries again for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), PATIENCE).close()
+        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as e:
+        said = printable(str(e).partition("\n")[0]).rstrip(".:")
+        what = f"no cluster of Ray can be reached {f'at {address}' if address else 'from this machine'} ({said})"
+        remedy = (
+            "Start it with 'ray start --head' on one machine and 'ray start --address=HOST:6379' on each other one."
+        )
+        raise error("cluster.unreachable", "--on", what, remedy) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A model, and the actor that has it.
+
+    Attributes:
+        source: the model, as it is known here.
+        where: how messages name the place that it was asked for.
+        written: names of its tensors that are written when they are read.
+        actor, node: which has it, and the machine that this is on.
+        begun: the answer to its beginning.
+        brought: bytes that it has read on the Hub, and those that actors before it have.
+        failed: how many died since something came of one.
+    """
+
+    source: Source
+    where: str
+    written: set[str] = field(default_factory=set)
+    actor: Any = None
+    node: str = ""
+    begun: Any = None
+    brought: int = 0
+    before: int = 0
+    failed: int = 0
+
+
+class Cluster:
+    """The models of a plan on the machines of a cluster: `Places`, and what reads them on the Hub, while it is
+    entered."""
+
+    def __init__(self, prepared: Prepared, plan: Plan, remote: Remote | None, progress: Progress) -> None:
+        """Find the models.
+
+        Args:
+            prepared, plan: what is made.
+            remote: what is read of models that stay on the Hub; None if none do.
+            progress: told of the bytes that were brought, stage ``download``; what it raises stops a wait.
+        """
+        self._progress, self._total = progress, remote.nbytes if remote else 0
+        self._kept, self._allow_pickle = remote.kept if remote else frozenset[str](), prepared.allow_pickle
+        seats: dict[Reference, _Seat] = {}
+        named = zip(prepared.recipe.models, plan.sources, strict=True)
+        self._seats = [seats.setdefault(s.reference, _Seat(s, model.where)) for model, s in named]  # of each source
+        for part in (part for output in plan.outputs for part in output.parts):
+            if isinstance(part, Piece):
+                self._seats[part.source].written.add(part.tensor.name)
+        self._each_once = list(seats.values())
+        self._died = Counter[str]()  # actors, by the machine
+
+    def __enter__(self) -> Cluster:
+        by_bytes()
+        for seat in self._each_once:
+            self._start(seat)
+        for seat in self._each_once:
+            self._settle(seat)
+            if seat.source.origin and seat.source.origin.ranges:
+                seat.source.origin.ranges.reader = functools.partial(self._read, seat)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for seat in self._each_once:
+            ray.kill(seat.actor)
+            if seat.source.origin and seat.source.origin.ranges:
+                seat.source.origin.ranges.reader = None
+
+    def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:
+        """Have a piece of work begun for several models at once; see `Places`."""
+        sent: dict[int, tuple[Any, Any]] = {}  # by its identity, what was sent, which keeps that, and where it is
+
+        def put(given: Any) -> Any:
+            given = list(given) if isinstance(given, Iterator) else given
+            return sent.setdefault(id(given), (given, ray.put(given)))[1]
+
+        precision, begun = torch.get_float32_matmul_precision(), []
+        for number, given in asked:
+            beside = [put(one) for one in given]
+            ask = functools.partial(self._ask, number, work, precision, number, *beside)
+            begun.append((number, ask, self._seats[number].actor, ask()))
+        return (self._answers(*one, take) for one in begun)
+
+    def _ask(self, seat: int, *work: Any) -> Any:
+        return self._seats[seat].actor.work.remote(*work)
+
+    def _answers(self, number: int, ask: Callable[[], Any], actor: Any, stream: Any, take: Take) -> Iterator[Tensor]:
+        """Yield what comes of a piece of work, and hand on what was read for it; if its actor dies, go on with what
+        another one says, behind what is known."""
+        seat, known = self._seats[number], 0
+        while True:
+            try:
+                for told in itertools.islice(self._listen(stream), known, None):
+                    known += 1
+                    self._hear(seat, told)
+                    if told.name:
+                        take(number, told.name, told.value)
+                    else:
+                        yield told.value
+                return
+            except LOST as e:
+                self._replace(seat, actor, e)
+                actor, stream = seat.actor, ask()
+
+    def _listen(self, stream: Any) -> Iterator[Told]:
+        while True:
+            self._wait(stream)
+            try:
+                said = next(stream)
+            except StopIteration:
+                return
+            yield self._get(said)
+
+    def _read(self, seat: _Seat, _: Ranges, place: Place) -> bytearray:
+        """Read bytes of a model's file where it is read; stands for `Ranges.read`."""
+        while True:
+            actor = seat.actor
+            try:
+                told = self._get(actor.read.remote(place.file, place.begin, place.end - place.begin))
+                self._hear(seat, told)
+                return bytearray(told.value)
+            except LOST as e:
+                self._replace(seat, actor, e)
+
+    def _hear(self, seat: _Seat, told: Told) -> None:
+        seat.brought, seat.failed = seat.before + told.brought, 0
+        self._tell()
+
+    def _tell(self) -> None:
+        brought = sum(seat.brought for seat in self._each_once)
+        self._progress("download", min(brought, self._total), self._total)
+
+    def _wait(self, said: Any) -> None:
+        while not ray.wait([said], timeout=TICK)[0]:
+            self._tell()  # a way to stop it
+
+    def _get(self, said: Any) -> Any:
+        """Wait for what an actor says.
+
+        Raises:
+            LazyMoEError: what it raised.
+        """
+        self._wait(said)
+        try:
+            return ray.get(said)
+        except RayTaskError as e:
+            if isinstance(e.cause, LazyMoEError):
+                raise failure(e.cause.problems) from None  # made anew: an exception's own text doesn't travel
+            raise
+
+    def _start(self, seat: _Seat) -> None:
+        """Begin an actor, on the machine where the fewest have died, and that has the fewest; on this one last."""
+        seat.node, here = "", ray.get_runtime_context().get_node_id()
+        taken = Counter(seat.node for seat in self._each_once)
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        seat.node = min(nodes, key=lambda node: (self._died[node], taken[node], node == here))
+        where = NodeAffinitySchedulingStrategy(seat.node, soft=False)
+        source, found = seat.source, find_token()
+        wanted = Wanted(
+            source.pinned, seat.where, source.fingerprint, self._allow_pickle, frozenset(seat.written), self._kept
+        )
+        seat.actor, seat.before = (
+            ray.remote(Model).options(num_cpus=0, scheduling_strategy=where).remote(),
+            seat.brought,
+        )
+        seat.begun = seat.actor.begin.remote(wanted, torch.get_num_threads(), found and found[0])
+
+    def _settle(self, seat: _Seat) -> None:
+        """Wait until an actor has its model.
+
+        Raises:
+            LazyMoEError: if it can't have it.
+        """
+        try:
+            there = self._get(seat.begun)
+        except LOST as e:
+            return self._replace(seat, seat.actor, e)
+        if other := [name for name, here in versions().items() if there[name] != here]:
+            what = f"a machine has {other[0]} {there[other[0]]}, this one {versions()[other[0]]}"
+            raise error("cluster.versions", "--on", what, "Install the same versions on all of them.")
+
+    def _replace(self, seat: _Seat, actor: Any, e: Exception) -> None:
+        """Begin another actor in place of one that died, unless that is done.
+
+        Raises:
+            ClusterError: if too many have died.
+        """
+        if seat.actor is not actor:
+            return
+        seat.failed += 1
+        self._died[seat.node] += 1
+        if "No module named 'lazymoe" in str(e):
+            raise error(
+                "cluster.versions", "--on", "a machine lacks LazyMoE", "Install the same version on all of them."
+            )
+        if seat.failed > TRIES:
+            said = printable(str(e).partition("\n")[0]).rstrip(".:")
+            what = f"what reads {seat.source.reference} dies on one machine after the other ({said})"
+            raise error(
+                "cluster.lost", seat.where, what, "Look at Ray's logs there, then run it again: it goes on from here."
+            )
+        self._start(seat)
+        self._settle(seat)

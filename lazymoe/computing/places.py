@@ -1,0 +1,61 @@
+"""Where a model's part of the work is done: here, one model after the other, or on the machines that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lazymoe.checkpoint.source import Source
+
+# a function of a model and of what else it takes: what comes of it. Iterators among that are gone through once.
+Work = Callable[..., Iterator[Tensor]]
+Asked = Iterable[tuple[int, tuple[Any, ...]]]  # numbers of sources, and what the work takes beside each
+Each = Callable[[Work, Asked], Iterator[Iterator[Tensor]]]  # gives what comes of each, in the order of the asked
+Take = Callable[[int, str, Tensor], None]  # takes a tensor that was read: the number of its source, its name, and it
+
+
+class Places(Protocol):
+    """What has work done."""
+
+    def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:
+        """Have a piece of work done for several models.
+
+        Args:
+            work: what to do with each, as exactly as products are to be here.
+            asked: the models.
+            take: given each tensor that was loaded for it, so that nobody has to read it again.
+
+        Returns:
+            What comes of each, in the order of the asked. Nothing may be done before it is wanted.
+
+        Raises:
+            LazyMoEError: what the work raises, or reading the model.
+        """
+
+
+class Here:
+    """This process: all is done when it is wanted, so one model is in memory at a time."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+
+    def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:
+        """Have a piece of work done for several models; see `Places`."""
+        return (work(Passing(self._sources[number], number, take), *given) for number, given in asked)
+
+
+class Passing:
+    """A source whose tensors are handed on when they are loaded."""
+
+    def __init__(self, source: Source, number: int, take: Take) -> None:
+        self._load, self._number, self._take = source.load, number, take
+        self.config, self.folder, self.tensors, self.dense = source.config, source.folder, source.tensors, source.dense
+        self.rows, self.has, self.tensor = source.rows, source.has, source.tensor
+
+    def load(self, name: str) -> Tensor:
+        """Read a tensor."""
+        tensor = self._load(name)
+        self._take(self._number, name, tensor)
+        return tensor

@@ -1,0 +1,184 @@
+"""On a cluster: the same files as in one process, each byte of a model brought to one node, whatever dies."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from hub_server import Hub, User
+from ray_nodes import Nodes
+from small_models import Make, contents, make_model
+from test_remote import TEXTS, give_tokenizer
+
+import lazymoe.hub.client
+from lazymoe import ClusterError, LazyMoEError, Recipe, SourceError, merge, merge_to_hub
+from lazymoe.cli import main
+from lazymoe.planning.prepared import prepare
+from lazymoe.planning.remote import remote
+
+SIZES = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 4, "vocab_size": 260}
+SMALL = {"shard_size": 4_000_000}
+TOKEN = "hf_" + "ClusterTokenThatNobodyMayFindAnywhere"
+
+
+@pytest.fixture
+def given(clean_hub: Hub, tmp_path: Path) -> Recipe:
+    """The default recipe of three models on the Hub."""
+    names = [f"acme/{tmp_path.name.strip('_.-')}-{i}" for i in range(3)]
+    for i, name in enumerate(names):
+        folder = make_model(tmp_path / "models", f"m{i}", i, std=0.05, **SIZES)
+        give_tokenizer(folder)
+        clean_hub.add(name, folder)
+    experts = [{"source_model": n, "positive_prompts": t} for n, t in zip(names[1:], TEXTS, strict=True)]
+    clean_hub.sent_to = Counter()
+    return Recipe.model_validate({"base_model": names[0], "experts": experts})
+
+
+def test_without_ray_a_line_says_so(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    recipe = {"base_model": str(make("m0")), "gate_mode": "random", "experts": [{"source_model": str(make("m1"))}] * 2}
+    (tmp_path / "recipe.yaml").write_text(Recipe.model_validate(recipe).to_yaml())
+    assert main(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "moe"), "--on", "ray"]) == 2
+    assert "error: --on: a cluster takes the package ray. Run: pip install 'lazymoe[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "moe").exists()
+
+
+def test_what_a_cluster_cannot_do_is_said(make: Make, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"base_model": str(make("m0")), "experts": [{"source_model": str(make("m1"))}] * 2})
+    wrong = {"on": ({"on": "slurm"}, "isn't a cluster"), "source": ({"on": "ray", "source": "local"}, "none of them"),
+             "device": ({"on": "ray", "device": "cuda"}, "on processors")}  # fmt: skip
+    for where, (options, words) in wrong.items():
+        with pytest.raises(LazyMoEError, match=f"{where}: .*{words}"):
+            merge(recipe.with_fields(gate_mode="random"), tmp_path / "moe", **options)
+
+
+@pytest.mark.slow
+def test_the_files_are_those_of_one_process_and_each_byte_is_brought_once(
+    given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path
+) -> None:
+    prepared, told = prepare(given, source="remote"), []
+    needed = remote(prepared.prompts, prepared.sound_plan).nbytes
+    clean_hub.sent_to = Counter()
+    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=lambda *step: told.append(step), **SMALL).folder
+    brought = {model: n for model, n in clean_hub.sent_to.items() if n > 100_000}
+    assert len({node for node, _ in brought}) == len({repo for _, repo in brought}) == len(brought) == 3, brought
+    assert "" not in {node for node, _ in brought}  # this process, which read their headers
+    assert needed <= sum(brought.values()) <= 1.02 * needed
+    assert [done for stage, done, _ in told if stage == "download"][-1] == needed
+    assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [
+    {"gate_mode": "random", "shared_weights": "base"}, {"gate_mode": "random", "shared_weights": "regmean"},
+    {"gate_mode": "hidden", "shared_weights": "average"}, {"gate_mode": "fit", "expert_weights": "corrected"},
+], ids=lambda fields: " ".join(fields.values()))  # fmt: skip
+def test_other_recipes_are_the_same_too(fields: dict[str, str], given: Recipe, nodes: Nodes, tmp_path: Path) -> None:
+    asked = given.with_fields(**fields)
+    moe = merge(asked, tmp_path / "moe", on=nodes.address, **SMALL).folder
+    assert contents(moe) == contents(merge(asked, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, done", [("download", 1_000_000), ("sweep", 2), ("sweep", 4)])
+def test_a_node_that_dies_is_done_without(stage: str, done: int, given: Recipe, nodes: Nodes, tmp_path: Path) -> None:
+    killed = []
+
+    def progress(at: str, far: int, _: int) -> None:
+        if not killed and at == stage and far >= done:
+            killed.append(nodes.kill())
+
+    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
+    assert killed
+    assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
+def test_straight_to_the_hub(given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
+    merge_to_hub(given, "writer/on-cluster", tmp_path / "work", on=nodes.address, **SMALL)
+    merge_to_hub(given, "writer/from-here", tmp_path / "work", **SMALL)
+    one, other = (clean_hub.repos[f"writer/{name}"].commits[-1].files for name in ("on-cluster", "from-here"))
+    assert one.keys() == other.keys() and all(one[name] == other[name] for name in one if name != "README.md")
+
+
+@pytest.mark.slow
+def test_models_in_folders(given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
+    """Which every node sees here; and one that isn't the same everywhere is refused."""
+    every = [e.model_copy(update={"source_model": str(tmp_path / "models" / f"m{i + 1}")}) for i, e in
+             enumerate(given.experts)]  # fmt: skip
+    asked = given.with_experts(every)
+    moe = merge(asked, tmp_path / "moe", on=nodes.address, **SMALL).folder
+    assert contents(moe) == contents(merge(asked, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
+def test_nobody_sees_the_token(
+    given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In no command line, environment or log, and not in the memory of what Ray's dashboard and command line ask."""
+    import ray
+
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(lazymoe.hub.client, "_typed", TOKEN)
+    monkeypatch.setitem(clean_hub.tokens, TOKEN, User("acme", "read"))
+    for repo in clean_hub.repos.values():
+        repo.private = True
+    seen: dict[str, bytes] = {}
+
+    def look(stage: str, done: int, total: int) -> None:
+        if stage != "sweep" or done != 2:
+            return
+        session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+        seen["logs"] = b"".join(path.read_bytes() for path in session.rglob("logs/*") if path.is_file())
+        for process in psutil.Process().children(recursive=True):
+            own = Path(f"/proc/{process.pid}")
+            seen[f"{process.pid} command"] = (own / "cmdline").read_bytes()
+            seen[f"{process.pid} environment"] = (own / "environ").read_bytes()
+            if process.name() in ("gcs_server", "raylet"):
+                seen[f"{process.pid} memory of {process.name()}"] = memory_of(own)
+
+    merge(given, tmp_path / "moe", on=nodes.address, progress=look, **SMALL)
+    told = {what.partition(" ")[2]: data for what, data in seen.items()}
+    assert b"lazymoe.cluster.model" in told["memory of gcs_server"]  # it is where actors are known
+    assert any(b"HF_HUB_USER_AGENT_ORIGIN" in data for what, data in seen.items() if what.endswith("environment"))
+    assert [what for what, data in seen.items() if TOKEN.encode() in data] == []
+
+
+def memory_of(process: Path) -> bytes:
+    """All that a process holds, of what it has written itself."""
+    found = []
+    with (process / "mem").open("rb", buffering=0) as memory:
+        for line in (process / "maps").read_text().splitlines():
+            place, rights, *_, inode = line.split()[:5]
+            begin, end = (int(number, 16) for number in place.split("-"))
+            if rights.startswith("rw") and inode == "0":
+                try:
+                    memory.seek(begin)
+                    found.append(memory.read(end - begin))
+                except OSError:
+                    continue
+    return b"".join(found)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_model_is_told_in_a_line(
+    given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path
+) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "sweep" and done == 1:
+            clean_hub.fault("GET .*model.safetensors", "retag", times=99)
+
+    with pytest.raises(SourceError, match="isn't what the Hub had when this began"):
+        merge(given, tmp_path / "moe", on=nodes.address, progress=stop, **SMALL)
+
+
+@pytest.mark.slow
+def test_no_cluster_is_told_in_a_line(given: Recipe, started: Nodes, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"no cluster of Ray can be reached at 127\.0\.0\.1:9"):
+        merge(given, tmp_path / "moe", on="ray:127.0.0.1:9")
+    assert not (tmp_path / "moe").exists()
