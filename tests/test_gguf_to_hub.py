@@ -118,6 +118,8 @@ def test_on_the_command_line(
     assert main(["merge", "recipe.yaml", "--to", REPO, "--gguf", "q8_0", "--device", "cpu"]) == 0
     assert f"{clean_hub.url}/{REPO} holds them." in capsys.readouterr().out
     assert "moe-Q8_0.gguf" in there(clean_hub) and not (tmp_path / "moe-GGUF").exists()
+    assert main(["gguf", "recipe.yaml", "Q8_0", "--to", REPO, "--device", "cpu", "--quiet"]) == 0
+    assert capsys.readouterr() == (f"{clean_hub.url}/{REPO}\n", "")  # they are there
     with pytest.raises(Killed):
         merge_gguf_to_hub(given, "F16", REPO, tmp_path / "moe-GGUF", device="cpu", progress=killed(0.5))
     assert main(["merge", "recipe.yaml", "--to", REPO, "--gguf", "F16", "--device", "cpu", "--quiet"]) == 0

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from lazymoe.checking_gguf import known, lay, weighted
 from lazymoe.errors import error
 from lazymoe.exporting import LARGEST, kinds_of
-from lazymoe.files import absolute, existing
+from lazymoe.files import absolute
 from lazymoe.gguf_to_hub import is_there
 from lazymoe.hub.uploading import Upload
 from lazymoe.jobs.parcel import check_sendable, requirements, with_recipe
@@ -77,7 +77,7 @@ class Order:
     def fingerprint(self) -> str:
         """What tells it from any other."""
         files = sorted((name, hashlib.sha256(content).hexdigest()) for name, content in self.files.items())
-        return hashlib.sha256(json.dumps([self.asked, files], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.asked, files]).encode()).hexdigest()
 
 
 def merging(prepared: Prepared, repo: str, *, private: bool = False, seed: int = 0, device: str | None = None) -> Order:
@@ -137,7 +137,7 @@ def gguf(
     }  # fmt: skip
 
     def made(upload: Upload) -> bool:
-        return is_there(upload, asked, kinds, fingerprint)
+        return ABOUT in upload.remote if sent else is_there(upload, asked, kinds, fingerprint)
 
     plan, sizes = asked.sound_plan, export.sizes_by_type
     loads = partial(_by_ways, asked, plan, Gguf(sizes, sum(sizes.values()), once))
@@ -183,7 +183,7 @@ def evaluating(
     from lazymoe.evaluating.suites import KINDS, SUITES
     from lazymoe.evaluating.tasks import OWN, check_asked
 
-    if existing(absolute(repo)) == absolute(repo):
+    if absolute(repo).is_dir():
         remedy = "Publish the mixture with 'lazymoe publish', and give its name there: USER/NAME."
         raise error("input.usage", repo, "a rented machine can't read a folder here", remedy)
     names, kinds = split(tasks), choose(split(KINDS if models is None else models))

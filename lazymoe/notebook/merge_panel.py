@@ -50,7 +50,7 @@ class Merge:
         if recipe is None:
             self.told.show("error", MISTAKES)
             return
-        if SESSION.is_older and place == "here":
+        if SESSION.is_older and place != "rented":
             SESSION.change(name=SESSION.free_name)  # the older one stays
         prepared = yield partial(SESSION.prepare, recipe)
         if place == "rented":
