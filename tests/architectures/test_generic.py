@@ -85,11 +85,14 @@ def _loss(model: torch.nn.Module) -> float:
 
 
 @pytest.mark.slow
-def test_transformers_4_gives_the_dense_models_logits(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_4_gives_the_dense_models_logits(
+    tied: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Those of transformers 5; or of its own class of the base model, where that computes otherwise in 4."""
     expected: dict[Path, torch.Tensor] = {}
     for family in FAMILIES.keys() - SINCE_5:
-        base = make_family(tmp_path, family)
+        base = make_family(tmp_path, family, tie_word_embeddings=tied)
         merge(recipe(base, base, base, base, architecture="generic"), tmp_path / f"{base.name}-moe")
         expected[base] = logits(load_model(base))
     mixtures = [tmp_path / f"{base.name}-moe" for base in expected]
@@ -99,7 +102,7 @@ def test_transformers_4_gives_the_dense_models_logits(tmp_path: Path, request: p
         found = torch.load(f"{mixture}.logits")
         theirs = expected[base] if str(base) in failed else torch.load(f"{base}.logits")
         assert min((found - one).abs().max() for one in (expected[base], theirs)) < 1e-4, mixture.name
-    assert len(mixtures) >= 30
+    assert len(mixtures) >= 35
 
 
 def loaded_elsewhere(request: pytest.FixtureRequest, *folders: Path) -> dict[str, str]:
