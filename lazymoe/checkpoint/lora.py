@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from lazymoe.architectures.records import Dense
 from lazymoe.architectures.values import is_number
 from lazymoe.checkpoint.lfs import refuse_pointer
+from lazymoe.checkpoint.multimodal import NAMED
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.tensors import FLOATS, TensorInfo
+from lazymoe.checkpoint.wrappers import BEFORE
 from lazymoe.errors import error, failure
 from lazymoe.recipe.reference import Reference
 
@@ -144,9 +146,10 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo], dense
     whole: dict[str, TensorInfo] = {}
     for key, tensor in held.items():
         if match := KEY.fullmatch(key):
-            halves.setdefault(match[1], {})[match[2] + ("e" if "lora_embedding" in key else "")] = tensor
+            module = _bare(f"{match[1]}.weight", tensors, dense).removesuffix(".weight")
+            halves.setdefault(module, {})[match[2] + ("e" if "lora_embedding" in key else "")] = tensor
         elif (match := WHOLE.fullmatch(key)) and "lora_" not in key:
-            whole[f"{match[1]}.{match[2]}"] = tensor
+            whole[_bare(f"{match[1]}.{match[2]}", tensors, dense)] = tensor
         else:
             what = f"the adapter {reference} holds '{key}', which isn't plain LoRA"
             raise error("source.adapter", where, what, _MERGE_IT)
@@ -173,6 +176,16 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo], dense
         below = changed.get(name) or tensors[name]
         changed[name] = replace(below, reader=Adapted(below, pair), start=0)
     return Adapter(reference, folder / WEIGHTS, changed)
+
+
+def _bare(name: str, tensors: Mapping[str, TensorInfo], dense: Dense | None) -> str:
+    """Name a tensor as the text model by itself does, where the adapter was trained on a multimodal one."""
+    outer, rest = dense.prefix.partition(".")[0] + "." if dense else "", name
+    while rest not in tensors and outer + rest not in tensors:
+        first, _, rest = rest.partition(".")
+        if first not in BEFORE | NAMED:
+            return name
+    return rest if rest in tensors else outer + rest
 
 
 def _find(text: str, where: str) -> tuple[Reference, Path]:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, modeling_utils
 from transformers import __version__ as transformers_version
 
-from lazymoe.architectures.learned import transformers_config
+from lazymoe.architectures.learned import learn, transformers_config
 from lazymoe.architectures.records import Dense
 from lazymoe.architectures.watching import decoder_of, layers_of
 from lazymoe.checkpoint.tensors import TensorInfo
@@ -182,6 +182,8 @@ class Stream:
     def _given(self, states: Tensor) -> Any:
         """Give states as a layer does."""
         gives = _dense(self.source).gives
+        if transformers_version < "5":  # of which a record doesn't tell
+            gives = learn(self.source.config).gives
         return (states, *[None] * (gives - 1)) if gives else states
 
     def _record(self) -> list[list[Call]]:

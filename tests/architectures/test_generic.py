@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from generic_models import FAMILIES, make_family
-from small_models import IDS, Make, load_model, logits, recipe, tensors_of
+from small_models import IDS, SHAPE, Make, load_model, logits, recipe, tensors_of
 
 from lazymoe import Recipe, check, merge
 from lazymoe.architectures.learned import learn
@@ -34,6 +34,20 @@ found = {}
 for folder in json.load(sys.stdin):
     try:
         torch.save(logits(folder), folder + ".logits")
+    except Exception as e:
+        found[folder] = str(e)
+print(json.dumps(found))
+"""
+SAVED = """
+import json, sys, torch, transformers
+found = {}
+for folder, (kind, config) in json.load(sys.stdin).items():
+    try:
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind + "Config")(**config))
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape) * 0.2
+        model.save_pretrained(folder)
     except Exception as e:
         found[folder] = str(e)
 print(json.dumps(found))
@@ -85,11 +99,14 @@ def _loss(model: torch.nn.Module) -> float:
 
 
 @pytest.mark.slow
-def test_transformers_4_gives_the_dense_models_logits(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_4_gives_the_dense_models_logits(
+    tied: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Those of transformers 5; or of its own class of the base model, where that computes otherwise in 4."""
     expected: dict[Path, torch.Tensor] = {}
     for family in FAMILIES.keys() - SINCE_5:
-        base = make_family(tmp_path, family)
+        base = make_family(tmp_path, family, tie_word_embeddings=tied)
         merge(recipe(base, base, base, base, architecture="generic"), tmp_path / f"{base.name}-moe")
         expected[base] = logits(load_model(base))
     mixtures = [tmp_path / f"{base.name}-moe" for base in expected]
@@ -99,18 +116,35 @@ def test_transformers_4_gives_the_dense_models_logits(tmp_path: Path, request: p
         found = torch.load(f"{mixture}.logits")
         theirs = expected[base] if str(base) in failed else torch.load(f"{base}.logits")
         assert min((found - one).abs().max() for one in (expected[base], theirs)) < 1e-4, mixture.name
-    assert len(mixtures) >= 30
+    assert len(mixtures) >= 35
+
+
+@pytest.mark.slow
+def test_what_transformers_4_saved_is_taken(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """By its names, and with what it leaves out of config.json."""
+    given = {str(tmp_path / family): (kind, {**SHAPE, **config}) for family, (kind, config) in FAMILIES.items()}
+    unmade = run_elsewhere(request, SAVED, given)
+    made = [folder for folder in map(Path, given) if str(folder) not in unmade]
+    for base in made:
+        merge(recipe(base, base, base, base, architecture="generic"), tmp_path / f"{base.name}-moe")
+        far = (logits(load_model(tmp_path / f"{base.name}-moe")) - logits(load_model(base))).abs().max()
+        assert far < 1e-4, base.name
+    assert len(made) >= 35, unmade
+
+
+def run_elsewhere(request: pytest.FixtureRequest, code: str, given: object) -> dict[str, str]:
+    """Run code in transformers 4; what it couldn't do, by folder, and why."""
+    python = request.config.getoption("transformers4")
+    if not python:
+        pytest.skip("no --transformers4")
+    done = subprocess.run([python, "-c", code], input=json.dumps(given), text=True, check=True, capture_output=True)
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def loaded_elsewhere(request: pytest.FixtureRequest, *folders: Path) -> dict[str, str]:
     """Have transformers 4 load models and save their logits beside them; why it can't, by folder."""
-    python = request.config.getoption("transformers4")
-    if not python:
-        pytest.skip("no --transformers4")
-    given = json.dumps([str(folder) for folder in folders])
-    done = subprocess.run([python, "-c", LOADED], input=given, text=True, check=True, capture_output=True)
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return run_elsewhere(request, LOADED, [str(folder) for folder in folders])
 
 
 def test_names_of_another_transformers_are_told(tmp_path: Path, request: pytest.FixtureRequest) -> None:

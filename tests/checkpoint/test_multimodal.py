@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
 from generic_models import FAMILIES
-from small_models import SHAPE, load_model, logits, recipe
+from safetensors.torch import load_file, save_file
+from small_models import KINDS, SHAPE, load_model, logits, recipe, tensors_of
 from stored_models import renamed
 
 from lazymoe import check, merge
@@ -26,6 +28,10 @@ WRAPPERS: dict[str, tuple[str, dict, dict, str]] = {  # its class, its text and 
         "Mistral3ForConditionalGeneration", {"model_type": "mistral", "head_dim": 8, "sliding_window": None}, _SEEN,
         "mixtral",
     ),
+    "Ministral 3": (
+        "Mistral3ForConditionalGeneration", {"model_type": "ministral3", "head_dim": 8}, _SEEN, "generic_moe",
+    ),
+    "Gemma 4": ("Gemma4ForConditionalGeneration", KINDS["gemma4_text"][1], _SEEN, "gemma4_text"),
     "LLaVA": ("LlavaForConditionalGeneration", {"model_type": "llama"}, _SEEN, "mixtral"),
     "Qwen 2.5 VL": ("Qwen2_5_VLForConditionalGeneration", {"rope_parameters": _MROPE}, _QWEN, "qwen2_moe"),
     "Qwen 3 VL": (
@@ -87,6 +93,28 @@ def test_a_text_fine_tune_is_an_expert_of_a_multimodal_base(tmp_path: Path) -> N
     text.save_pretrained(tmp_path / "text")
     assert not check(recipe(base, base, tmp_path / "text")).errors
     assert not check(recipe(tmp_path / "text", base, tmp_path / "text")).errors
+
+
+@pytest.mark.parametrize("names", [None, earlier], ids=["as transformers 5 names them", "as 4 did"])
+def test_an_adapter_that_was_trained_on_the_whole_is_taken(
+    names: Callable[[str], str | None] | None, tmp_path: Path
+) -> None:
+    base, _ = wrapper(tmp_path / "base", "Gemma 3")
+    model = transformers.Gemma3ForConditionalGeneration.from_pretrained(base)
+    targets = r".*language_model.*\.(q_proj|up_proj|down_proj)"
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    if names:
+        file = tmp_path / "adapter" / "adapter_model.safetensors"
+        before = "base_model.model."
+        save_file({before + str(names(n.removeprefix(before))): t for n, t in load_file(file).items()}, file)
+    merge(recipe(base, f"{base}+{tmp_path / 'adapter'}", base), tmp_path / "ours")
+    merge(recipe(base, tmp_path / "merged", base), tmp_path / "theirs")
+    ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
+    assert all(torch.allclose(ours[name], tensor, atol=1e-5) for name, tensor in theirs.items())
+    adapted, plain = (ours[f"model.layers.0.mlp.experts.{expert}.up_proj.weight"] for expert in (0, 1))
+    assert not torch.equal(adapted, plain)
 
 
 def test_what_text_models_are_of_no_known_kind_is_told(tmp_path: Path) -> None:
