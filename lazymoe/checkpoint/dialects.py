@@ -2,9 +2,9 @@
 class.
 
 Of architectures that have a record these are Phi-2's first layout, ``phi-msft``, in which phixtral itself was
-published; two that compute as Llama does, InternLM 2 and EXAONE 3; and GLM-4 9B, which is a GLM-4-MoE of dense layers
-but for the order of rows. Of each only names and shapes are known here; no code that comes with it runs. Of
-architectures that are learned, what transformers itself renames (Pythia).
+published; two that compute as Llama does, InternLM 2 and EXAONE 3; Ministral 8B as transformers 5 calls it; and GLM-4
+9B, which is a GLM-4-MoE of dense layers but for the order of rows. Of each only names and shapes are known here; no
+code that comes with it runs. Of architectures that are learned, what transformers itself renames (Pythia).
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ DIALECTS = {
         settle=_glm,
         apart=_glm_apart,
     ),
+    "ministral": Dialect("mistral", embeddings="model.embed_tokens.weight", names={}),
     "exaone": Dialect(
         "llama",
         embeddings="transformer.wte.weight",
