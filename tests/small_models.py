@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load, load_file, save_file
@@ -75,6 +76,10 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {  # model_type: transformers'
     "cohere2": ("Cohere2", {"sliding_window": 7, "num_hidden_layers": 4, "logit_scale": 1.5}),
     "cohere": ("Cohere", {"logit_scale": 1.5}),
     "seed_oss": ("SeedOss", {"head_dim": 8}),
+    "glm4_moe": (
+        "Glm4Moe",
+        {"first_k_dense_replace": 2, "partial_rotary_factor": 0.5, "head_dim": 8, "attention_bias": True},
+    ),
     "hunyuan_v1_dense": ("HunYuanDenseV1", {"head_dim": 8}),
     "lfm2": ("Lfm2", {"full_attn_idxs": [1], "block_multiple_of": 16}),
     "phi": ("Phi", {}),
@@ -219,6 +224,38 @@ def apart(one: Path, other: Path, python: str | None = None) -> float:
             for f in (one, other)
         ]
     return float((found[0] - found[1]).abs().max())
+
+
+LOADED = """
+import json, sys, torch, transformers
+def logits(folder):
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True)
+    assert not any(info.values()), info
+    return model.eval()(torch.arange(2, 62).reshape(2, 30)).logits.detach()
+found = {}
+for folder in json.load(sys.stdin):
+    try:
+        torch.save(logits(folder), folder + ".logits")
+    except Exception as e:
+        found[folder] = str(e)
+print(json.dumps(found))
+"""
+
+
+def loaded_elsewhere(request: pytest.FixtureRequest, *folders: Path) -> dict[str, str]:
+    """Have transformers 4 load models and save their logits beside them; why it can't, by folder."""
+    return run_elsewhere(request, LOADED, [str(folder) for folder in folders])
+
+
+def run_elsewhere(request: pytest.FixtureRequest, code: str, given: object) -> dict[str, str]:
+    """Run code in transformers 4; what it couldn't do, by folder, and why."""
+    python = request.config.getoption("transformers4")
+    if not python:
+        pytest.skip("no --transformers4")
+    done = subprocess.run([python, "-c", code], input=json.dumps(given), text=True, check=True, capture_output=True)
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def warnings(found: Check) -> list[str]:

@@ -271,3 +271,21 @@ SMOLLM3 = Dense(
     settle=settling.smollm3,
     windows=settling.typed_windows,
 )
+GLM4 = Dense(  # GLM-4-MoE with dense layers alone
+    "glm4_moe",
+    outer=OUTER,
+    layer={**LAYER, **{name: f"attention_bias*{words}" for name, words in BIASES.items()}},
+    ffn=FFN,
+    defaults={
+        **DEFAULTS,
+        "attention_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "first_k_dense_replace": 1,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-5,
+        "use_qk_norm": False,
+    },
+)

@@ -58,14 +58,15 @@ def renamed(config: Config, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _steps(kind: str) -> list[Any]:
+def _steps(kind: str, names: Iterable[str] = ()) -> list[Any]:
     """List what transformers 5 does to the names of a checkpoint.
 
     Args:
         kind: its model_type.
+        names: of the tensors that its class has.
 
     Raises:
-        Unfit: if it does something to the weights too.
+        Unfit: if it does something to the weights of one of these too.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
@@ -75,9 +76,10 @@ def _steps(kind: str) -> list[Any]:
     except ImportError:  # transformers 4
         return []
     steps = get_checkpoint_conversion_mapping(CLASSES.get(kind)) or get_checkpoint_conversion_mapping(kind) or []
-    if not all(isinstance(step, WeightRenaming) for step in steps):
+    targets = [target for step in steps if not isinstance(step, WeightRenaming) for target in step.target_patterns]
+    if any(target in name for name in names for target in targets):
         raise Unfit("has weights that transformers takes apart or puts together when it loads them")
-    return steps
+    return [step for step in steps if isinstance(step, WeightRenaming)]
 
 
 def learn(config: Config) -> Dense:
@@ -108,8 +110,9 @@ def _learned(text: str) -> Dense | str:
         made = transformers_config(config)
         if type(made) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             return f"has no causal language model in transformers {version}"
-        record = _record(config, Seen(made))
-        _steps(config["model_type"])
+        seen = Seen(made)
+        record = _record(config, seen)
+        _steps(config["model_type"], seen.model.state_dict())
         return record
     except Unfit as e:
         return str(e)

@@ -2,21 +2,27 @@
 class.
 
 Of architectures that have a record these are Phi-2's first layout, ``phi-msft``, in which phixtral itself was
-published, and two that compute as Llama does: InternLM 2 and EXAONE 3. Of each only names and shapes are known here; no
+published; two that compute as Llama does, InternLM 2 and EXAONE 3; Ministral 8B as transformers 5 calls it; and GLM-4
+9B, which is a GLM-4-MoE of dense layers but for the order of rows. Of each only names and shapes are known here; no
 code that comes with it runs. Of architectures that are learned, what transformers itself renames (Pythia).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lazymoe.architectures.configs import rotated_part
 from lazymoe.architectures.learned import renamed
+from lazymoe.architectures.records import Config
 from lazymoe.architectures.registry import dense_of, recorded
 from lazymoe.checkpoint.tensors import Picked, TensorInfo
+
+Rows = Mapping[str, Mapping[str, tuple[int, Sequence[int]]]]
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,8 @@ class Dialect:
         names: what its names have, as a regular expression, to what that is today; in this order.
         config: what it calls a config key, to its name.
         defaults: what it assumes for keys that a config leaves out, where that is something else.
-        fused: what its names have where queries, keys and values lie in one tensor.
-        grouped: whether the queries that share a key lie there with it and its value; else all queries come first, then
-            all keys, then all values.
+        apart: gives what lies otherwise in its tensors: by the name of a map, the maps whose rows lie in it, each with
+            how many rows follow one another in the same order, and which of these are its own.
         settle: works out what a config only implies, in place.
     """
 
@@ -40,8 +45,7 @@ class Dialect:
     names: Mapping[str, str]
     config: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    fused: str = ""
-    grouped: bool = False
+    apart: Callable[[Config], Rows] = lambda _: {}
     settle: Callable[[dict[str, Any]], None] = lambda _: None
 
 
@@ -51,6 +55,28 @@ def _phi(config: dict[str, Any]) -> None:
         config["intermediate_size"] = config.get("intermediate_size") or 4 * hidden
     if isinstance(hidden, int) and isinstance(heads, int) and isinstance(rotary, int) and heads:
         config["partial_rotary_factor"] = rotary / (hidden // heads)
+
+
+def _fused(name: str, grouped: bool, config: Config) -> Rows:
+    """Tell where queries, keys and values lie in one map: the queries that share a key with it and its value, or else
+    all queries first, then all keys, then all values."""
+    heads, keys, head = (int(config[key]) for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    groups = keys if grouped else 1
+    ends = [head * n // groups for n in (0, heads, heads + keys, heads + 2 * keys)]
+    return {name: {f"{part}_proj": (ends[-1], range(ends[i], ends[i + 1])) for i, part in enumerate("qkv")}}
+
+
+def _glm(config: dict[str, Any]) -> None:
+    config |= {"first_k_dense_replace": config.get("num_hidden_layers"), "use_qk_norm": False}
+
+
+def _glm_apart(config: Config) -> Rows:
+    """Tell how queries and keys lie: what turns together are neighbours, not the halves of what is turned of a head."""
+    head, width = int(config["head_dim"]), int(config["intermediate_size"])
+    turned = int(head * rotated_part(config))
+    halves = (head, (*range(0, turned, 2), *range(1, turned, 2), *range(turned, head)))
+    fused = {"gate_proj": (2 * width, range(width)), "up_proj": (2 * width, range(width, 2 * width))}
+    return {"q_proj": {"q_proj": halves}, "k_proj": {"k_proj": halves}, "gate_up_proj": fused}
 
 
 DIALECTS = {
@@ -76,7 +102,7 @@ DIALECTS = {
             "n_layer": "num_hidden_layers",
             "n_positions": "max_position_embeddings",
         },
-        fused="Wqkv",
+        apart=functools.partial(_fused, "Wqkv", False),
         settle=_phi,
     ),
     "internlm2": Dialect(
@@ -94,9 +120,27 @@ DIALECTS = {
             r"\.feed_forward\.w3\.": ".mlp.up_proj.",
         },
         defaults={"pad_token_id": 0},
-        fused="wqkv",
-        grouped=True,
+        apart=functools.partial(_fused, "wqkv", True),
     ),
+    "glm": Dialect(
+        "glm4_moe",
+        embeddings="model.embed_tokens.weight",
+        names={},
+        defaults={
+            "attention_bias": True,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "head_dim": 128,
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 2,
+            "pad_token_id": 151329,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1.5625e-07,
+        },
+        settle=_glm,
+        apart=_glm_apart,
+    ),
+    "ministral": Dialect("mistral", embeddings="model.embed_tokens.weight", names={}),
     "exaone": Dialect(
         "llama",
         embeddings="transformer.wte.weight",
@@ -141,28 +185,40 @@ def translate(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> tuple[d
     for name, tensor in tensors.items():
         for old, new in dialect.names.items():
             name = re.sub(old, new, name)
-        fused = bool(dialect.fused) and f".{dialect.fused}." in name
-        for part, own in (_split(dialect, tensor, today) if fused else {"": tensor}).items():
-            new = name.replace(dialect.fused, f"{part}_proj") if fused else name
-            found[new] = replace(own, name=new)
+        found[name] = replace(tensor, name=name)
     return today, found
 
 
-def _split(dialect: Dialect, tensor: TensorInfo, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    """Take queries, keys and values apart; nothing if the tensor isn't of the size that the config says."""
-    try:
-        heads = int(config["num_attention_heads"])
-        keys = int(config.get("num_key_value_heads") or heads)
-        groups = keys if dialect.grouped else 1
-        head, every = tensor.shape[0] // (heads + 2 * keys), tensor.shape[0] // groups  # rows
-    except (TypeError, ValueError, LookupError, ArithmeticError):
-        return {}
-    found, at, width = {}, 0, math.prod(tensor.shape[1:])
-    for part, count in (("q", heads), ("k", keys), ("v", keys)):
-        rows = range(at, at + count // groups * head)
-        piece = tensor.part(at * width, len(rows) * width)
-        if groups > 1:
-            piece = replace(tensor, reader=Picked(tensor, every, rows), start=0)
-        found[part] = replace(piece, shape=(groups * len(rows), *tensor.shape[1:]))
-        at = rows.stop
-    return found if at == every else {}
+def take_apart(kind: str, config: Config, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Give the rows of a checkpoint's maps as they lie today, of tensors that aren't quantized any more.
+
+    Args:
+        kind: its own model_type.
+        config: today's, completed.
+        tensors: all its tensors, by today's names.
+    """
+    dialect = DIALECTS.get(kind)
+    if dialect is None:
+        return tensors
+    lies, found = dialect.apart(config), dict[str, TensorInfo]()
+    for name, tensor in tensors.items():
+        before, _, leaf = name.rpartition(".")
+        above, _, own = before.rpartition(".")
+        for today, (every, rows) in lies.get(own, {}).items():
+            new = f"{above}.{today}.{leaf}"
+            found[new] = replace(_picked(tensor, every, rows), name=new)
+        if own not in lies:
+            found[name] = tensor
+    return found
+
+
+def _picked(tensor: TensorInfo, every: int, rows: Sequence[int]) -> TensorInfo:
+    """Take some of so many rows, again and again; a tensor of another size stays, and its shape is wrong then."""
+    length, *width = tensor.shape
+    if not every or length % every:
+        return tensor
+    shape = (length // every * len(rows), *width)
+    if length == every and isinstance(rows, range):  # in one piece
+        size = math.prod(width)
+        return replace(tensor.part(rows.start * size, len(rows) * size), shape=shape)
+    return replace(tensor, shape=shape, reader=Picked(tensor, every, rows), start=0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lazymoe.architectures.registry import dense_of
 from lazymoe.checkpoint import gguf
 from lazymoe.checkpoint.choosing import choose, only_gguf
-from lazymoe.checkpoint.dialects import translate
+from lazymoe.checkpoint.dialects import take_apart, translate
 from lazymoe.checkpoint.leftovers import LEFTOVER, without_leftovers
 from lazymoe.checkpoint.legacy import open_pickle
 from lazymoe.checkpoint.lfs import refuse_pointer
@@ -49,8 +49,14 @@ def open_source(reference: Reference, where: str, allow_pickle: bool = False) ->
         SourceError: if it can't be found or read, or isn't whole.
         HubError: if the Hub has no such model, refuses or can't be reached.
     """
+    source = _opened(reference, where, allow_pickle)
+    return replace(source, tensors=take_apart(source.kind, source.config, source.tensors))
+
+
+def _opened(reference: Reference, where: str, allow_pickle: bool) -> Source:
+    """Open a checkpoint as `open_source` does, its tensors as its own class has them: so an adapter fits them."""
     if reference.adapter:
-        return _with_adapter(reference, open_source(replace(reference, adapter=None), where, allow_pickle), where)
+        return _with_adapter(reference, _opened(replace(reference, adapter=None), where, allow_pickle), where)
     path = reference.path
     if path.suffix == ".gguf" and os.path.isfile(path):
         return _open_gguf(reference, path, None, where)
@@ -176,10 +182,12 @@ def _open(
     whole = str(config.get("model_type"))
     config, tensors, left = text_part(config, tensors)
     remarks = (f"it is a {whole}, and only its text model is taken: {some(left)} stay behind",) if left else ()
-    config, tensors = translate(*unwrapped(config, tensors, where, name))
+    config, tensors = unwrapped(config, tensors, where, name)
+    kind = str(config.get("model_type"))
+    config, tensors = translate(config, tensors)
     tensors, ignored = without_leftovers(config, tensors)
     weights = {file: sizes[file] for file in chosen.files}
-    source = Source(reference, folder, origin, config, tensors, weights, remarks=remarks, ignored=ignored)
+    source = Source(reference, folder, origin, config, tensors, weights, remarks=remarks, ignored=ignored, kind=kind)
     return _settle(source, where, remote)
 
 

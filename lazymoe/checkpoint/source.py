@@ -52,6 +52,7 @@ class Source:
         dense: the record of its architecture; None if there is none, as for a mixture.
         remarks: what was found odd in it and how it was taken, in words.
         adapter: a LoRA adapter on top; ``tensors`` are those with it.
+        kind: its model_type as its config.json has it, which may be another spelling of the one in ``config``.
     """
 
     reference: Reference
@@ -66,6 +67,7 @@ class Source:
     adapter: Adapter | None = None
     ignored: tuple[str, ...] = ()
     dense: Dense | None = None
+    kind: str = ""
 
     @property
     def embeddings(self) -> str:

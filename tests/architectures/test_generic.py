@@ -6,15 +6,13 @@ loaded in that one.
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from generic_models import FAMILIES, make_family
-from small_models import IDS, SHAPE, Make, load_model, logits, recipe, tensors_of
+from small_models import IDS, SHAPE, Make, load_model, loaded_elsewhere, logits, recipe, run_elsewhere, tensors_of
 
 from lazymoe import Recipe, check, merge
 from lazymoe.architectures.learned import learn
@@ -23,21 +21,6 @@ from lazymoe.forward.losses import dense_losses, mixture_losses
 
 QUICK = ("Gemma 2", "Gemma 3", "Qwen 3.5", "Pythia", "GPT-2", "Falcon 40B", "Apertus", "Phi-4 mini", "SmolLM3")
 EVERY = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow, id=name) for name in FAMILIES]
-LOADED = """
-import json, sys, torch, transformers
-def logits(folder):
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=True)
-    assert not any(info.values()), info
-    return model.eval()(torch.arange(2, 62).reshape(2, 30)).logits.detach()
-found = {}
-for folder in json.load(sys.stdin):
-    try:
-        torch.save(logits(folder), folder + ".logits")
-    except Exception as e:
-        found[folder] = str(e)
-print(json.dumps(found))
-"""
 SAVED = """
 import json, sys, torch, transformers
 found = {}
@@ -130,21 +113,6 @@ def test_what_transformers_4_saved_is_taken(tmp_path: Path, request: pytest.Fixt
         far = (logits(load_model(tmp_path / f"{base.name}-moe")) - logits(load_model(base))).abs().max()
         assert far < 1e-4, base.name
     assert len(made) >= 35, unmade
-
-
-def run_elsewhere(request: pytest.FixtureRequest, code: str, given: object) -> dict[str, str]:
-    """Run code in transformers 4; what it couldn't do, by folder, and why."""
-    python = request.config.getoption("transformers4")
-    if not python:
-        pytest.skip("no --transformers4")
-    done = subprocess.run([python, "-c", code], input=json.dumps(given), text=True, check=True, capture_output=True)
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def loaded_elsewhere(request: pytest.FixtureRequest, *folders: Path) -> dict[str, str]:
-    """Have transformers 4 load models and save their logits beside them; why it can't, by folder."""
-    return run_elsewhere(request, LOADED, [str(folder) for folder in folders])
 
 
 def test_names_of_another_transformers_are_told(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -71,7 +71,7 @@ def possible(family: str, kind: str, config: str) -> bool:
         own = ("cohere2_moe", "gemma4_text")
         return kind in ("mistral", "phi3", "cohere2", "gemma4_text") and family in ("mixtral", "qwen2_moe", *own)
     if config == "part of a head turned":
-        return kind in ("phi", "qwen3_5_text") or (family, kind) == ("glm4_moe", "phi3")
+        return kind in ("phi", "qwen3_5_text") or (family == "glm4_moe" and kind in ("phi3", family))
     if config == "head_dim of its own":
         never = ("deepseek", "granitemoe", "granitemoehybrid")
         return kind not in ("phi", "phi3", "cohere", "cohere2", "lfm2") and family not in never

@@ -11,7 +11,7 @@ import torch
 import transformers
 from generic_models import make_family
 from safetensors.torch import save_file
-from small_models import Make, contents, load_model, logits, recipe, rewrite, tensors_of
+from small_models import SHAPE, Make, contents, load_model, logits, recipe, rewrite, tensors_of
 
 from lazymoe import LazyMoEError, check, merge
 from lazymoe.checkpoint.dialects import DIALECTS
@@ -138,6 +138,30 @@ def test_transformers_own_exaone_has_the_same_logits(tmp_path: Path) -> None:
     base = make_family(tmp_path, "EXAONE 3.5")
     assert merge(recipe(base, base, base), tmp_path / "moe").plan.host.name == "mixtral"
     assert (logits(load_model(tmp_path / "moe")) - logits(load_model(base))).abs().max() < 1e-4
+
+
+@pytest.mark.skipif("ministral" not in transformers.CONFIG_MAPPING, reason="this transformers doesn't have it")
+@pytest.mark.parametrize(("types", "host"), [("sliding full", "qwen2_moe"), ("sliding sliding", "mixtral")])
+def test_a_ministral_is_a_mistral_with_windows_by_layer(types: str, host: str, make: Make, tmp_path: Path) -> None:
+    kinds = [f"{kind}_attention" for kind in types.split()]
+    config = transformers.MinistralConfig(**SHAPE, head_dim=8, sliding_window=7, layer_types=kinds)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
+    assert merge(recipe(base, base, make("mistral", kind="mistral")), tmp_path / "mixed").plan.host.name == host
+    merge(recipe(base, base, base), tmp_path / "moe")
+    assert (logits(load_model(tmp_path / "moe")) - logits(load_model(base))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shared_weights", ["base", "average"])
+def test_what_computes_alike_mixes_whatever_it_is_called(shared_weights: str, make: Make, tmp_path: Path) -> None:
+    llamas = [make(f"llama-{i}", seed=i) for i in range(3)]
+    mistral = make("mistral", seed=3, kind="mistral")
+    others = [published(llamas[1], tmp_path / "b", "internlm2"), published(llamas[2], tmp_path / "c", "exaone")]
+    for name, base, experts in (("one", llamas[0], llamas[1:]), ("two", llamas[0], others)):
+        merge(recipe(base, *experts, mistral, shared_weights=shared_weights), tmp_path / name)
+    one, two = (tensors_of(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(two[name], tensor, rtol=1e-2) for name, tensor in one.items())  # sums in another order
 
 
 def test_a_tokenizer_that_is_code_is_told_where_it_is_needed(make: Make, demo_models: Path, tmp_path: Path) -> None:

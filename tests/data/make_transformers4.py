@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, object]] = {
     "Cohere": {},
     "SeedOss": {"head_dim": 4},
     "HunYuanDenseV1": {"head_dim": 4},
+    "Glm4Moe": {"first_k_dense_replace": 2, "head_dim": 4, "attention_bias": True, "n_routed_experts": 2},
     "SmolLM3": {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 7},
     "GraniteMoeHybrid": {
         "num_local_experts": 0, "shared_intermediate_size": 24, "layer_types": ["mamba", "attention"],

@@ -134,6 +134,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 
         ("qwen2", "glm4_moe", {"shared": True}),
         ("phi3", "glm4_moe", {"shared": True, "partial_rotary_factor": 0.75}),
         ("seed_oss", "glm4_moe", {"shared": True, "head_dim": 32}),
+        ("glm4_moe", "glm4_moe", {"shared": True, "head_dim": 32}),
         ("cohere", "cohere2_moe", {}),
         ("hunyuan_v1_dense", "hunyuan_v1_moe", {"head_dim": 16}),
         ("hunyuan_v1_dense", "hunyuan_v1_moe", {"head_dim": 16, "shared": True, "rope_parameters": ALPHA}),

@@ -1,8 +1,8 @@
-"""GLM-4-MoE, from Phi-4-mini, Seed-OSS, Llama, Mistral, Phi-3 and Qwen2: positions may turn a part of each head only.
+"""GLM-4-MoE, from GLM-4 9B, Phi-4-mini, Seed-OSS, Llama, Mistral, Phi-3 and Qwen2.
 
-Exact: with equal experts its logits are the dense model's. Weights come from sigmoids; the bias that its training
-adjusts to balance the experts is zero. Its shared expert has no gate; where a recipe has none it is of no width, which
-transformers takes and llama.cpp doesn't.
+Exact: with equal experts its logits are the dense model's. Positions may turn a part of each head only. Weights come
+from sigmoids; the bias that its training adjusts to balance the experts is zero. Its shared expert has no gate; where a
+recipe has none it is of no width, which transformers takes and llama.cpp doesn't.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from lazymoe.architectures.configs import carry, rotated_part, window_misfit
-from lazymoe.architectures.dense import BIASES, LLAMA, MISTRAL, PHI3, QWEN2, SEED_OSS
-from lazymoe.architectures.records import MLP_EXPERTS, SHARED_EXPERTS, Host, MoE
+from lazymoe.architectures.dense import BIASES, GLM4, LLAMA, MISTRAL, PHI3, QWEN2, SEED_OSS
+from lazymoe.architectures.records import MLP_EXPERTS, SHARED_EXPERTS, Config, Host, MoE
 
-TAKEN = (SEED_OSS, LLAMA, MISTRAL, PHI3, QWEN2)
+TAKEN = (GLM4, SEED_OSS, LLAMA, MISTRAL, PHI3, QWEN2)
 BIASED = {dense.model_type for dense in TAKEN if BIASES.keys() <= dense.layer.keys()}
 NO_SHARED = {name: ("hidden 0" if role == "down" else "0 hidden", 0.0) for name, role in SHARED_EXPERTS.items()}
 
@@ -24,7 +24,7 @@ def _config(moe: MoE) -> dict[str, Any]:
         "sliding_window": None,
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",
-        "attention_bias": moe.dense["model_type"] in BIASED,
+        "attention_bias": _biased(moe.dense),
         "partial_rotary_factor": rotated_part(moe.dense),  # its default is another
         "use_qk_norm": False,
         "n_routed_experts": moe.experts,
@@ -40,7 +40,17 @@ def _config(moe: MoE) -> dict[str, Any]:
     }
 
 
+def _biased(dense: Config) -> bool:
+    kind = dense["model_type"]
+    return bool(dense["attention_bias"] if kind == GLM4.model_type else kind in BIASED)
+
+
 def _unfit(moe: MoE) -> str | None:
+    if moe.dense["model_type"] == GLM4.model_type:
+        if moe.dense["first_k_dense_replace"] < moe.dense["num_hidden_layers"]:
+            return "this model is a mixture of experts already"
+        if moe.dense["use_qk_norm"]:
+            return "it has no norms of queries and keys here, this model has"
     if moe.experts < 2:
         return "it needs two experts at least"
     return window_misfit(moe.dense)
