@@ -66,9 +66,14 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    host, _, port = address.rpartition(":")
+    plain = address and "://" not in address
+    if plain and not (host and port.isdigit()):
+        raise error(
+            "cluster.unreachable", "--on", f"'{address}' is no address", "Say HOST:PORT, such as 10.0.0.1:6379."
+        )
     try:
-        if address and "://" not in address:  # Ray itself tries again for minutes
-            host, _, port = address.rpartition(":")
+        if plain:  # Ray itself tries again for minutes
             socket.create_connection((host, int(port)), PATIENCE).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as e:
@@ -226,7 +231,8 @@ class Cluster:
 
     def _tell(self) -> None:
         brought = sum(seat.brought for seat in self._each_once)
-        self._progress("download", min(brought, self._total), self._total)
+        if self._total:
+            self._progress("download", min(brought, self._total), self._total)
 
     def _wait(self, said: Any) -> None:
         while not ray.wait([said], timeout=TICK)[0]:
