@@ -175,10 +175,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     )
     sub.add_argument("--to", metavar="USER/NAME", help="put it on the Hub; nothing stays in FOLDER, default NAME")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
-    about = (
-        "on a Ray cluster's machines; or, with --to, on one rented from Hugging Face, at a price you are asked about"
-    )
-    sub.add_argument("--on", type=_machine, metavar="ray[:ADDRESS]|hf-jobs[:FLAVOR]", help=about)
+    about = "with --to: on a machine rented from Hugging Face, at a price you are asked about; or on a Ray cluster"
+    sub.add_argument("--on", type=_machine, metavar="hf-jobs[:FLAVOR]|ray[:ADDRESS]", help=about)
     sub.add_argument("--yes", action="store_true", help="agree to the price of --on hf-jobs")
     sub.add_argument("--stop", action="store_true", help="stop what --on hf-jobs has started")
     about = "make GGUF files of these types instead, as 'lazymoe gguf' does of a recipe"
@@ -270,6 +268,6 @@ def _size(text: str) -> int:
 def _machine(text: str) -> str:
     place, colon, detail = text.partition(":")
     if place not in ("ray", "hf-jobs") or bool(colon) != bool(detail):
-        known = "ray, ray:ADDRESS such as ray:10.0.0.1:6379, hf-jobs, or hf-jobs:FLAVOR such as hf-jobs:cpu-upgrade"
+        known = "hf-jobs, hf-jobs:FLAVOR such as hf-jobs:cpu-upgrade, ray, or ray:ADDRESS such as ray:10.0.0.1:6379"
         raise argparse.ArgumentTypeError(f"'{text}' isn't {known}")
     return text

@@ -75,7 +75,7 @@ def merge(options: Options) -> Told:
         return _merge_on_jobs(options, detail or None)
     if options.yes or options.stop:
         what = "there is no --on hf-jobs"
-        raise error("input.usage", "--yes" if options.yes else "--stop", what, "Add that, or leave it out.")
+        raise error("input.usage", "--yes" if options.yes else "--stop", what, "Add --on hf-jobs.")
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
