@@ -22,11 +22,12 @@ from pathlib import Path
 import lazymoe
 from lazymoe import Recipe, cli
 from lazymoe.data import ready_made
+from lazymoe.planning.duration import Rates, with_times
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.shapes import SHAPES, imagine
 from lazymoe.planning.ways import Gguf, Way, choose, find_ways
 from lazymoe.quantizing.scheme import make_scheme
-from lazymoe.units import billions, gigabytes, in_words
+from lazymoe.units import billions, gigabytes, in_words, minutes
 
 REPOSITORY = ""  # set once: https://github.com/ with owner and name, and nothing after them
 
@@ -36,6 +37,9 @@ BEGIN, END = "<!-- from here on by docs/generate.py -->\n", "<!-- up to here by 
 CODE = re.compile(r'\b(?:error|Problem)\(\s*"([a-z]+\.[a-z-]+)"')  # where a problem is made
 ROW = re.compile(r"^\| `([a-z]+\.[a-z-]+)` \|", re.MULTILINE)  # and where python.md has it
 MEMORY, DISK = 12_700_000_000, 75_000_000_000  # bytes that a free Colab has, about
+LARGE = "Llama-3.1-70B"  # the shape of the models that docs/scale.md counts with, and how many experts
+EXPERTS, MACHINES = 8, (2, 4, 8)
+RATES = Rates(network=125e6, disk=500e6, processor=1e12)  # of one machine there, a second: bytes, bytes, operations
 GGUF = "Q4_K_M"  # the type of GGUF file that the README tells of
 COLAB = re.compile(r"^- \*\*A free Colab(?:.*\n)+?(?=- \*\*)", re.MULTILINE)
 BADGE = re.compile(r"(?<=^# LazyMoE\n\n)(?:\[!\[Open in Colab\].*\n\n)?")
@@ -145,6 +149,31 @@ def with_recipes(page: str) -> str:
     return _between(page, "\n".join([*lines, ""]))
 
 
+def with_scale(page: str) -> str:
+    """scale.md with what a large mixture takes, on one machine and on several."""
+    prompts = [
+        f"Explain to me in {i} sentences how this part of the trade is done by those who know it." for i in range(5)
+    ]
+    experts = [{"source_model": f"org/expert-{i}", "positive_prompts": prompts} for i in range(EXPERTS)]
+    prepared = imagine(Recipe.model_validate({"base_model": "org/base", "experts": experts}), SHAPES[LARGE], ROOT)
+    plan = prepared.sound_plan
+
+    def counted(machines: int) -> tuple[Way, ...]:
+        rates = Rates(RATES.network * machines, RATES.disk, RATES.processor * machines)
+        return with_times(find_ways(prepared, plan, ROOT, 10**13, 10**12), prepared, plan, rates)
+
+    lines = ["| | from the Hub | to the Hub | disk | memory | time | to upload |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for way in counted(1):
+        figures = way.figures()
+        del figures["fits"]
+        lines.append(f"| {way.how.strip() or 'with its models downloaded'} | {' | '.join(figures.values())} |")
+    lines += ["", "| machines that read and compute | time |", "|---|--:|"]
+    for machines in (1, *MACHINES):
+        lines.append(f"| {machines} | {minutes(counted(machines)[1].seconds or 0)} |")
+    said = f"{EXPERTS} experts of {LARGE}, {billions(plan.parameters)} parameters, {gigabytes(plan.nbytes)}:"
+    return _between(page, "\n".join([said, "", *lines, ""]))
+
+
 def _between(page: str, made: str) -> str:
     """A page with something put between its two marks."""
     before, _, rest = page.partition(BEGIN)
@@ -187,6 +216,7 @@ def _put(place: re.Pattern[str], made: str, page: str) -> str:
 MADE: dict[str, Callable[[str], str]] = {
     "docs/cli.md": with_commands,
     "docs/recipe.md": with_recipes,
+    "docs/scale.md": with_scale,
     "README.md": lambda page: with_colab(with_badge(page)),
     "pyproject.toml": with_urls,
     "LazyMoE.ipynb": with_address,

@@ -285,8 +285,8 @@ def _placed(here: Callable[[Options], Told], there: Callable[[Options], Told], o
     if options.on and options.on.startswith("hf-jobs"):
         return there(options)
     if options.yes or options.stop:
-        what = "there is no --on hf-jobs"
-        raise error("input.usage", "--yes" if options.yes else "--stop", what, "Add that, or leave it out.")
+        option = "--yes" if options.yes else "--stop"
+        raise error("input.usage", option, "there is no --on hf-jobs", "Add that, or leave it out.")
     return here(options)
 
 

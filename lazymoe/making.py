@@ -125,9 +125,9 @@ def on_cluster(
         prepared, plan: what is made.
         remote, progress: as in `reading`.
     """
-    from lazymoe.cluster.nodes import Cluster
+    from lazymoe.cluster.nodes import seated
 
-    return Cluster(prepared, plan, remote, progress)
+    return seated(prepared, plan, remote, progress)
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +30,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         reference: what names it, at its commit.
+        folder: that relative names in it begin at.
         where: how messages name the place that it was asked for.
         fingerprint: of it, so that no other is taken for it.
         allow_pickle: whether ``.bin`` weights are accepted.
@@ -34,7 +38,8 @@ class Wanted(NamedTuple):
         kept: names of the tensors that are read twice, and kept in between.
     """
 
-    reference: str
+    reference: Reference
+    folder: Path
     where: str
     fingerprint: str
     allow_pickle: bool
@@ -127,7 +132,9 @@ def _open(wanted: Wanted) -> Source:
     Raises:
         SourceError: if it isn't here, or not the same.
     """
-    reference, here = Reference.parse(wanted.reference), ray.util.get_node_ip_address()
+    reference, here = wanted.reference, ray.util.get_node_ip_address()
+    with suppress(OSError):  # if it isn't here, a name from there isn't found either
+        os.chdir(wanted.folder)
     remedy = "Put it on the Hub, or on a disk that every machine of the cluster has at this place."
     try:
         source = open_source(reference, wanted.where, wanted.allow_pickle)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -47,6 +48,7 @@ LOST = (
     ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError,
 )  # fmt: skip
 TRIES = 4  # how often a model is begun anew before anything comes of it
+SAME = "Install the same versions on all machines of the cluster, and on this one."
 PATIENCE = 10.0  # seconds to wait for a cluster's first answer
 TICK = 0.2  # seconds between two looks at whether something has arrived
 
@@ -64,9 +66,14 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    host, _, port = address.rpartition(":")
+    plain = address and "://" not in address
+    if plain and not (host and port.isdigit()):
+        raise error(
+            "cluster.unreachable", "--on", f"'{address}' is no address", "Say HOST:PORT, such as 10.0.0.1:6379."
+        )
     try:
-        if address and "://" not in address:  # Ray itself tries again for minutes
-            host, _, port = address.rpartition(":")
+        if plain:  # Ray itself tries again for minutes
             socket.create_connection((host, int(port)), PATIENCE).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as e:
@@ -80,6 +87,26 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def seated(prepared: Prepared, plan: Plan, remote: Remote | None, progress: Progress) -> Iterator[Cluster]:
+    """Have each model of a plan read on one of the machines, and nowhere else.
+
+    Args:
+        prepared, plan: what is made.
+        remote: what is read of models that stay on the Hub; None if none do.
+        progress: told of the bytes that were brought, stage ``download``; what it raises stops a wait.
+
+    Raises:
+        LazyMoEError: if a machine can't have its model, or too many of them die.
+    """
+    cluster = Cluster(prepared, plan, remote, progress)
+    try:
+        cluster.begin()
+        yield cluster
+    finally:
+        cluster.end()
 
 
 @dataclass(eq=False)
@@ -108,17 +135,9 @@ class _Seat:
 
 
 class Cluster:
-    """The models of a plan on the machines of a cluster: `Places`, and what reads them on the Hub, while it is
-    entered."""
+    """The models of a plan on the machines of a cluster: `Places`, and what reads them on the Hub; see `seated`."""
 
     def __init__(self, prepared: Prepared, plan: Plan, remote: Remote | None, progress: Progress) -> None:
-        """Find the models.
-
-        Args:
-            prepared, plan: what is made.
-            remote: what is read of models that stay on the Hub; None if none do.
-            progress: told of the bytes that were brought, stage ``download``; what it raises stops a wait.
-        """
         self._progress, self._total = progress, remote.nbytes if remote else 0
         self._kept, self._allow_pickle = remote.kept if remote else frozenset[str](), prepared.allow_pickle
         seats: dict[Reference, _Seat] = {}
@@ -130,7 +149,8 @@ class Cluster:
         self._each_once = list(seats.values())
         self._died = Counter[str]()  # actors, by the machine
 
-    def __enter__(self) -> Cluster:
+    def begin(self) -> None:
+        """Begin an actor for each model, and read by it from now on."""
         by_bytes()
         for seat in self._each_once:
             self._start(seat)
@@ -138,11 +158,12 @@ class Cluster:
             self._settle(seat)
             if seat.source.origin and seat.source.origin.ranges:
                 seat.source.origin.ranges.reader = functools.partial(self._read, seat)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Let the actors go."""
         for seat in self._each_once:
-            ray.kill(seat.actor)
+            if seat.actor:
+                ray.kill(seat.actor)
             if seat.source.origin and seat.source.origin.ranges:
                 seat.source.origin.ranges.reader = None
 
@@ -152,7 +173,9 @@ class Cluster:
 
         def put(given: Any) -> Any:
             given = list(given) if isinstance(given, Iterator) else given
-            return sent.setdefault(id(given), (given, ray.put(given)))[1]
+            if id(given) not in sent:
+                sent[id(given)] = given, ray.put(given)
+            return sent[id(given)][1]
 
         precision, begun = torch.get_float32_matmul_precision(), []
         for number, given in asked:
@@ -208,7 +231,8 @@ class Cluster:
 
     def _tell(self) -> None:
         brought = sum(seat.brought for seat in self._each_once)
-        self._progress("download", min(brought, self._total), self._total)
+        if self._total:
+            self._progress("download", min(brought, self._total), self._total)
 
     def _wait(self, said: Any) -> None:
         while not ray.wait([said], timeout=TICK)[0]:
@@ -235,14 +259,13 @@ class Cluster:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         seat.node = min(nodes, key=lambda node: (self._died[node], taken[node], node == here))
         where = NodeAffinitySchedulingStrategy(seat.node, soft=False)
-        source, found = seat.source, find_token()
         wanted = Wanted(
-            source.pinned, seat.where, source.fingerprint, self._allow_pickle, frozenset(seat.written), self._kept
-        )
-        seat.actor, seat.before = (
-            ray.remote(Model).options(num_cpus=0, scheduling_strategy=where).remote(),
-            seat.brought,
-        )
+            Reference.parse(seat.source.pinned), Path.cwd(), seat.where, seat.source.fingerprint, self._allow_pickle,
+            frozenset(seat.written), self._kept,
+        )  # fmt: skip
+        seat.before = seat.brought
+        seat.actor = ray.remote(Model).options(num_cpus=0, scheduling_strategy=where).remote()
+        found = find_token()  # not before the actor is there: who begins one is kept with what it was begun with
         seat.begun = seat.actor.begin.remote(wanted, torch.get_num_threads(), found and found[0])
 
     def _settle(self, seat: _Seat) -> None:
@@ -257,7 +280,7 @@ class Cluster:
             return self._replace(seat, seat.actor, e)
         if other := [name for name, here in versions().items() if there[name] != here]:
             what = f"a machine has {other[0]} {there[other[0]]}, this one {versions()[other[0]]}"
-            raise error("cluster.versions", "--on", what, "Install the same versions on all of them.")
+            raise error("cluster.versions", "--on", what, SAME)
 
     def _replace(self, seat: _Seat, actor: Any, e: Exception) -> None:
         """Begin another actor in place of one that died, unless that is done.
@@ -270,14 +293,12 @@ class Cluster:
         seat.failed += 1
         self._died[seat.node] += 1
         if "No module named 'lazymoe" in str(e):
-            raise error(
-                "cluster.versions", "--on", "a machine lacks LazyMoE", "Install the same version on all of them."
-            )
+            raise error("cluster.versions", "--on", "a machine has no or another LazyMoE", SAME)
         if seat.failed > TRIES:
             said = printable(str(e).partition("\n")[0]).rstrip(".:")
             what = f"what reads {seat.source.reference} dies on one machine after the other ({said})"
-            raise error(
-                "cluster.lost", seat.where, what, "Look at Ray's logs there, then run it again: it goes on from here."
-            )
+            remedy = "Look at Ray's logs there, then run it again: it goes on from here."
+            raise error("cluster.lost", seat.where, what, remedy)
+        ray.kill(actor)  # it may live, and be out of reach
         self._start(seat)
         self._settle(seat)

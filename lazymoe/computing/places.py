@@ -28,7 +28,7 @@ class Places(Protocol):
             take: given each tensor that was loaded for it, so that nobody has to read it again.
 
         Returns:
-            What comes of each, in the order of the asked. Nothing may be done before it is wanted.
+            What comes of each, in the order of the asked; perhaps nothing of it is done before it is wanted.
 
         Raises:
             LazyMoEError: what the work raises, or reading the model.

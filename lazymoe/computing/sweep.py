@@ -85,16 +85,15 @@ def sweep(
     Raises:
         SourceError: if the base model's tokenizer can't be loaded, or a state or a merged weight is NaN or infinite.
     """
-    order = canonical(recipe, plan)
-    if reads_prompts(recipe, plan) and kept_embeddings(plan):
-        plan = _in_memory(plan, plan.dense.embeddings)
-    places = places or Here(plan.sources)
+    order, places = canonical(recipe, plan), places or Here(plan.sources)
 
     def take(number: int, name: str, tensor: Tensor) -> None:
         if not plan.weighted:
             writer.pass_by(number, name, [tensor])
 
     each = functools.partial(places.each, take=take)
+    if reads_prompts(recipe, plan) and kept_embeddings(plan):
+        plan = _in_memory(plan, plan.dense.embeddings, each)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = _Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
@@ -138,20 +137,26 @@ def sweep(
             writer.give(0, name, means(average, name))
         elif not writer.has(0, name):
             reads = (walk and walk.read_at_end()) or _unknown(plan)
-            merged = Average(_in_memory(plan, name), order) if kept_heads(plan) else average
+            merged = Average(_in_memory(plan, name, each), order) if kept_heads(plan) else average
             writer.give(0, name, merge_head(merged, name, reads, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
 
 
-def _in_memory(plan: Plan, name: str) -> Plan:
+def _in_memory(plan: Plan, name: str, each: Each) -> Plan:
     """Read a tensor of all models that are merged: whoever asks for it has it from memory."""
     sources = list(plan.sources)
-    for number, source in enumerate(plan.shared_sources):
-        if source.has(name):
-            tensor = source.tensor(name)
-            held = replace(tensor, reader=InMemory(tensor.load().reshape(-1)), start=0)
-            sources[number] = replace(source, tensors={**source.tensors, tensor.name: held})
+    having = [n for n, source in enumerate(plan.shared_sources) if source.has(name)]
+    away = [n for n in having if not isinstance(sources[n].tensor(name).reader, InMemory)]
+    for number, [read] in zip(away, each(_whole, ((n, (name,)) for n in away)), strict=True):
+        tensor = sources[number].tensor(name)
+        held = replace(tensor, reader=InMemory(read.reshape(-1)), start=0)
+        sources[number] = replace(sources[number], tensors={**sources[number].tensors, tensor.name: held})
     return replace(plan, sources=tuple(sources))
+
+
+def _whole(model: Passing, name: str) -> Iterator[Tensor]:
+    """Read a tensor."""
+    yield model.load(name)
 
 
 class _Walk:

@@ -42,6 +42,11 @@ SHAPES: dict[str, dict[str, Any]] = {  # dense models that people fine-tune most
         "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072,
         "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True,
     },
+    "Llama-3.1-70B": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    },
     "smol_llama-220M": {
         "model_type": "llama", "vocab_size": 32128, "hidden_size": 1024, "intermediate_size": 4096,
         "num_hidden_layers": 10, "num_attention_heads": 32, "num_key_value_heads": 8,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from hub_server import Hub, User
 from ray_nodes import Nodes
+from safetensors.torch import save_file
 from small_models import Make, contents, make_model
 from test_remote import TEXTS, give_tokenizer
 
@@ -57,7 +60,6 @@ def test_what_a_cluster_cannot_do_is_said(make: Make, tmp_path: Path) -> None:
             merge(recipe.with_fields(gate_mode="random"), tmp_path / "moe", **options)
 
 
-@pytest.mark.slow
 def test_the_files_are_those_of_one_process_and_each_byte_is_brought_once(
     given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path
 ) -> None:
@@ -99,6 +101,22 @@ def test_a_node_that_dies_is_done_without(stage: str, done: int, given: Recipe, 
 
 
 @pytest.mark.slow
+def test_stopped_it_goes_on_in_one_process_and_the_other_way_round(given: Recipe, nodes: Nodes, tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("sweep", 2):
+            raise KeyboardInterrupt
+
+    for first, then in ((nodes.address, None), (None, nodes.address)):
+        moe, layers = tmp_path / f"stopped-{bool(first)}", []
+        with pytest.raises(KeyboardInterrupt):
+            merge(given, moe, on=first, progress=stop, **SMALL)
+        merge(given, moe, on=then, progress=lambda stage, n, _, on=layers: on.append(n) if stage == "sweep" else None,
+              **SMALL)  # fmt: skip
+        assert layers == [3, 4]
+        assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
 def test_straight_to_the_hub(given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
     merge_to_hub(given, "writer/on-cluster", tmp_path / "work", on=nodes.address, **SMALL)
     merge_to_hub(given, "writer/from-here", tmp_path / "work", **SMALL)
@@ -107,11 +125,20 @@ def test_straight_to_the_hub(given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_pa
 
 
 @pytest.mark.slow
-def test_models_in_folders(given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
-    """Which every node sees here; and one that isn't the same everywhere is refused."""
-    every = [e.model_copy(update={"source_model": str(tmp_path / "models" / f"m{i + 1}")}) for i, e in
-             enumerate(given.experts)]  # fmt: skip
-    asked = given.with_experts(every)
+def test_models_in_folders_and_with_adapters(
+    given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By relative names of folders that every node sees here, and an adapter on the Hub."""
+    monkeypatch.chdir(tmp_path / "models")
+    lora, two = tmp_path / "lora", given.experts[1].source_model
+    lora.mkdir()
+    rank = {"lora_A": (2, SIZES["hidden_size"]), "lora_B": (SIZES["intermediate_size"], 2)}
+    factors = {f"base_model.model.model.layers.0.mlp.up_proj.{k}.weight": torch.randn(s) for k, s in rank.items()}
+    save_file(factors, lora / "adapter_model.safetensors")
+    (lora / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    clean_hub.add(f"{two}-lora", lora)
+    named = zip(given.experts, ("m1", f"{two}+{two}-lora"), strict=True)
+    asked = given.with_experts([expert.model_copy(update={"source_model": name}) for expert, name in named])
     moe = merge(asked, tmp_path / "moe", on=nodes.address, **SMALL).folder
     assert contents(moe) == contents(merge(asked, tmp_path / "here", **SMALL).folder)
 
