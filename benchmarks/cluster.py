@@ -1,6 +1,6 @@
 """How much sooner is a merge done where several machines read? The default recipe, of models on a Hub that is slow.
 
-    python benchmarks/cluster.py [--rate 5] [--nodes 1 2 4]
+    python benchmarks/cluster.py [--rate 3] [--nodes 1 2 4]
 
 Starts the loopback Hub of the tests, which sends no more than so many MB a second to each machine, and clusters of Ray
 on loopback, whose nodes are the machines. Merges four experts and a base model in one process, and on clusters of so
@@ -38,7 +38,7 @@ PROMPTS = ("Boil the eggs for ten minutes.", "import os, sys", "The parties agre
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=5, metavar="MB", help="a second, to each machine")
+    parser.add_argument("--rate", type=float, default=3, metavar="MB", help="a second, to each machine")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     HUB.rate = options.rate * 1e6
@@ -71,7 +71,7 @@ def measured(
     HUB.sent_to, begun = Counter(), list[float]()
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "download" and not begun:
+        if stage == "download" and done and not begun:  # not while the actors begin
             begun.append(time.perf_counter())
 
     moe = merge(recipe, folder / told, source="remote", on=on, progress=progress).folder
