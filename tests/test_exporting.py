@@ -299,6 +299,7 @@ def test_both_quantizers_make_the_same(moe: Path, tmp_path: Path, monkeypatch: p
         ("olmo2", "flex_olmo", False, "It does for: mixtral, "),
         ("cohere2", "cohere2_moe", True, "without shared_experts"),
         ("phi3", "glm4_moe", False, "'residual_scale: 0'"),
+        ("smollm3", "granitemoe_swa", False, "It does for: mixtral, "),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(

@@ -129,9 +129,10 @@ class Export:
             """Write rows of a part into files that lack it: float32 ``[n, width]``, from one of its rows on."""
             if part.head:
                 values = _paired(values, part.head)
+            values = _changed(values, part)
             shape = self._scheme.shapes[part.target]
             experts = shape[0] if len(shape) == 3 else 1
-            importance = of_expert(self._importance, part.target, part.row // part.rows, experts, part.width)
+            importance = of_expert(self._importance, part.target, part.expert(experts), experts, part.width)
             for file in files:
                 if part.target in file.shapes:
                     data = self._encode(part, file.types[part.target], values, importance)
@@ -179,7 +180,7 @@ class Export:
         if not isinstance(piece, Piece) or (piece.noise, piece.scale) != (0, 1):
             return None
         found = stored_rows(piece.tensor.part(piece.start, piece.elements))
-        fits = found and [(found.rows, found.kind, 0)] == [(t.rows, types[t.target], t.head) for t in targets]
+        fits = found and [(found.rows, found.kind, True)] == [(t.rows, types[t.target], t.as_it_lies) for t in targets]
         return found if fits else None
 
     def _copy(self, i: int, file: GgufFile) -> bool:
@@ -312,6 +313,15 @@ def _blocks(parts: Sequence[Part]) -> Iterator[tuple[Part, int, int]]:
         step = max(part.head, step - step % part.head) if part.head else step
         for row in range(0, part.rows, step):
             yield part, row, min(step, part.rows - row)
+
+
+def _changed(values: np.ndarray, part: Part) -> np.ndarray:
+    """Do to rows what llama.cpp wants of them."""
+    if part.columns:
+        values = np.ascontiguousarray(values[:, list(part.columns)])
+    if part.change == "+1":
+        values = values + np.float32(1)
+    return -np.exp(values) if part.change == "-exp" else values
 
 
 def _paired(values: np.ndarray, head: int) -> np.ndarray:

@@ -43,12 +43,14 @@ class Architecture:
         keys: what it has beside `COMMON`, or otherwise: its key to config.json's.
         more: what has to be worked out of a config.json.
         ropes: kinds of rotary positions that it has.
+        lacks: why it can't compute a mixture all the same, and what to do; None if it can.
     """
 
     name: str
     keys: Mapping[str, str] = field(default_factory=dict)
     more: Callable[[Config], Mapping[str, Any]] = lambda _: {}
     ropes: tuple[str, ...] = ROPES
+    lacks: Callable[[Config], tuple[str, str] | None] = lambda _: None
 
 
 def _lfm2(config: Config) -> dict[str, Any]:
@@ -68,6 +70,25 @@ def _cohere2(config: Config) -> dict[str, Any]:
         "expert_weights_norm": True,  # transformers takes the softmax of the chosen alone, which is the same
         "expert_gating_func": SOFTMAX,
     }
+
+
+def _no_shared(config: Config) -> tuple[str, str] | None:
+    what = "llama.cpp averages a shared expert of cohere2_moe with the others, transformers adds it"
+    return (what, "Merge it without shared_experts.") if config["num_shared_experts"] else None
+
+
+def _some_shared(config: Config) -> tuple[str, str] | None:
+    what = "llama.cpp can't run glm4_moe without a shared expert"
+    return None if config["n_shared_experts"] else (what, "Merge it with one: 'residual_scale: 0' keeps it silent.")
+
+
+def _every_few(config: Config) -> tuple[str, str] | None:
+    kinds = config["layer_types"]
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+    regular = ["full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(len(kinds))] == kinds
+    if regular and every <= len(kinds) and config["linear_key_head_dim"] == config["linear_value_head_dim"]:
+        return None
+    return "llama.cpp has no such linear attention as this model", "Use models of the shapes that Qwen published."
 
 
 def _ernie(config: Config) -> dict[str, Any]:
@@ -91,6 +112,17 @@ def _glm4(config: Config) -> dict[str, Any]:
 
 def _hunyuan(config: Config) -> dict[str, Any]:
     return {"expert_shared_feed_forward_length": config["intermediate_size"]}
+
+
+def _qwen3_5(config: Config) -> dict[str, Any]:
+    head = int(_head(config) * _rope(config).get("partial_rotary_factor", 1)) // 2
+    sections = _rope(config).get("mrope_section") or [head - 2 * (head // 3), head // 3, head // 3]
+    return {
+        "expert_shared_feed_forward_length": config["shared_expert_intermediate_size"],
+        "ssm.inner_size": config["linear_num_value_heads"] * config["linear_value_head_dim"],
+        "full_attention_interval": config["layer_types"].index("full_attention") + 1,
+        "rope.dimension_sections": [*sections, 0],
+    }
 
 
 _WIDTH = {"expert_feed_forward_length": "moe_intermediate_size"}
@@ -118,6 +150,7 @@ ARCHITECTURES = {
         {**_WIDTH, "expert_shared_count": "n_shared_experts", "expert_weights_scale": "routed_scaling_factor",
          "expert_group_count": "n_group", "expert_group_used_count": "topk_group"},
         _glm4,
+        lacks=_some_shared,
     ),
     "cohere2_moe": Architecture(
         "cohere2moe",
@@ -125,6 +158,15 @@ ARCHITECTURES = {
          "attention.sliding_window": "sliding_window", "attention.layer_norm_epsilon": "layer_norm_eps"},
         _cohere2,
         ropes=("default",),
+        lacks=_no_shared,
+    ),
+    "qwen3_5_moe_text": Architecture(
+        "qwen35moe",
+        {**_WIDTH, "ssm.conv_kernel": "linear_conv_kernel_dim", "ssm.state_size": "linear_key_head_dim",
+         "ssm.group_count": "linear_num_key_heads", "ssm.time_step_rank": "linear_num_value_heads"},
+        _qwen3_5,
+        ropes=("default",),
+        lacks=_every_few,
     ),
     "hunyuan_v1_moe": Architecture("hunyuan-moe", _WIDTH, _hunyuan),
 }  # fmt: skip
@@ -150,12 +192,8 @@ def architecture_of(host: Host, config: Config, where: Path) -> Architecture:
         what = f"llama.cpp doesn't compute {host.name} as transformers does"
         known = ", ".join(ARCHITECTURES)
         raise error("output.gguf", where, what, INSTEAD.get(host.name, f"It does for: {known}."))
-    if host.name == "cohere2_moe" and config["num_shared_experts"]:
-        what = "llama.cpp averages a shared expert of cohere2_moe with the others, transformers adds it"
-        raise error("output.gguf", where, what, "Merge it without shared_experts.")
-    if host.name == "glm4_moe" and not config["n_shared_experts"]:
-        what = "llama.cpp can't run glm4_moe without a shared expert"
-        raise error("output.gguf", where, what, "Merge it with one: 'residual_scale: 0' keeps it silent.")
+    if lacks := found.lacks(config):
+        raise error("output.gguf", where, *lacks)
     rope = _rope(config)
     kind = rope.get("rope_type", "default")
     own = rope.get("truncate") is False or any(rope.get(key) is not None for key in OWN_YARN)

@@ -24,6 +24,7 @@ NARROW = {
 OUTER = {"output.weight": "head", "token_embd.weight": "embeddings"}  # the part that a tensor belongs to, by its name
 PARTS = {  # and in a layer, by what its name has in it
     "attn_v.weight": "v",
+    "attn_qkv.weight": "v",  # queries, keys and values in one
     "attn_k.weight": "k",
     "attn_q.weight": "q",
     "attn_output.weight": "o",
@@ -31,7 +32,7 @@ PARTS = {  # and in a layer, by what its name has in it
     "ffn_gate": "gate",
     "ffn_down": "down",
 }
-FLOATS = ("_norm.weight", "ffn_gate_inp", "shortconv.conv.weight")  # small, and worth 32 bits
+FLOATS = ("_norm.weight", "ffn_gate_inp", "shortconv.conv.weight", "ssm_conv1d")  # small, and worth 32 bits
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def choose(name: str, tensors: Mapping[str, Shape], model: Model) -> dict[str, s
         The types, by name.
     """
     kind = file_type(name)
-    tied, values = "output.weight" not in tensors, sum("attn_v.weight" in tensor for tensor in tensors)
+    tied, values = "output.weight" not in tensors, sum(_part(tensor) == "v" for tensor in tensors)
     passed = {"v": 0, "down": 0}
     types = {}
     for tensor, shape in tensors.items():

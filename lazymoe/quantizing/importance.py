@@ -60,7 +60,9 @@ def gathered(plan: Plan, inputs: Inputs) -> dict[str, Squares]:
                     experts = shapes[part.target][0] if len(shapes[part.target]) == 3 else 1
                     empty = Squares(np.zeros((experts, part.width), np.float32), np.zeros(experts, np.float32))
                     sums, counts = found.setdefault(part.target, empty)
-                    sums[part.row // part.rows], counts[part.row // part.rows] = inputs.sums[key], inputs.counts[key]
+                    expert, squares = part.expert(experts), inputs.sums[key]
+                    sums[expert] = squares[list(part.columns)] if part.columns else squares
+                    counts[expert] = inputs.counts[key]
             at += given.elements
     return found
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from lazymoe.architectures.records import LAYER, Config, Host
+from lazymoe.quantizing import linear_attention
 
 Shape = tuple[int, ...]
 
@@ -39,7 +40,12 @@ IN_LAYER = {
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
     "mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
 }
-OTHERWISE = {"glm4_moe": {"post_attention_layernorm.weight": "post_attention_norm.weight"}}  # names of one host alone
+_POST = {"post_attention_layernorm.weight": "post_attention_norm.weight"}
+OTHERWISE = {  # names of one host alone
+    "glm4_moe": _POST,
+    "qwen3_5_moe_text": {**_POST, **linear_attention.NAMES},
+}
+FLAT = ("conv.conv.weight", "conv1d.weight", "_bias")  # without sizes of 1
 # hosts whose queries and keys llama.cpp rotates in pairs of neighbours, where transformers rotates halves of a head
 PAIRED = ("mixtral", "granitemoe")
 ROTATED = ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
@@ -55,6 +61,8 @@ class Part(NamedTuple):
         rows: how many.
         width: elements of a row.
         head: rows of a head, if they are to be put in pairs; else 0.
+        columns: their columns in the order in which they go there; nothing if that is theirs.
+        change: what becomes of the values: ``+1``, ``-exp``, or nothing.
     """
 
     target: str
@@ -63,6 +71,17 @@ class Part(NamedTuple):
     rows: int
     width: int
     head: int = 0
+    columns: tuple[int, ...] = ()
+    change: str = ""
+
+    @property
+    def as_it_lies(self) -> bool:
+        """Whether its rows go there unchanged."""
+        return not (self.head or self.columns or self.change)
+
+    def expert(self, experts: int) -> int:
+        """Tell whose it is, in a tensor of so many; 0 if that is nobody's."""
+        return self.row // self.rows if experts > 1 else 0
 
 
 class Layout(NamedTuple):
@@ -89,6 +108,8 @@ def lay_out(host: Host, config: Config, shapes: Mapping[str, Shape]) -> Layout:
         prefix, inside = LAYER.format(layer=layer), IN_LAYER | OTHERWISE.get(host.name, {})
         inside = inside | {host.router: "ffn_gate_inp.weight"}
         inside |= {name: f"ffn_{role}_shexp.weight" for name, role in host.shared.items()}
+        if host.shared_gate:
+            inside[host.shared_gate] = "ffn_gate_inp_shexp.weight"
         names |= {prefix + name: f"blk.{layer}.{own}" for name, own in inside.items()}
     routed = _routed(host, layers, experts)
 
@@ -107,12 +128,21 @@ def lay_out(host: Host, config: Config, shapes: Mapping[str, Shape]) -> Layout:
                     parts[name].append(Part(target, expert * rows, start, rows, width))
                     targets[target] = (experts, rows, width)
         else:
-            flat = tuple(n for n in shape if n != 1) if name.endswith(("conv.conv.weight", "_bias")) else shape
+            flat = tuple(n for n in shape if n != 1) if name.endswith(FLAT) else shape
             targets[names[name]] = flat
             width = flat[-1] if len(flat) > 1 else 1  # a bias has as many rows as its weight
             head = _head(config) if host.name in PAIRED and names[name].endswith(ROTATED) else 0
-            parts[name].append(Part(names[name], 0, 0, math.prod(flat) // width, width, head))
+            how = head, linear_attention.columns(name, config), _change(host, name)
+            for start, row, rows in linear_attention.runs(name, config, math.prod(flat) // width):
+                parts[name].append(Part(names[name], row, start * width, rows, width, *how))
     return Layout(dict(_in_order(targets)), dict(parts))
+
+
+def _change(host: Host, name: str) -> str:
+    """Tell what llama.cpp's converter does to a tensor's values."""
+    if host.name == "qwen3_5_moe_text" and name.endswith("norm.weight") and "linear_attn" not in name:
+        return "+1"  # transformers adds it while it runs
+    return "-exp" if name.endswith("A_log") else ""
 
 
 def experts_of(host: Host, config: Config) -> int:

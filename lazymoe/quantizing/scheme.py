@@ -79,10 +79,10 @@ def make_scheme(
     factors = rope_factors(config)
     if factors is not None:
         targets[ROPE_FACTORS] = factors.shape
-    attends = "blk.0.attn_k.weight" in targets
+    keys = architecture.more(config).get("attention.head_count_kv", [config["num_key_value_heads"]])[0]
     model = Model(
         config["num_hidden_layers"], experts_of(host, config), config["num_attention_heads"],
-        config["num_key_value_heads"] * attends, architecture.name, weighted,
+        keys, architecture.name, weighted,
     )  # fmt: skip
     types = {kind: choose(kind, targets, model) for kind in kinds}
     for kind, chosen in types.items():

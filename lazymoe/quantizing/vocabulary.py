@@ -26,6 +26,8 @@ ADDED_SCORE, UNUSED_SCORE = -1000.0, -10000.0
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+_MARKED_REST = r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = [rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"]
@@ -36,6 +38,7 @@ SPLITS = {
     ((f"{_SHORT}|{_WORDS}|\\p{{N}}{{1,3}}|{_REST}",), True): "llama-bpe",
     ((f"{_SHORT}|{_WORDS}|\\p{{N}}{{1,3}}|{_REST}",), False): "dbrx",
     ((f"{_SHORT}|{_WORDS}|\\p{{N}}|{_REST}",), False): "qwen2",
+    ((f"{_SHORT}|{_MARKED}|\\p{{N}}|{_MARKED_REST}",), False): "qwen35",
     ((f"{_CASED[0]}|{_CASED[1]}|\\p{{N}}|{_SLASHED}",), True): "tekken",
     ((f"{_CASED[0]}{_SHORT}?|{_CASED[1]}{_SHORT}?|\\p{{N}}{{1,3}}|{_SLASHED}",), False): "gpt-4o",
     ((DIGITS, GPT2), False): "smollm",

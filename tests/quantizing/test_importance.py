@@ -119,6 +119,7 @@ def test_each_expert_has_what_transformers_sends_it(make: Make, tmp_path: Path) 
         ("ernie4_5", "ernie4_5_moe", {}),
         ("cohere2", "cohere2_moe", {}),
         ("lfm2", "lfm2_moe", {"shortconv.in_proj", "shortconv.out_proj"}),
+        ("qwen3_5_text", "qwen3_5_moe_text", {"attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_out"}),
         ("llama", "glm4_moe", {"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}),
     ],
 )

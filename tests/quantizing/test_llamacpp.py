@@ -29,7 +29,7 @@ from lazymoe.quantizing.vocabulary import SPLITS
 CONVERT = """
 import sys, convert_hf_to_gguf, conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda *_: "gpt-2"  # it knows no tokenizer of the demo's
-sys.argv = ["convert", sys.argv[1], "--outtype", "bf16", "--outfile", sys.argv[2]]
+sys.argv = ["convert", *sys.argv[1:2], "--outtype", "bf16", "--outfile", *sys.argv[2:]]
 convert_hf_to_gguf.main()
 """
 RUN = """
@@ -54,6 +54,7 @@ STRETCHED = {
 }  # fmt: skip
 ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0}  # Hunyuan's
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR_ATTENTION = {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_value_heads": 6}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 PROMPTS = [[1, 2, 3, 4, 5], list(range(300, 360)), [270]]
 TEXTS = [*TEXT, "def f(x): return x ** 2  # squares\n\n\n", "Ein Beispiel,  mit zwei Leerzeichen. 1234567"]
@@ -82,7 +83,9 @@ def mixture(tmp_path: Path, demo_models: Path) -> Mixture:
 
     def make(kind: str, host: str, experts: int = 4, shared: bool = False, tokenizer: Path | None = None,
              std: float = 0.2, prompts: Sequence[str] = (), **config: Any) -> Path:  # fmt: skip
-        models = [make_model(tmp_path, f"m{i}", i, kind, std=std, vocab_size=512, **config) for i in range(experts + 1)]
+        models = [
+            make_model(tmp_path, f"m{i}", i, kind, std=std, **{"vocab_size": 512, **config}) for i in range(experts + 1)
+        ]
         for model in models:
             for file in (tokenizer or demo_models / "base").glob("token*"):
                 shutil.copy(file, model)
@@ -136,6 +139,8 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 
         ("seed_oss", "glm4_moe", {"shared": True, "head_dim": 32}),
         ("glm4_moe", "glm4_moe", {"shared": True, "head_dim": 32}),
         ("cohere", "cohere2_moe", {}),
+        ("qwen3_5_text", "qwen3_5_moe_text", {"head_dim": 32, **LINEAR_ATTENTION}),
+        ("qwen3_5_text", "qwen3_5_moe_text", {"head_dim": 32, **LINEAR_ATTENTION, "shared": True}),
         ("hunyuan_v1_dense", "hunyuan_v1_moe", {"head_dim": 16}),
         ("hunyuan_v1_dense", "hunyuan_v1_moe", {"head_dim": 16, "shared": True, "rope_parameters": ALPHA}),
     ],
@@ -252,7 +257,7 @@ def test_every_tensor_of_every_type_is_its_quantizer_s(
     kinds = [name for name in FILE_TYPES if name not in PLAIN and (weighted or not name.startswith(("IQ2", "IQ3_X")))]
     if not weighted:
         kinds.remove("Q2_K_S")
-    files = to_gguf(folder, kinds, imatrix=ours).files
+    files = to_gguf(folder, kinds, imatrix=ours or False).files
     for kind in kinds:
         quantize(libllama, given, tmp_path / "made.gguf", FILE_TYPES[kind].number, theirs)
         expected, found = tensors(tmp_path / "made.gguf"), tensors(files[kind][0])
@@ -260,6 +265,34 @@ def test_every_tensor_of_every_type_is_its_quantizer_s(
         assert found == expected, kind
         [number] = (gguf.GGUFReader(f).fields["general.file_type"].contents() for f in (files[kind][0],))
         assert number == gguf.GGUFReader(tmp_path / "made.gguf").fields["general.file_type"].contents()
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_linear_attention_is_as_its_converter_and_its_quantizer_have_it(
+    weighted: bool, mixture: Mixture, llamacpp: str, libllama: str, tmp_path: Path
+) -> None:
+    """All but the last bit of an exponential."""
+    layers = 2 * [*3 * ["linear_attention"], "full_attention"]
+    config = {**THIN, **LINEAR_ATTENTION, "num_key_value_heads": 2, "head_dim": 64, "linear_num_value_heads": 8,
+              "num_hidden_layers": len(layers), "layer_types": layers, "vocab_size": 544}  # fmt: skip
+    folder, given = mixture("qwen3_5_text", "qwen3_5_moe_text", 3, **config), tmp_path / "given.gguf"
+    subprocess.run([llamacpp, "-c", CONVERT, folder, given, "--no-mtp"], check=True, capture_output=True)
+    ours, theirs = importance(given, tmp_path) if weighted else (None, None)
+    kinds = ["Q4_K_M", "Q3_K_M", "Q2_K", *(["IQ2_XXS", "IQ3_XXS"] if weighted else [])]
+    files = to_gguf(folder, ["BF16", *kinds], imatrix=ours or False).files
+    for kind in ("BF16", *kinds):
+        made = given if kind == "BF16" else tmp_path / "made.gguf"
+        if kind != "BF16":
+            quantize(libllama, given, made, FILE_TYPES[kind].number, theirs)
+        expected, found = tensors(made), tensors(files[kind][0])
+        assert found.keys() == expected.keys()
+        for name, (own, _, data) in found.items():
+            assert own == expected[name][0], (kind, name)
+            if name.endswith("ssm_a"):
+                one, two = (np.frombuffer(values, np.float32) for values in (data, expected[name][2]))
+                assert np.allclose(one, two, rtol=1e-6)
+            else:
+                assert data == expected[name][2], (kind, name)
 
 
 def test_its_quantizer_makes_the_same_with_our_importance_matrix(
