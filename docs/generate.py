@@ -5,8 +5,8 @@
 
 The commands in cli.md are made from the command line's own parser, not from argparse's help, whose layout differs from
 one Python to the next. What a free Colab can make is counted as `check` does, for models of the sizes that
-`planning/shapes.py` has. The codes in python.md are written by hand; that they are all there, and no others, is
-checked.
+`planning/shapes.py` has. Which program reads which host, its record says. The codes in python.md are written by hand;
+that they are all there, and no others, is checked.
 REPOSITORY goes into the README's badge, the notebook's first cell and pyproject.toml; while it is empty there is none.
 """
 
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import lazymoe
 from lazymoe import Recipe, cli
+from lazymoe.architectures.hosts.generic import GENERIC
+from lazymoe.architectures.registry import HOSTS
 from lazymoe.data import ready_made
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.shapes import SHAPES, imagine
@@ -120,7 +122,8 @@ def on_colab() -> dict[str, tuple[Plan, Way, Way]]:
 def with_colab(readme: str) -> str:
     """README.md with what a free Colab can make."""
     found = on_colab()
-    name, (plan, way, least) = max(found.items(), key=lambda item: (item[1][0].parameters, item[1][1].brought))
+    kept = {name: made for name, made in found.items() if not made[1].to_hub}  # where it is made
+    name, (plan, way, least) = max(kept.items(), key=lambda item: (item[1][0].parameters, item[1][1].brought))
     shapes = {output.name: output.shape for output in plan.outputs}
     size = sum(make_scheme(plan.host, plan.config, shapes, [GGUF], False, ROOT).sizes(GGUF).values())
     quantized = Gguf({GGUF: size}, size)
@@ -142,6 +145,17 @@ def with_recipes(page: str) -> str:
     for name, (plan, way, _) in sorted(on_colab().items(), key=lambda item: -item[1][0].parameters):
         figures = (billions(plan.parameters), *map(gigabytes, (way.brought, way.disk, way.memory)))
         lines.append(f"| `{name}` | {' | '.join(figures)} |{way.how or ' with its models downloaded'} |")
+    return _between(page, "\n".join([*lines, ""]))
+
+
+def with_programs(page: str) -> str:
+    """hosts.md with which program reads what of each host."""
+    lines = ["| | transformers | vLLM | llama.cpp, Ollama, LM Studio |", "|---|---|---|---|"]
+    for host in (*HOSTS, GENERIC):
+        versions = "5" if host.since == "5" else "4.57, 5"
+        code = " with `trust_remote_code`" if host.code else ""
+        others = ("yes" if program in host.elsewhere else "" for program in ("vLLM", "llama.cpp"))
+        lines.append(f"| `{host.name}` | {versions}{code} | {' | '.join(others)} |")
     return _between(page, "\n".join([*lines, ""]))
 
 
@@ -186,6 +200,7 @@ def _put(place: re.Pattern[str], made: str, page: str) -> str:
 
 MADE: dict[str, Callable[[str], str]] = {
     "docs/cli.md": with_commands,
+    "docs/hosts.md": with_programs,
     "docs/recipe.md": with_recipes,
     "README.md": lambda page: with_colab(with_badge(page)),
     "pyproject.toml": with_urls,
