@@ -5,8 +5,8 @@
 
 The commands in cli.md are made from the command line's own parser, not from argparse's help, whose layout differs from
 one Python to the next. What a free Colab can make is counted as `check` does, for models of the sizes that
-`planning/shapes.py` has. The codes in python.md are written by hand; that they are all there, and no others, is
-checked.
+`planning/shapes.py` has. Which program reads which host, its record says. The codes in python.md are written by hand;
+that they are all there, and no others, is checked.
 REPOSITORY goes into the README's badge, the notebook's first cell and pyproject.toml; while it is empty there is none.
 """
 
@@ -21,11 +21,14 @@ from pathlib import Path
 
 import lazymoe
 from lazymoe import Recipe, cli
+from lazymoe.architectures.hosts.generic import GENERIC
+from lazymoe.architectures.registry import HOSTS
 from lazymoe.data import ready_made
 from lazymoe.planning.duration import Rates, with_times
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.shapes import SHAPES, imagine
 from lazymoe.planning.ways import Gguf, Way, choose, find_ways
+from lazymoe.quantizing.description import ARCHITECTURES
 from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import billions, gigabytes, in_words, minutes
 
@@ -40,6 +43,7 @@ MEMORY, DISK = 12_700_000_000, 75_000_000_000  # bytes that a free Colab has, ab
 LARGE = "Llama-3.1-70B"  # the shape of the models that docs/scale.md counts with, and how many experts
 EXPERTS, MACHINES = 8, (2, 4, 8)
 RATES = Rates(network=125e6, disk=500e6, processor=1e12)  # of one machine there, a second: bytes, bytes, operations
+ONLY = {"cohere2_moe": "without a shared expert", "glm4_moe": "with a shared expert"}  # so llama.cpp computes them
 GGUF = "Q4_K_M"  # the type of GGUF file that the README tells of
 COLAB = re.compile(r"^- \*\*A free Colab(?:.*\n)+?(?=- \*\*)", re.MULTILINE)
 BADGE = re.compile(r"(?<=^# LazyMoE\n\n)(?:\[!\[Open in Colab\].*\n\n)?")
@@ -124,7 +128,8 @@ def on_colab() -> dict[str, tuple[Plan, Way, Way]]:
 def with_colab(readme: str) -> str:
     """README.md with what a free Colab can make."""
     found = on_colab()
-    name, (plan, way, least) = max(found.items(), key=lambda item: (item[1][0].parameters, item[1][1].brought))
+    kept = {name: made for name, made in found.items() if not made[1].to_hub}  # where it is made
+    name, (plan, way, least) = max(kept.items(), key=lambda item: (item[1][0].parameters, item[1][1].brought))
     shapes = {output.name: output.shape for output in plan.outputs}
     size = sum(make_scheme(plan.host, plan.config, shapes, [GGUF], False, ROOT).sizes(GGUF).values())
     quantized = Gguf({GGUF: size}, size)
@@ -174,6 +179,17 @@ def with_scale(page: str) -> str:
     return _between(page, "\n".join([said, "", *lines, ""]))
 
 
+def with_programs(page: str) -> str:
+    """hosts.md with which program reads what of each host."""
+    lines = ["| | transformers | vLLM | llama.cpp, Ollama, LM Studio |", "|---|---|---|---|"]
+    for host in (*HOSTS, GENERIC):
+        versions = "5" if host.since == "5" else "4.57, 5"
+        code = " with `trust_remote_code`" if host.code else ""
+        there = ONLY.get(host.name, "yes") if host.name in ARCHITECTURES else ""
+        lines.append(f"| `{host.name}` | {versions}{code} | {'yes' * host.vllm} | {there} |")
+    return _between(page, "\n".join([*lines, ""]))
+
+
 def _between(page: str, made: str) -> str:
     """A page with something put between its two marks."""
     before, _, rest = page.partition(BEGIN)
@@ -215,6 +231,7 @@ def _put(place: re.Pattern[str], made: str, page: str) -> str:
 
 MADE: dict[str, Callable[[str], str]] = {
     "docs/cli.md": with_commands,
+    "docs/hosts.md": with_programs,
     "docs/recipe.md": with_recipes,
     "docs/scale.md": with_scale,
     "README.md": lambda page: with_colab(with_badge(page)),

@@ -39,7 +39,7 @@ class Mixture(nn.Module):
         for number, expert in enumerate(self.experts):  # each runs on its own tokens alone
             token, place = (chosen == number).nonzero(as_tuple=True)
             if len(token):
-                out = out.index_add(0, token, expert(tokens[token]) * weights[token, place, None])
+                out.index_add_(0, token, expert(tokens[token]) * weights[token, place, None])
         for expert in self.shared_experts:
             out = out + expert(tokens)
         return out.view_as(x)

@@ -15,7 +15,7 @@ def test_ready_made_recipes_are_recipes() -> None:
     known = {
         "beyonder-4x7b-v3", "mini-mixtral-v0.2", "clown-car-4x7b", "upcycling-8x220m", "phixtral-4x2_8",
         "phixtral-2x2_8", "maixtchup-4x7b", "qwen2.5-2x1.5b", "qwen2.5-shared-2x1.5b", "qwen3-4x0.6b",
-        "deepseek-3x1.7b", "lora-3x7b",
+        "deepseek-3x1.7b", "lora-3x7b", "gemma3-2x4b", "qwen3.5-2x4b", "mistral-small-2x24b",
     }  # fmt: skip
     assert known <= ready_made().keys()
 

@@ -47,6 +47,22 @@ SHAPES: dict[str, dict[str, Any]] = {  # dense models that people fine-tune most
         "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
     },
+    "Qwen3.5-4B": {
+        "model_type": "qwen3_5_text", "vocab_size": 248320, "hidden_size": 2560, "intermediate_size": 9216,
+        "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": True,
+    },
+    "gemma-3-4b": {
+        "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240,
+        "num_hidden_layers": 34, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "max_position_embeddings": 131072, "sliding_window": 1024, "tie_word_embeddings": True,
+    },
+    "Mistral-Small-24B": {
+        "model_type": "mistral", "vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 32768,
+        "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 32768, "sliding_window": None,
+    },
     "smol_llama-220M": {
         "model_type": "llama", "vocab_size": 32128, "hidden_size": 1024, "intermediate_size": 4096,
         "num_hidden_layers": 10, "num_attention_heads": 32, "num_key_value_heads": 8,
