@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from generic_models import FAMILIES
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
@@ -104,7 +105,10 @@ def mixture(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-KINDS_OF = {"phi-2": "phi", "Qwen2.5": "qwen2", "Qwen3": "qwen3"}  # what stands in for a model of such a name
+KINDS_OF = {  # what stands in for a model of such a name
+    "phi-2": KINDS["phi"], "Qwen2.5": KINDS["qwen2"], "3.5-4B": FAMILIES["Qwen 3.5"], "Qwen3": KINDS["qwen3"],
+    "gemma": FAMILIES["Gemma 3"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +128,10 @@ def published_models(hub: Hub, demo_models: Path, tmp_path_factory: pytest.TempP
             return folder
         shutil.copytree(demo_models / "base", folder, dirs_exist_ok=True)
         if kind:
-            config = getattr(transformers, f"{KINDS[kind][0]}Config")(**sizes, **KINDS[kind][1])
+            config = getattr(transformers, f"{kind[0]}Config")(**{**sizes, **kind[1]})
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                getattr(transformers, f"{KINDS[kind][0]}ForCausalLM")(config).save_pretrained(folder)
+                AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         return folder
 
     recipes = [Recipe.from_file(path) for path in ready_made().values()]
