@@ -110,7 +110,7 @@ def connected(on: str | None) -> AbstractContextManager[None]:
     if on is None:
         return nullcontext()
     if find_spec("ray") is None:
-        raise error("cluster.ray", "--on", "a cluster takes the package ray", "Run: pip install 'lazymoe[ray]'")
+        raise error("cluster.ray", "--on", "a cluster takes the package ray", "Run: pip install 'ray>=2.44'")
     from lazymoe.cluster.nodes import connected
 
     return connected(on.partition(":")[2])

@@ -47,7 +47,7 @@ def test_without_ray_a_line_says_so(
     recipe = {"base_model": str(make("m0")), "gate_mode": "random", "experts": [{"source_model": str(make("m1"))}] * 2}
     (tmp_path / "recipe.yaml").write_text(Recipe.model_validate(recipe).to_yaml())
     assert main(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "moe"), "--on", "ray"]) == 2
-    assert "error: --on: a cluster takes the package ray. Run: pip install 'lazymoe[ray]'" in capsys.readouterr().err
+    assert "error: --on: a cluster takes the package ray. Run: pip install 'ray>=2.44'" in capsys.readouterr().err
     assert not (tmp_path / "moe").exists()
 
 
