@@ -15,7 +15,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from lazymoe.checkpoint.opening import open_source
+from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.checkpoint.source import Source
 from lazymoe.computing.places import Passing, Work
 from lazymoe.errors import LazyMoEError, error
@@ -138,6 +138,7 @@ def _open(wanted: Wanted) -> Source:
     remedy = "Put it on the Hub, or on a disk that every machine of the cluster has at this place."
     try:
         source = open_source(reference, wanted.where, wanted.allow_pickle)
+        fetch([(source, wanted.where)], remote=True)  # what can't be read where it is
     except LazyMoEError as e:
         if e.problems[0].code != "source.not-found":
             raise
