@@ -286,7 +286,7 @@ def _placed(here: Callable[[Options], Told], there: Callable[[Options], Told], o
         return there(options)
     if options.yes or options.stop:
         option = "--yes" if options.yes else "--stop"
-        raise error("input.usage", option, "there is no --on hf-jobs", "Add that, or leave it out.")
+        raise error("input.usage", option, "there is no --on hf-jobs", "Add --on hf-jobs, or leave it out.")
     return here(options)
 
 

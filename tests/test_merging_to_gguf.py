@@ -80,7 +80,13 @@ CASES: dict[str, tuple[Fields, dict[int, Fields], Fields]] = {  # what is specia
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "changes", "fields"), CASES.values(), ids=CASES)
+QUICK = {"fit, corrected", "hidden, tied", "random, tied, LoRA", "two matrices in one tensor"}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "fields"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name not in QUICK)) for name, case in CASES.items()],
+)
 def test_the_files_are_those_of_the_finished_mixture(
     config: dict[str, Any],
     changes: dict[int, dict[str, Any]],

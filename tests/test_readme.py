@@ -92,7 +92,7 @@ def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) ->
         yield variables
 
 
-LONG = {"evaluate.md"}  # each of its commands loads lm-eval; README.md has one of them
+LONG = {"evaluate.md", "gguf.md", "jobs.md"}  # whose commands take long; README.md has some of them
 
 
 @pytest.mark.parametrize(

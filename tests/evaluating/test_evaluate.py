@@ -150,6 +150,7 @@ found.save(__import__("pathlib").Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(moe: Path, own: list[str], tmp_path: Path, demo_models: Path) -> None:
     """What was answered before the kill stays, and the figures are those of a run that nobody stopped."""
 

@@ -14,6 +14,7 @@ from lazymoe.evaluating.suites import SUITES
 from lazymoe.evaluating.tasks import load_rows
 
 
+@pytest.mark.slow
 def test_every_task_of_a_suite_is_one_of_lm_eval() -> None:
     from lm_eval.tasks import TaskManager
 

@@ -81,6 +81,7 @@ def test_gguf_is_what_is_made_here(jobs: Jobs, clean_hub: Hub, given: Recipe, tm
     assert again.sent == 0 and len(jobs.jobs) == 1
 
 
+@pytest.mark.slow
 def test_the_command_makes_gguf_there(
     jobs: Jobs, clean_hub: Hub, given: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
@@ -131,6 +132,7 @@ def test_an_evaluation_is_what_comes_out_here(
     assert job.spec["labels"]["name"] == "lazymoe-moe" and str(tmp_path) not in json.dumps(job.shown())
 
 
+@pytest.mark.slow
 @no_harness
 def test_tasks_by_name_are_known_to_be_done(jobs: Jobs, clean_hub: Hub, given: Recipe, asked: Path) -> None:
     merge_to_hub(given, "writer/known", asked.parent / "work")

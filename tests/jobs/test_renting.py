@@ -173,6 +173,7 @@ def test_what_is_here_alone_is_refused_first(jobs: Jobs, clean_hub: Hub, given: 
     assert not [request for request in clean_hub.requests if "/api/jobs" in request.path]
 
 
+@pytest.mark.slow
 def test_files_of_prompts_go_along(jobs: Jobs, clean_hub: Hub, given: Recipe, tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("One text.\n\nAnother.\n")
     prompts = {"positive_prompts": [Texts(file="own.txt")]}
@@ -260,6 +261,7 @@ def command(folder: Path, given: Recipe) -> list[str]:
     return ["merge", "recipe.yaml", "--to", REPO, "--on", "hf-jobs"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_it_go_on(
     jobs: Jobs, given: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:

@@ -237,6 +237,7 @@ def test_panels_know_their_state(
         expect(lab.at("name").locator("input")).to_have_value("mine-2")
 
 
+@pytest.mark.slow
 def test_models_are_read_where_they_are(
     open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, tmp_path: Path,
     request: pytest.FixtureRequest,
@@ -298,6 +299,7 @@ def test_a_mixture_goes_straight_to_the_hub(
     assert published.num_parameters() == json.loads(hub.read("newcomer/straight", "lazymoe.json"))["parameters"]
 
 
+@pytest.mark.slow
 def test_a_mixture_is_made_on_a_rented_machine(
     open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -348,6 +350,7 @@ def test_a_mixture_is_made_on_a_rented_machine(
     assert "config.json" in hub.repos["newcomer/elsewhere"].commits[-1].files
 
 
+@pytest.mark.slow
 def test_a_bad_mixture_is_not_published_unasked(
     open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path
 ) -> None:
@@ -379,6 +382,7 @@ def test_a_bad_mixture_is_not_published_unasked(
         assert not lab.errors
 
 
+@pytest.mark.slow
 def test_a_narrow_window(open_lab: Open, request: pytest.FixtureRequest) -> None:
     """Nothing is wider than the page, on a phone's width of notebook."""
     with open_lab(width=480) as lab:
@@ -463,6 +467,7 @@ def test_a_merge_can_be_stopped(
     assert (tmp_path / "work" / "stopped" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_mixture_is_tried_with_the_keyboard(
     open_lab: Open, python: str, demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -534,6 +539,7 @@ def test_chat_upload_and_training_can_be_stopped(
         assert not lab.errors
 
 
+@pytest.mark.slow
 def test_the_notebook_that_is_one_file(open_lab: Open, python: str, one_file: Path, tmp_path: Path) -> None:
     """In an empty folder, for a kernel that knows no LazyMoE, without an index: Run All, and every panel is there."""
     newcomer = make_newcomer(tmp_path, python)

@@ -261,6 +261,7 @@ def test_from_a_checkout(newcomer: Newcomer, tmp_path: Path) -> None:
     assert f"Installing LazyMoE from {checkout}: " in told
 
 
+@pytest.mark.slow
 def test_from_itself(newcomer: Newcomer, one_file: Path) -> None:
     """With pip itself: the notebook that is one file needs no checkout, no index, and the second time no pip."""
     assert "Installing LazyMoE from " in shown_by(newcomer, first_cell(one_file))
