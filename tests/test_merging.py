@@ -84,7 +84,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     return given, folder / "whole"
 
 
-@pytest.mark.parametrize("part", [0, 0.1, 0.3, 0.5, 0.7, 0.9, 1])
+@pytest.mark.parametrize(
+    "part", [0, 0.3, 1, *(pytest.param(part, marks=pytest.mark.slow) for part in (0.1, 0.5, 0.7, 0.9))]
+)
 def test_killed_while_it_writes_a_rerun_gives_the_same_bytes(
     part: float, large: tuple[Recipe, Path], tmp_path: Path
 ) -> None:

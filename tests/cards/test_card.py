@@ -206,7 +206,9 @@ def shape(card: str) -> tuple[list[str], list[str], dict[str, Any]]:
     return kinds, [t.content for t in tokens if t.type == "fence"], yaml.safe_load(front)
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize(
+    "hostile", [pytest.param(word, marks=[pytest.mark.slow] * bool(i % 3)) for i, word in enumerate(HOSTILE)]
+)
 def test_nothing_from_outside_breaks_the_card(mixture: Path, tmp_path: Path, hostile: str) -> None:
     """A hostile name, prompt and licence: the same pieces as with a harmless one, and the words are all there."""
 

@@ -48,6 +48,7 @@ def test_everybody_is_asked_the_same(found: Evaluation) -> None:
                 assert wide.low <= narrow.low <= narrow.value <= narrow.high <= wide.high
 
 
+@pytest.mark.slow
 def test_a_task_that_wants_texts_is_written_by_the_loaded_models(moe: Path, benchmarks: Hub) -> None:
     found = lazymoe.evaluate(moe, "gsm8k:1", limit=2, models="base,average,mixture", device="cpu")
     [result] = found.results

@@ -67,6 +67,7 @@ def weights(hub: Hub, repo: str) -> dict[str, bytes]:
     return {name: hub.read(repo, name) for name in hub.repos[repo].commits[-1].files if name.endswith(".gguf")}
 
 
+@pytest.mark.slow
 def test_gguf_is_what_is_made_here(jobs: Jobs, clean_hub: Hub, given: Recipe, tmp_path: Path) -> None:
     offers: list[Offer] = []
     done = merge_gguf_on_jobs(

@@ -179,6 +179,7 @@ def test_the_whole_way(
     assert "](routing.png)" in card and hub.read("newcomer/whole-way", "routing.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_search_for_the_token_can_fail(open_lab: Open, known_token: str, tmp_path: Path) -> None:
     """With the wiping of the box switched off, the saved notebook holds the token, and the search finds it there."""
     keep = (
@@ -193,6 +194,7 @@ def test_the_search_for_the_token_can_fail(open_lab: Open, known_token: str, tmp
         assert str(tmp_path / "work" / NOTEBOOK.name) in leaks(known_token, tmp_path)
 
 
+@pytest.mark.slow
 def test_panels_know_their_state(
     open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -124,6 +124,7 @@ def test_a_source_of_another_type_is_told(demo_models: Path, experts: list[Path]
         assert [first, second] == [own[e][f"blk.{layer}.ffn_{role}.weight"][1] for e in range(2)]
 
 
+@pytest.mark.slow
 def test_it_takes_what_check_says(
     experts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
