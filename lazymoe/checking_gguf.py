@@ -56,6 +56,7 @@ def check_gguf(
         return judge(prepared, goal)
     try:
         export = lay(prepared, kinds, goal, importance, 0, largest)
+        export.find()
     except LazyMoEError as e:
         found = judge(prepared, goal)
         return replace(found, errors=(*found.errors, *e.problems))

@@ -114,6 +114,7 @@ def to_gguf(
     export = _export(done, _tensors(done), kinds, bool(weights or matrix), weights)
     counts = matrix.made_of if matrix else digest(weights)
     export.lay(done.folder, done.folder.name, goal, largest, done.record.fingerprint + counts)
+    export.find()
     _check_room(export, goal)
     try:
         (goal / WORK).mkdir(parents=True, exist_ok=True)

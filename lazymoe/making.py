@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.report import Report
-from lazymoe.version import __version__
+from lazymoe.version import versions
 
 if TYPE_CHECKING:
     from lazymoe.computing.places import Places
@@ -212,7 +211,7 @@ def record_of(prepared: Prepared, plan: Plan, fingerprint: str, seed: int, files
     """
     return Record(
         fingerprint=fingerprint,
-        versions={"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        versions=versions(),
         seed=seed,
         shard_size=plan.shard_size,
         allow_pickle=prepared.allow_pickle,

@@ -106,6 +106,7 @@ def carry_to_gguf(
     prepared = weighted(prepared, kinds, imatrix)
     importance = {} if isinstance(imatrix, bool) else imatrix
     export = lay(prepared, kinds, goal, importance, seed, largest)
+    export.find()
     found = judge(prepared, goal, to_hub=False, gguf=Gguf(export.sizes_by_type, export.room))
     if found.errors:
         raise failure(found.errors)

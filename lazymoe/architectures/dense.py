@@ -21,6 +21,8 @@ LAYER = {
     "self_attn.o_proj.weight": "hidden heads",
     "post_attention_layernorm.weight": "hidden",
 }
+ATTENTION = {name: words for name, words in LAYER.items() if "self_attn" in name}
+NORMS = {name: words for name, words in LAYER.items() if name not in ATTENTION}
 FFN = {
     "gate": ("mlp.gate_proj.weight", "ffn hidden"),
     "up": ("mlp.up_proj.weight", "ffn hidden"),

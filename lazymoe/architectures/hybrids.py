@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lazymoe.architectures import settling
-from lazymoe.architectures.dense import DEFAULTS, FFN, GRANITE, LAYER, OUTER, without
+from lazymoe.architectures.dense import ATTENTION, DEFAULTS, FFN, GRANITE, NORMS, OUTER, without
 from lazymoe.architectures.records import Dense
 
 _KEYS = "linear_num_key_heads*linear_key_head_dim"  # widths of Qwen 3.5's linear attention
@@ -55,14 +55,14 @@ GEMMA4 = Dense(
     "gemma4_text",
     outer=OUTER,
     layer={
-        **{name: words for name, words in LAYER.items() if "self_attn" not in name},
+        **NORMS,
         "pre_feedforward_layernorm.weight": "hidden",
         "post_feedforward_layernorm.weight": "hidden",
         "layer_scalar": "one",
     },
     kinds={
         "sliding_attention": {
-            **{name: words for name, words in LAYER.items() if "self_attn" in name},
+            **ATTENTION,
             "self_attn.q_norm.weight": "head",
             "self_attn.k_norm.weight": "head",
         },
@@ -105,7 +105,7 @@ GEMMA4 = Dense(
 QWEN3_5 = Dense(
     "qwen3_5_text",
     outer=OUTER,
-    layer={name: words for name, words in LAYER.items() if "self_attn" not in name},
+    layer=NORMS,
     kinds={
         "linear_attention": {
             "linear_attn.A_log": "linear_num_value_heads",
@@ -119,7 +119,7 @@ QWEN3_5 = Dense(
             "linear_attn.out_proj.weight": f"hidden {_VALUES}",
         },
         "full_attention": {
-            **{name: words for name, words in LAYER.items() if "self_attn" in name},
+            **ATTENTION,
             "self_attn.q_proj.weight": "2*heads hidden",  # with a gate for what attention gives
             "self_attn.q_norm.weight": "head",
             "self_attn.k_norm.weight": "head",
@@ -148,7 +148,7 @@ QWEN3_5 = Dense(
 GRANITE4 = Dense(
     "granitemoehybrid",
     outer=OUTER,
-    layer={name: words for name, words in LAYER.items() if "self_attn" not in name},
+    layer=NORMS,
     kinds={
         "mamba": {
             "mamba.A_log": "mamba_n_heads",
@@ -160,7 +160,7 @@ GRANITE4 = Dense(
             "mamba.norm.weight": _INNER,
             "mamba.out_proj.weight": f"hidden {_INNER}",
         },
-        "attention": {name: words for name, words in LAYER.items() if "self_attn" in name},
+        "attention": ATTENTION,
     },
     ffn={
         "gate": ("shared_mlp.gate_proj.weight", "ffn hidden"),

@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +20,9 @@ from lazymoe.computing.places import Passing, Work
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.hub.ahead import Ahead
 from lazymoe.hub.client import use_token
+from lazymoe.planning.remote import two_layers
 from lazymoe.recipe.reference import Reference
-from lazymoe.version import __version__
+from lazymoe.version import versions
 
 
 class Wanted(NamedTuple):
@@ -121,11 +121,6 @@ class Model:
             yield Told(self._brought, made)
 
 
-def versions() -> dict[str, str]:
-    """Tell the versions of what has to be the same everywhere."""
-    return {"LazyMoE": __version__} | {name: version(name) for name in ("torch", "transformers")}
-
-
 def _open(wanted: Wanted) -> Source:
     """Open a model on this machine.
 
@@ -151,12 +146,11 @@ def _open(wanted: Wanted) -> Source:
 
 
 def _room(source: Source) -> int:
-    """Count the bytes to hold of a model: two layers, so that the next one arrives while one is worked on."""
+    """Count the bytes to hold of a model."""
     layers = Counter[int | None]()
     for name, tensor in source.tensors.items():
         layers[source.dense.layer_of(name) if source.dense else None] += tensor.nbytes
-    outside = layers.pop(None, 0)
-    return 2 * max(layers.values(), default=outside)
+    return two_layers(layers)
 
 
 def by_bytes() -> None:

@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
-from lazymoe.cluster.model import Model, Told, Wanted, by_bytes, versions
+from lazymoe.cluster.model import Model, Told, Wanted, by_bytes
 from lazymoe.computing.places import Asked, Take, Work
 from lazymoe.errors import LazyMoEError, error, failure, printable
 from lazymoe.hub.accounts import find_token
@@ -42,6 +42,7 @@ from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
 from lazymoe.recipe.reference import Reference
+from lazymoe.version import versions
 
 # what is raised of a machine that died, or isn't known to have died yet
 LOST = (

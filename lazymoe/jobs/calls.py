@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from lazymoe.errors import error
 from lazymoe.exporting import LARGEST
-from lazymoe.files import absolute
 from lazymoe.hub.accounts import need_token
 from lazymoe.hub.jobs import Job
 from lazymoe.jobs.offer import Offer
@@ -94,11 +93,8 @@ def merge_gguf_on_jobs(
     Raises:
         LazyMoEError: as `lazymoe.merge_gguf_to_hub` and `lazymoe.jobs.renting.rent`.
     """
-    prepared, matrix = (
-        prepare(recipe, allow_pickle=allow_pickle, source=source),
-        imatrix if isinstance(imatrix, bool) else absolute(imatrix),
-    )
-    order = gguf(prepared, types, repo, private=private, imatrix=matrix, seed=seed, device=device, largest=largest)
+    prepared = prepare(recipe, allow_pickle=allow_pickle, source=source)
+    order = gguf(prepared, types, repo, private=private, imatrix=imatrix, seed=seed, device=device, largest=largest)
     return rent(order, flavor, agree=agree, token=token, started=started, say=say, progress=progress)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,7 +110,7 @@ def gguf(
     repo: str,
     *,
     private: bool = False,
-    imatrix: Path | bool = True,
+    imatrix: str | os.PathLike[str] | bool = True,
     seed: int = 0,
     device: str | None = None,
     largest: int = LARGEST,

@@ -62,7 +62,7 @@ class Export:
         self._new = set[str]()  # what was written since the last note
 
     def lay(self, folder: Path, name: str, out: Path, largest: int, made_of: str) -> None:
-        """Say where the files go, work out what each says, and find what is there of them.
+        """Say where the files go, and work out what each says; `find` looks what is there of them.
 
         Args:
             folder: with the mixture's config.json and tokenizer; its name is read too.
@@ -84,6 +84,11 @@ class Export:
                 within = {tensor: shapes[tensor] for tensor in group}
                 path = out / f"{name}-{kind}{end}.gguf"
                 self.files[kind].append(GgufFile(path, out / WORK, own, within, chosen, made_of))
+
+    def find(self) -> None:
+        """Look what is there of the files: all that is believed is read."""
+        for file in self._all():
+            file.find()
         self._look()
 
     @property

@@ -48,8 +48,7 @@ def remote(recipe: Recipe, plan: Plan, elsewhere: bool = False) -> Remote:
         if name in source.tensors and _is_away(source, name, elsewhere):
             layers[plan.dense.layer_of(name)] += source.tensors[name].nbytes
             held += source.tensors[name].nbytes if name in kept else 0
-    total, outside = layers.total(), layers.pop(None, 0)
-    room = 2 * max(layers.values(), default=outside)
+    total, room = layers.total(), two_layers(layers)
     if recipe.gate_mode in STREAMED or sweeps(recipe, plan):
         return Remote(total, room + held, 0, kept, held)
     return Remote(total, 0, min(room, WINDOW))
@@ -71,8 +70,16 @@ def whole(models: Iterable[Source], elsewhere: bool = False) -> Remote:
                 layers[source.dense.layer_of(name)] += tensor.nbytes
                 held += tensor.nbytes if name in tied else 0
         kept |= tied
-    total, outside = layers.total(), layers.pop(None, 0)
-    return Remote(total, 2 * max(layers.values(), default=outside) + held, 0, frozenset(kept), held)
+    return Remote(layers.total(), two_layers(layers) + held, 0, frozenset(kept), held)
+
+
+def two_layers(layers: Counter[int | None]) -> int:
+    """Count the bytes to hold of what is read a layer at a time, so that the next one arrives while one is worked on.
+
+    Args:
+        layers: bytes of each, by its number; by None those outside.
+    """
+    return 2 * max((nbytes for layer, nbytes in layers.items() if layer is not None), default=layers[None])
 
 
 def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:

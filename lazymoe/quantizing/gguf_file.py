@@ -93,7 +93,7 @@ class GgufFile:
         self, path: Path, partial: Path, says: GGUFWriter, shapes: Mapping[str, Shape], types: Mapping[str, str],
         made_of: str,
     ) -> None:  # fmt: skip
-        """Find what is there of it; nothing is written yet.
+        """Work out where all of it goes; `find` looks what is there.
 
         Args:
             path: where it will be.
@@ -110,7 +110,7 @@ class GgufFile:
         self._begins = dict(zip(shapes, begins, strict=False))
         self._file: FileIO | None = None
         self._runs: dict[str, list[Run]] = {}  # what was put, by who gave it
-        self.find()
+        self.whole, self.done = False, set[str]()
 
     @property
     def nbytes(self) -> int:
