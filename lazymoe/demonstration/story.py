@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lazymoe.checkpoint.opening import open_folder
 from lazymoe.demonstration.models import Domain, build, cache_folder, domains
 from lazymoe.files import absolute, shown
 from lazymoe.merging import merge
@@ -106,9 +107,11 @@ def _measure(
 ) -> tuple[dict[str, list[float]], list[list[float]]]:
     """Measure the losses of every model on every domain, and who gets which tokens in the last of the mixtures."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(models / "base", trust_remote_code=False)
+    from lazymoe.forward.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(open_folder(models / "base"))
     held = []
     for kind in kinds:
         ids = torch.tensor(tokenizer(kind.held, add_special_tokens=False)["input_ids"])

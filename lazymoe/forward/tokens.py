@@ -29,6 +29,7 @@ PACKAGES = {  # that tokenizers may take beside transformers' own, and the modul
     "protobuf": "google.protobuf",
     "mistral-common": "mistral_common",
 }
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning that transformers gives once
 TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # how a file of tiktoken's begins
 
 
@@ -46,6 +47,7 @@ def load_tokenizer(source: Source) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
         tokenizer("x")  # what its config says is looked at only now
+        getattr(tokenizer, "deprecation_warnings", {})[TOO_LONG] = True  # told already: texts are cut into windows here
         return tokenizer
     except Exception as e:
         if problems := list(coded(source)):

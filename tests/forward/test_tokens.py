@@ -77,3 +77,14 @@ def test_a_model_without_a_tokenizer_is_told(make: Make) -> None:
         load_tokenizer(open_folder(make("model")))
     [problem] = caught.value.problems
     assert problem.code == "source.tokenizer" and "random" in problem.remedy
+
+
+def test_a_text_longer_than_the_model_reads_is_no_warning(demo_models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is cut into windows."""
+    base = demo_models / "base"
+    theirs, ours = AutoTokenizer.from_pretrained(base), load_tokenizer(open_folder(base))
+    text = "one " * theirs.model_max_length
+    theirs(text)
+    assert "longer than the specified maximum" in caplog.text
+    caplog.clear()
+    assert len(ours(text)["input_ids"]) > ours.model_max_length and not caplog.text
