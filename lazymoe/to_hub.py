@@ -1,17 +1,20 @@
-"""Merged straight to the Hub: each file of weights goes up while the next is made, so that no disk holds all of it."""
+"""Merged straight to the Hub: each file of weights goes up while it and the next are made: no disk holds all of it."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from lazymoe.cards.card import render
 from lazymoe.files import absolute, readable, write_whole
+from lazymoe.hub.streaming import Stream
 from lazymoe.hub.uploading import Upload
 from lazymoe.making import fingerprint_of, source_on
 from lazymoe.merging import carry_out
@@ -25,7 +28,7 @@ from lazymoe.recipe.schema import Recipe
 from lazymoe.reporting.report import illustrate
 
 TICK = 0.2  # seconds between two looks at whether a file was sent
-LEFT: dict[Path, Future[int]] = {}  # by folder, what is being sent there, though the merge may have been stopped
+LEFT: dict[Path, Future[int]] = {}  # by folder, the last that is done for it, though the merge may have been stopped
 
 
 def merge_to_hub(
@@ -47,8 +50,8 @@ def merge_to_hub(
 ) -> Published:
     """Make a mixture and put it on the Hub file by file, so that no disk needs to hold all of it.
 
-    Each file of weights goes up, where nobody sees it yet, while the next is made, and leaves the disk; one commit at
-    the end shows them all. If it breaks off, the same call goes on from the last file that was sent.
+    Each file of weights goes up, where nobody sees it yet, while it and the next are made, and leaves the disk; one
+    commit at the end shows them all. If it breaks off, the same call goes on from the last file that was sent.
 
     Args:
         recipe, seed, shard_size, allow_pickle, device, source, on: as in `lazymoe.merge`.
@@ -117,7 +120,7 @@ def carry_to_hub(
 
 
 class _Sender:
-    """Sends files of weights as they are finished, one while the next is made, and deletes them here.
+    """Sends files of weights, beginning while they are made, one after the other, and deletes them here.
 
     Attributes:
         nbytes: how many bytes were sent.
@@ -130,8 +133,10 @@ class _Sender:
         self._upload, self._repo, self._work, self._card = upload, repo, work, card
         self._total, self._progress = total, progress
         self._sending: Future[int] | None = None
+        self._beginning = ""  # the file that goes up before it is complete
+        self._stream: Stream | None = None
         self._names: set[str] = set()
-        self._there = self._size = 0  # bytes that the Hub has; and of the file on its way
+        self._there = 0  # bytes of the files that the Hub has
         self.nbytes, self.finished = 0, False
         while work in LEFT and not wait([LEFT[work]], TICK).done:
             self._tell()
@@ -146,47 +151,84 @@ class _Sender:
         self._there += kept["bytes"]
         return True
 
+    def follow(self, path: Path, size: int) -> None:
+        """Send the first bytes of a file that is being made, when the files before it have gone."""
+        self._after_the_last(partial(self._begin, path, size))
+        self._tell()
+
     def take(self, path: Path, outputs: Sequence[Output]) -> None:
-        """Send a file, when the one before it has gone."""
+        """Send a file, or the rest of it, when the one before it has gone."""
         verify_shard(path, outputs)
         self._wait()
-        self._size = path.stat().st_size
         self._tell()  # its rate counts from here
-        self._sending = LEFT[self._work] = Future()
-        Thread(target=self._send, args=(path, self._sending), daemon=True).start()  # which nobody waits for in the end
+        self._sending = self._after_the_last(partial(self._send, path))
 
     def finish(self, folder: Path) -> None:
         """Show all that was sent, with the small files of a folder."""
         self._wait()
+        LEFT.pop(self._work, None)
         done = open_finished(folder)
         illustrate(folder)
         text = render(done, self._repo, **self._card, gguf=gguf_of(self._upload, done, self._repo))
         show(self._upload, small_files(done) | {CARD: text.encode()}, self._names)
         self.finished = True
 
-    def _send(self, path: Path, done: Future[int]) -> None:
+    def _after_the_last(self, job: Callable[[], int]) -> Future[int]:
+        """Have something done after what is being done, by a thread that nobody waits for in the end."""
+        before, done = LEFT.get(self._work), Future[int]()
+        LEFT[self._work] = done
+
+        def run() -> None:
+            if before:
+                wait([before])
+            try:
+                done.set_result(job())
+            except BaseException as e:
+                done.set_exception(e)
+
+        Thread(target=run, daemon=True).start()
+        return done
+
+    def _begin(self, path: Path, size: int) -> int:
+        """Send the first bytes of a file; what fails is left to sending it as a whole, which tells why."""
         try:
-            size = path.stat().st_size
-            sent = self._upload.send(path.name, path)
-            kept = {"repo": self._repo, "sha256": self._upload.sent[path.name], "bytes": size}
-            write_whole(self._sent(path.name), json.dumps(kept))
-            path.unlink()
-            done.set_result(size if sent else 0)
-        except BaseException as e:
-            done.set_exception(e)
+            if self._beginning != path.name:
+                self._beginning, self._stream = path.name, None
+                self._stream = self._upload.stream(path.name)
+            if self._stream:
+                self._stream.send(path, size)
+        except FileNotFoundError:  # it is complete, and has another name: the rest follows
+            pass
+        except Exception:
+            self._stream = None
+        return 0
+
+    def _send(self, path: Path) -> int:
+        """Send a file, or the rest of it, note it, and delete it here: how many bytes were sent."""
+        size, stream = path.stat().st_size, self._stream if self._beginning == path.name else None
+        sha256 = None
+        if stream:
+            with suppress(Exception):
+                stream.send(path, size)
+                sha256 = stream.finish()
+        sent = self._upload.recall(path.name, sha256, size) if sha256 else self._upload.send(path.name, path)
+        kept = {"repo": self._repo, "sha256": self._upload.sent[path.name], "bytes": size}
+        write_whole(self._sent(path.name), json.dumps(kept))
+        path.unlink()
+        self._stream, self._there = None, self._there + size
+        return size if sent else 0
 
     def _wait(self) -> None:
         while self._sending and not wait([self._sending], TICK).done:
             self._tell()  # a way to stop it
         if self._sending:
             self.nbytes += self._sending.result()
-            self._there += self._size
             self._tell()
             self._sending = None
-            LEFT.pop(self._work, None)
 
     def _tell(self) -> None:
-        self._progress("upload", min(self._there, self._total), self._total)
+        stream = self._stream
+        self._progress("upload", min(self._there + (stream.nbytes if stream else 0), self._total), self._total)
 
     def _sent(self, name: str) -> Path:
         return self._work / f"{name}.sent"

@@ -84,8 +84,10 @@ def hold(recipe: Recipe, folder: Path, *steps: str) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "gate_mode", "shared", "weights"),
-    [("many", "fit", "regmean", "own"), ("many", "fit", "regmean", "corrected"), ("few", "random", "base", "corrected"),
-     *(pytest.param(kind, "hidden", "base", "own", marks=pytest.mark.slow) for kind in ("many", "long"))],
+    [("many", "fit", "regmean", "own"),
+     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+         ("many", "fit", "regmean", "corrected"), ("few", "random", "base", "corrected"),
+         ("many", "hidden", "base", "own"), ("long", "hidden", "base", "own")))],
 )  # fmt: skip
 def test_a_merge_takes_what_check_says(
     kind: str, gate_mode: str, shared: str, weights: str, models: list[Path], tmp_path: Path

@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Fields, dict[int, Fields], Fields]] = {  # what is specia
 }  # fmt: skip
 
 
-QUICK = {"fit, corrected", "hidden, tied", "random, tied, LoRA", "two matrices in one tensor"}
+QUICK = {"fit, noise and scale", "hidden, tied", "random, tied, LoRA", "two matrices in one tensor"}
 
 
 @pytest.mark.parametrize(

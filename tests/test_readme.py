@@ -92,7 +92,7 @@ def environment(hub: Hub, demo_models: Path, installed: Path, tmp_path: Path) ->
         yield variables
 
 
-LONG = {"evaluate.md", "gguf.md", "jobs.md"}  # whose commands take long; README.md has some of them
+LONG = {"evaluate.md", "gguf.md", "jobs.md", "python.md", "routers.md"}  # README.md has some of it
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,18 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 from huggingface_hub import constants
+from huggingface_hub.utils import _xet
 from small_models import Make, contents, recipe, write_recipe
 
 import lazymoe.hub.client
 from lazymoe import HubError, LazyMoEError, Recipe, merge, merge_to_hub, publish
 from lazymoe.cli import main
+from lazymoe.hub.streaming import Stream
 from lazymoe.progress import silent
 from lazymoe.to_hub import LEFT
 
 SMALL = {"shard_size": 20_000}
+STREAMS = hasattr(_xet, "get_xet_session")  # clients of before 1.0 have none
 
 
 @pytest.fixture
@@ -95,6 +98,45 @@ def test_what_was_sent_is_told(empty_hub: Hub, given: Recipe, tmp_path: Path) ->
     told.clear()
     merge_to_hub(given, "writer/straight", tmp_path / "work", progress=partial(watch, False), **there)
     assert told[0][0] >= before > 0 and told == sorted(told) and told[-1][0] == told[-1][1]
+
+
+def test_a_file_goes_up_while_it_is_made_where_xet_can(
+    empty_hub: Hub, given: Recipe, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    streamed = STREAMS and request.node.callspec.params["empty_hub"] == "xet"
+    told: list[tuple[str, int, int]] = []
+
+    def watch(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+        if stage == "sweep":  # a layer is there: what of it goes up has gone
+            wait(LEFT.values(), 60)
+
+    merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", progress=watch)
+    layers = [at for at, (stage, *_) in enumerate(told) if stage == "sweep"]
+    whole = next(at for at, (stage, done, total) in enumerate(told) if stage == "write" and done == total)
+    before = max(done for stage, done, _ in told[layers[0] : whole] if stage == "upload")
+    assert (before > 0) == streamed
+    uploads = [done for stage, done, _ in told if stage == "upload"]
+    assert uploads == sorted(uploads) and uploads[-1] == told[-1][2]
+    publish(merge(given, tmp_path / "moe").folder, "writer/by-folder", token="hf_writer")
+    assert files(empty_hub, "writer/straight") == files(empty_hub, "writer/by-folder")
+
+
+@pytest.mark.skipif(not STREAMS, reason="this client has no streams")
+@pytest.mark.parametrize("call", ["send", "finish"])
+def test_a_stream_that_fails_is_made_up_for(
+    call: str, clean_hub: Hub, given: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = []
+
+    def fail(self: Stream, *_: object) -> None:
+        failed.append(self.nbytes)
+        raise RuntimeError("as Xet's do")
+
+    monkeypatch.setattr(Stream, call, fail)
+    merge_to_hub(given, "writer/straight", tmp_path / "work", token="hf_writer", **SMALL)
+    publish(merge(given, tmp_path / "moe", **SMALL).folder, "writer/by-folder", token="hf_writer")
+    assert failed and files(clean_hub, "writer/straight") == files(clean_hub, "writer/by-folder")
 
 
 def test_what_fails_at_the_hub_loses_nothing(empty_hub: Hub, given: Recipe, tmp_path: Path) -> None:

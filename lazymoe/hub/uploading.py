@@ -17,6 +17,7 @@ from huggingface_hub.lfs import UploadInfo
 from lazymoe.errors import error
 from lazymoe.files import readable
 from lazymoe.hub.client import About, ask, without_bars
+from lazymoe.hub.streaming import Stream, open_stream
 
 
 class Upload:
@@ -122,19 +123,32 @@ class Upload:
         self._operations.append(added)
         return True
 
-    def recall(self, name: str, sha256: str, size: int) -> None:
-        """Count on a large file that was sent before, by another process.
+    def stream(self, name: str) -> Stream | None:
+        """Begin to send a large file of which not all is there yet; None where that can't be done.
+
+        Args:
+            name: what it is called there.
+        """
+        return open_stream(self._api, self._repo, name)
+
+    def recall(self, name: str, sha256: str, size: int) -> bool:
+        """Count on a large file that was sent, in a stream or by another process.
 
         Args:
             name: what it is called there.
             sha256, size: of the file.
+
+        Returns:
+            Whether the repository doesn't show it yet.
         """
+        self.sent[name] = sha256
         if self.remote.get(name) == sha256:
-            return
+            return False
         added = CommitOperationAdd(name, b"")
         added.upload_info = UploadInfo(sha256=bytes.fromhex(sha256), size=size, sample=b"")
         added._upload_mode, added._is_uploaded = "lfs", True  # as the client leaves it after a file was sent
         self._operations.append(added)
+        return True
 
     def commit(self, small: Mapping[str, Path | bytes], gone: Iterable[str], message: str) -> None:
         """Show what was sent, with small files, and without those that are gone.

@@ -21,7 +21,7 @@ PLACES: dict[Place, str] = {
     "rented": "To the Hub, on a rented machine",
 }
 SPARING = (
-    "Each file of weights goes up while the next one is made, and leaves this disk. Measuring and the chat need "
+    "Each file of weights goes up while it and the next are made, and leaves this disk. Measuring and the chat need "
     "the mixture in a folder."
 )
 RENTED = (

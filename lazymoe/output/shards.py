@@ -33,6 +33,9 @@ class Taker(Protocol):
     def has(self, name: str) -> bool:
         """Tell whether it took this one before."""
 
+    def follow(self, path: Path, size: int) -> None:
+        """Look at one that is being made: its first bytes, so many, stay as they are."""
+
     def take(self, path: Path, outputs: Sequence[Output]) -> None:
         """Take a finished one, which holds these tensors."""
 
@@ -128,6 +131,9 @@ class Shard:
             os.fsync(self._file.fileno())
             self._look_up()
             write_whole(self._notes, json.dumps(self._checksums))
+            if self._taker:
+                first = next((i for i in range(len(self.slots)) if i not in self._checksums), len(self.slots))
+                self._taker.follow(self._half, self._places[first])
 
     def finish(self) -> None:
         """Give it its name, and give it to the taker; all parts are there and were looked at."""

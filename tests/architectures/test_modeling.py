@@ -96,7 +96,7 @@ def test_the_code_does_what_transformers_own_does(
 
 
 @pytest.mark.parametrize("where", ["this Python", "--transformers4"])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "family",
     ["Gemma 2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("GLM-4 0414", "SmolLM3", "Qwen 3.5"))],

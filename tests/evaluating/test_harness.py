@@ -126,7 +126,7 @@ def test_what_was_answered_is_not_asked_again(models: dict[str, Model], rows: li
     assert again["results"] == before["results"] and kept.read_bytes().endswith(b"\n")
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("bits", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_is_sampled_differs_each_time_and_is_the_same_after_a_stop(
     bits: Literal[4] | None, models: dict[str, Model], texts: list[list[str]], answers: Path, tmp_path: Path
 ) -> None:

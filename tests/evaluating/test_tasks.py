@@ -22,6 +22,7 @@ def test_every_task_of_a_suite_is_one_of_lm_eval() -> None:
     assert not {name.partition(":")[0] for names in SUITES.values() for name in names} - set(known)
 
 
+@pytest.mark.slow
 def test_tasks_and_examples_in_the_prompt(benchmarks: Hub) -> None:
     [easy, math] = load_rows(["arc_easy:2", "gsm8k"], {})
     assert (easy.name, easy.tasks[0].config.num_fewshot, easy.generates) == ("arc_easy", 2, False)

@@ -112,6 +112,7 @@ def test_check_names_the_cheapest_machine_and_starts_nothing(
     assert not jobs.jobs and not [request for request in clean_hub.requests if "/jobs" in request.path]
 
 
+@pytest.mark.slow
 @no_harness
 def test_an_evaluation_is_what_comes_out_here(
     jobs: Jobs, clean_hub: Hub, given: Recipe, asked: Path, tmp_path: Path, capsys: Captured

@@ -554,6 +554,7 @@ def test_the_notebook_that_is_one_file(open_lab: Open, python: str, one_file: Pa
     assert list(newcomer.home.glob("lib/python*/site-packages/lazymoe/notebook"))
 
 
+@pytest.mark.slow
 def test_a_mixture_is_evaluated(
     open_lab: Open, python: str, demo_models: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

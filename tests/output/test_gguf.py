@@ -100,6 +100,7 @@ def parts(data: bytes) -> list[bytes]:
     return [data[i * size : (i + 1) * size] for i in range(3)]
 
 
+@pytest.mark.slow
 def test_corrected_experts_are_quantized_anew(experts: list[Path], tmp_path: Path) -> None:
     given = wanted(experts, gate_mode="fit", expert_weights="corrected")
     found = stacked(merge_to_gguf(given, "Q4_K_M", tmp_path / "moe", device="cpu").files["Q4_K_M"][0], experts)
