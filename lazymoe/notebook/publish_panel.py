@@ -43,7 +43,7 @@ class Publish:
         start = ui.button("Publish", "publish-button", lambda: self.work.begin(self._publish()), style="primary")
         self.work = Work(start, "publish", self.told, "Press Publish to go on from here.", self.bars)
         self.form = w.VBox([self.repository, self.license, self.license_told, self.preview])
-        self.gguf = Gguf(lambda: self.license.value or None)
+        self.gguf = Gguf(self.license)
         self.panel = ui.panel("publish", self.form, self.doubts, self.work, self.bars, self.told, self.link, self.gguf)
         SESSION.listen("publish", self._hear)
 
@@ -103,6 +103,7 @@ class Publish:
         sent = (
             f"{gigabytes(done.sent)} of weights were sent." if done.sent else "Its weights were there: nothing changed."
         )
+        SESSION.change(sent=repo.name)
         self.told.show("good", f"It is on the Hub. {sent}")
         self.link.show(done.url)
 
