@@ -123,7 +123,8 @@ class Destination(w.VBox):
         self.repository.suggest()
         self._form.layout.display = None if SESSION.to_hub else "none"
         self.machine.layout.display = None if SESSION.place == "rented" else "none"
-        self._told.show("note", ABOUT[SESSION.place], *([] if self.is_ready else [NO_TOKEN]))
+        along = SESSION.along if SESSION.to_hub else []
+        self._told.show("note", ABOUT[SESSION.place], *along, *([] if self.is_ready else [NO_TOKEN]))
 
 
 class Elsewhere(w.VBox):

@@ -86,7 +86,7 @@ class Gguf(w.VBox):
         problem, given = ("", SESSION.recipe) if rented else (self._problem, SESSION.merged)
         self.work.allow(bool(given and SESSION.account and not problem))
         self._form.layout.display = "none" if problem else None
-        ready = f"{TICK} It makes the recipe of step 2. {PRICE}" if rented else TICK
+        ready = " ".join([TICK, "It makes the recipe of step 2.", PRICE, *SESSION.along]) if rented else TICK
         waits = ready if SESSION.account else NO_TOKEN
         self.told.show("note", problem or (waits if given else NO_RECIPE if rented else NO_MIXTURE))
 

@@ -18,8 +18,9 @@ from lazymoe.notebook.gguf_panel import Gguf
 from lazymoe.notebook.session import NO_MIXTURE, NO_TOKEN, OLDER, SESSION
 from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.output.folder import PICTURE, read_report
+from lazymoe.output.folder import PICTURE, open_finished, read_report
 from lazymoe.publishing import publish as publish_model
+from lazymoe.recipe.texts import along
 from lazymoe.units import gigabytes
 
 
@@ -76,6 +77,8 @@ class Publish:
             report, (_, doubts) = read_report(folder), SESSION.made.get(SESSION.name, ("", []))
             worst = report.get("verdict") if is_bad(report) else next(iter(doubts), None)
             self.doubts.show("warning", *filter(None, [worst]))
+            with self.told.guard(""):
+                self.doubts.add("note", *along(list(open_finished(folder).texts)))
 
     def _previewed(self, change: dict[str, Any]) -> None:
         if change["new"] is None:

@@ -21,6 +21,7 @@ from lazymoe.planning.checking import Check
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Way, among, choose
 from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.texts import along, files_of
 
 FILE = ".lazymoe-notebook.json"
 Place = Literal["here", "hub", "rented"]  # where a mixture is made: into a folder, straight to the Hub, and elsewhere
@@ -76,6 +77,11 @@ class Session:
     def recipe(self) -> Recipe | None:
         """The recipe, if it is one."""
         return _parse(self.yaml)
+
+    @property
+    def along(self) -> list[str]:
+        """What is to be said of texts in files that go onto the Hub with the form's recipe, if there are some."""
+        return along(files_of(self.recipe)) if self.recipe else []
 
     @property
     def to_hub(self) -> bool:
