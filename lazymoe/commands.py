@@ -43,7 +43,7 @@ def merge(options: Options) -> Told:
     from lazymoe.planning.checking import judge
     from lazymoe.planning.plan import SHARD_SIZE
     from lazymoe.planning.prepared import prepare
-    from lazymoe.recipe.texts import along, files_of
+    from lazymoe.recipe.beside import along, files_of
 
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
@@ -156,7 +156,7 @@ def publish(options: Options) -> Told:
     from lazymoe.cards.card import find_license
     from lazymoe.output.quantized import open_either
     from lazymoe.publishing import publish
-    from lazymoe.recipe.texts import along
+    from lazymoe.recipe.beside import along
     from lazymoe.units import gigabytes
 
     problems = () if options.license else find_license(options.folder).problems
@@ -201,7 +201,7 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     from lazymoe.gguf_to_hub import carry_gguf_to_hub
     from lazymoe.merging_to_gguf import carry_to_gguf
     from lazymoe.planning.prepared import prepare
-    from lazymoe.recipe.texts import along, files_of
+    from lazymoe.recipe.beside import along, files_of
 
     kinds = kinds_of(types)
     wanted: dict[str, Any] = {

@@ -95,7 +95,7 @@ def _gguf(options: Options, recipe: str, types: str) -> Told:
 
 def _prepared(options: Options, recipe: str, **more: Any) -> Prepared:
     from lazymoe.planning.prepared import prepare
-    from lazymoe.recipe.texts import along, files_of
+    from lazymoe.recipe.beside import along, files_of
 
     prepared = prepare(recipe, allow_pickle=options.allow_pickle, source=options.source, **more)
     warn(options, prepared.warnings)

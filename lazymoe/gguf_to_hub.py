@@ -20,8 +20,8 @@ from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.publishing import Published, open_repository, publish
 from lazymoe.quantizing.importance import Importance
+from lazymoe.recipe.beside import files_beside
 from lazymoe.recipe.schema import Recipe
-from lazymoe.recipe.texts import files_beside
 
 PASSING = "passing"  # a file among what is half-made: the folder's GGUF files are for the Hub alone
 

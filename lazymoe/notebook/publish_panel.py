@@ -20,7 +20,7 @@ from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import PICTURE, open_finished, read_report
 from lazymoe.publishing import publish as publish_model
-from lazymoe.recipe.texts import along
+from lazymoe.recipe.beside import along
 from lazymoe.units import gigabytes
 
 

@@ -20,8 +20,8 @@ from lazymoe.output.folder import EVALUATION, RECORD, REPORT, is_finished
 from lazymoe.planning.checking import Check
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Way, among, choose
+from lazymoe.recipe.beside import along, files_of
 from lazymoe.recipe.schema import Recipe
-from lazymoe.recipe.texts import along, files_of
 
 FILE = ".lazymoe-notebook.json"
 Place = Literal["here", "hub", "rented"]  # where a mixture is made: into a folder, straight to the Hub, and elsewhere

@@ -27,9 +27,9 @@ from lazymoe.output.measured import Count, Read, Text, sound_evaluation, sound_r
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.plan import WORK as WORK
 from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.recipe.beside import files_beside
 from lazymoe.recipe.reference import HUB_ID
 from lazymoe.recipe.schema import Recipe, SharedWeights
-from lazymoe.recipe.texts import files_beside
 
 RECORD = "lazymoe.json"  # what a complete output says of itself
 RECIPE = "recipe.yaml"

@@ -17,10 +17,11 @@ from lazymoe.planning.compatibility import adapters, differences, misfits, uncor
 from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
 from lazymoe.planning.vocabularies import forget, same_tokens
 from lazymoe.progress import Progress, silent
+from lazymoe.recipe.beside import put_beside
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.review import doubtful, notes, unsupported
 from lazymoe.recipe.schema import Recipe, Texts
-from lazymoe.recipe.texts import put_beside, read_prompts
+from lazymoe.recipe.texts import read_prompts
 
 Where = Literal["auto", "local", "remote"]  # where the weights of models on the Hub are read: see `prepare`
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lazymoe.errors import Problem
+from lazymoe.recipe.beside import along, files_of
 from lazymoe.recipe.mergekit import passed_over
 from lazymoe.recipe.schema import PROMPTED, SIDES, Expert, Recipe, Texts
-from lazymoe.recipe.texts import along, files_of
 from lazymoe.units import counted
 
 FEW = 20  # words of prompts under which routers are the worse for it (benchmarks/router.py: keywords)

@@ -11,8 +11,7 @@ import io
 import itertools
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +25,6 @@ TURN = ("content", "value", "text")  # where the words of a turn, or of a part o
 KINDS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 LONGEST = 1 << 24  # letters of one text, with what is around it in its row; a whole document has fewer
 MOST = 1 << 26  # letters of all texts that are taken of a file, and of a .json file as a whole
-BESIDE = re.compile(r"prompts-[0-9]+\.jsonl")  # the texts of a file, where they lie beside a mixture's recipe
 ROWS = 16  # of a table that are read at a time
 csv.field_size_limit(LONGEST)
 
@@ -69,61 +67,6 @@ def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe, dict[Texts, list[str]]
     if problems:
         raise failure(problems)
     return recipe.with_experts(pinned), recipe.with_experts(written), taken
-
-
-def put_beside(recipe: Recipe, taken: Mapping[Texts, list[str]]) -> tuple[Recipe, dict[str, bytes]]:
-    """Put the texts of files into files of their own, which go where the recipe goes.
-
-    Args:
-        recipe: that names the files as they were given.
-        taken: the texts that were taken of each, as `read_prompts` gives them.
-
-    Returns:
-        The recipe with the new files in their place, and these: name to contents.
-    """
-    files: dict[str, bytes] = {}
-    names: dict[Texts, Texts] = {}
-    for i, (given, texts) in enumerate(taken.items(), 1):
-        names[given] = Texts(file=f"prompts-{i}.jsonl", limit=len(texts))
-        files[f"prompts-{i}.jsonl"] = "".join(f"{json.dumps(text, ensure_ascii=False)}\n" for text in texts).encode()
-
-    def renamed(prompt: str | Texts) -> str | Texts:
-        return names.get(prompt, prompt) if isinstance(prompt, Texts) else prompt
-
-    experts = []
-    for expert in recipe.every_expert:
-        sides = {side: getattr(expert, side) for side in SIDES if getattr(expert, side)}
-        experts.append(expert.model_copy(update={side: list(map(renamed, found)) for side, found in sides.items()}))
-    return recipe.with_experts(experts), files
-
-
-def files_of(recipe: Recipe) -> list[str]:
-    """List the files of texts on this machine that a recipe names.
-
-    Args:
-        recipe: as it was given.
-    """
-    prompts = [prompt for expert in recipe.every_expert for side in SIDES for prompt in getattr(expert, side) or ()]
-    files = [prompt.file for prompt in prompts if isinstance(prompt, Texts) and not prompt.dataset]
-    return list(dict.fromkeys(filter(None, files)))
-
-
-def files_beside(recipe: Recipe) -> list[str]:
-    """List the files of texts that lie beside the recipe of a mixture.
-
-    Args:
-        recipe: the mixture's own.
-    """
-    return [name for name in files_of(recipe) if BESIDE.fullmatch(name)]
-
-
-def along(files: Sequence[str]) -> list[str]:
-    """Say whose texts a mixture carries; nothing if there are none.
-
-    Args:
-        files: that a recipe names.
-    """
-    return [f"The texts of {', '.join(files)} go along with the mixture's recipe, onto the Hub too."] if files else []
 
 
 def read_file(path: Path, where: str) -> list[str]:

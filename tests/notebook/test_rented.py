@@ -15,11 +15,13 @@ import pytest
 from hub_server import Hub
 from jobs_server import Jobs
 
-from lazymoe import Recipe, merge_to_hub
+from lazymoe import Recipe, Texts, merge, merge_to_hub
 from lazymoe.demonstration.models import domains
 from lazymoe.hub.accounts import Account
 from lazymoe.notebook.evaluate_panel import Evaluate
 from lazymoe.notebook.gguf_panel import Gguf
+from lazymoe.notebook.merge_panel import Merge
+from lazymoe.notebook.publish_panel import Publish
 from lazymoe.notebook.session import SESSION
 
 Panel = Evaluate | Gguf
@@ -161,3 +163,20 @@ def test_what_the_form_shows_belongs_to_the_machine_that_is_chosen(given: Recipe
     assert "It makes the recipe of step 2" in panel.told.value and not panel.work._start.disabled
     SESSION.change(yaml="base_model: ")
     assert "Waiting for a recipe" in panel.told.value and panel.work._start.disabled
+
+
+def test_texts_that_go_along_are_told(given: Recipe, jobs: Jobs) -> None:
+    """Before each way onto the Hub."""
+    Path("own.txt").write_text("A text.")
+    every = [expert.model_copy(update={"positive_prompts": [Texts(file="own.txt")]}) for expert in given.experts]
+    SESSION.change(yaml=given.with_experts(every).to_yaml(), place="here")
+    said = "The texts of {} go along"
+    merging, panel = Merge(), gguf()
+    panel.elsewhere._choice.value = True
+    assert said.format("own.txt") not in merging.destination._told.value
+    assert said.format("own.txt") in panel.told.value
+    SESSION.change(place="hub")
+    assert said.format("own.txt") in merging.destination._told.value
+    assert SESSION.recipe
+    merge(SESSION.recipe, SESSION.out)
+    assert said.format("prompts-1.jsonl") in Publish().doubts.value
