@@ -43,7 +43,7 @@ def merge(options: Options) -> Told:
     from lazymoe.planning.checking import judge
     from lazymoe.planning.plan import SHARD_SIZE
     from lazymoe.planning.prepared import prepare
-    from lazymoe.recipe.beside import along, files_of
+    from lazymoe.recipe.beside import along, own_files
 
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
@@ -64,7 +64,7 @@ def merge(options: Options) -> Told:
         why = "" if options.source == "remote" else "Models stay on the Hub, as the disk has no room for them. "
         note(options, f"{why}{found.way}")
     if options.to:
-        note(options, *along(files_of(prepared.recipe)))
+        note(options, *along(own_files(prepared.recipe)))
         return _merge_to_hub(options, prepared, folder)
     with bars(options.quiet) as progress:
         merged = carry_out(prepared, folder, seed=options.seed, device=options.device, on=options.on, progress=progress)
@@ -201,7 +201,7 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     from lazymoe.gguf_to_hub import carry_gguf_to_hub
     from lazymoe.merging_to_gguf import carry_to_gguf
     from lazymoe.planning.prepared import prepare
-    from lazymoe.recipe.beside import along, files_of
+    from lazymoe.recipe.beside import along, own_files
 
     kinds = kinds_of(types)
     wanted: dict[str, Any] = {
@@ -210,7 +210,7 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     }  # fmt: skip
     prepared = prepare(given, allow_pickle=options.allow_pickle, source=options.source)
     warn(options, prepared.warnings)
-    note(options, *(along(files_of(prepared.recipe)) if options.to else []))
+    note(options, *(along(own_files(prepared.recipe)) if options.to else []))
     with bars(options.quiet) as progress:
         if options.to:
             sent = carry_gguf_to_hub(

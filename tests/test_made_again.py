@@ -128,6 +128,24 @@ def test_prompts_that_are_deleted_stay_here(clean_hub: Hub, here: Path, capsys: 
     assert not open_finished(here / "moe").texts
 
 
+def test_texts_from_elsewhere_stay_here(clean_hub: Hub, here: Path, tmp_path: Path, capsys: Captured) -> None:
+    """What a recipe names outside of its own folder, be it by a link, isn't its own to carry along."""
+    (tmp_path / "private.txt").write_text("Nobody may see this.")
+    (here / "texts" / "link.txt").symlink_to(tmp_path / "private.txt")
+    given = Recipe.from_file(RECIPE)
+    for file in (str(tmp_path / "private.txt"), "../private.txt", "texts/link.txt"):
+        expert = given.experts[0].model_copy(update={"positive_prompts": [Texts(file=file)]})
+        write_recipe(here / RECIPE, given.with_experts([expert, given.experts[1]]))
+        assert main(["check", RECIPE]) == 0 and "go along" not in capsys.readouterr().out
+        assert main(["merge", RECIPE, "--to", REPO, "--on", "hf-jobs", "--yes"]) == 2
+        assert "outside the recipe's folder" in capsys.readouterr().err
+        assert main(["merge", RECIPE, "--to", REPO]) == 0
+        there = {name: clean_hub.read(REPO, name) for name in clean_hub.repos[REPO].commits[-1].files}
+        assert not [name for name, data in there.items() if b"Nobody may" in data or str(tmp_path).encode() in data]
+        assert "prompts that lay in folders" in there["README.md"].decode()
+        del clean_hub.repos[REPO]
+
+
 def test_a_token_in_prompts_is_not_published(clean_hub: Hub, here: Path, capsys: Captured) -> None:
     (here / "texts" / "own.txt").write_text("Log in with hf_" + "Ab3" * 11)
     assert main(["merge", RECIPE, "moe"]) == 0

@@ -19,6 +19,7 @@ from lazymoe.data import folder as data
 from lazymoe.errors import Problem, error, failure
 from lazymoe.jobs.there import ASKED, RECIPE
 from lazymoe.planning.prepared import Prepared
+from lazymoe.recipe.beside import files_of, is_own
 from lazymoe.recipe.schema import SIDES, Texts
 
 THERE = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
@@ -103,6 +104,10 @@ def _left_here(prepared: Prepared) -> Iterator[Problem]:
         if source.adapter and not source.adapter.reference.revision:
             what = f"'{model.reference.adapter}' is on this machine, where a rented one can't read it"
             yield Problem("recipe.here", model.where, what, remedy)
+    for file in files_of(prepared.recipe):
+        if not is_own(prepared.recipe, file):
+            what = "it lies outside the recipe's folder, and nothing goes to a rented machine from there"
+            yield Problem("recipe.here", file, what, "Copy it beside the recipe, and name it there.")
 
 
 def _package() -> Iterator[tuple[str, bytes]]:

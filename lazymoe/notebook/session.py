@@ -20,7 +20,7 @@ from lazymoe.output.folder import EVALUATION, RECORD, REPORT, is_finished
 from lazymoe.planning.checking import Check
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Way, among, choose
-from lazymoe.recipe.beside import along, files_of
+from lazymoe.recipe.beside import along, own_files
 from lazymoe.recipe.schema import Recipe
 
 FILE = ".lazymoe-notebook.json"
@@ -81,7 +81,7 @@ class Session:
     @property
     def along(self) -> list[str]:
         """What is to be said of texts in files that go onto the Hub with the form's recipe, if there are some."""
-        return along(files_of(self.recipe)) if self.recipe else []
+        return along(own_files(self.recipe)) if self.recipe else []
 
     @property
     def to_hub(self) -> bool:

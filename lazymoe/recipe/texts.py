@@ -87,9 +87,10 @@ def _read(prompt: str | Texts, where: str, folder: Path | None) -> tuple[str | T
     if isinstance(prompt, str):
         return prompt, [prompt]
     place = f"{where}, {prompt.dataset or prompt.file}"
-    file = os.path.expanduser(prompt.file or "")
-    if folder and folder != Path() and not prompt.dataset and not os.path.isabs(file) and os.path.exists(folder / file):
-        prompt = prompt.model_copy(update={"file": str(folder / file)})  # which the mixture's own recipe names as well
+    if folder and folder != Path() and prompt.file and not prompt.dataset:
+        there = found_at(prompt.file, folder)
+        if there.is_relative_to(folder):
+            prompt = prompt.model_copy(update={"file": str(there)})  # which the mixture's own recipe names as well
     try:
         prompt, name, opened = _open(prompt, place)
         texts = _taken(filter(str.strip, _texts(name, opened, prompt, place)), prompt.limit, place)
@@ -100,6 +101,17 @@ def _read(prompt: str | Texts, where: str, folder: Path | None) -> tuple[str | T
     if not texts:
         raise error("recipe.texts-empty", place, "there is no text in it", "Name another file or field.")
     return prompt, texts
+
+
+def found_at(file: str, folder: Path | None) -> Path:
+    """Give where a file of prompts lies: in the recipe's folder, or where the process is.
+
+    Args:
+        file: as a recipe names it.
+        folder: the recipe's, if it has one.
+    """
+    path = Path(os.path.expanduser(file))
+    return folder / path if folder and (folder / path).exists() else path
 
 
 def _taken(texts: Iterator[str], limit: int, where: str) -> list[str]:
@@ -118,7 +130,7 @@ def _taken(texts: Iterator[str], limit: int, where: str) -> list[str]:
 def _open(prompt: Texts, where: str) -> tuple[Texts, str, IO[bytes]]:
     """Open a prompt's file: the prompt at its commit, the file's name, and the file."""
     if not prompt.dataset:
-        path = Path(os.path.expanduser(prompt.file or ""))
+        path = found_at(prompt.file or "", None)
         return prompt, path.name, open(path, "rb")
     from lazymoe.hub.reading import open_dataset, open_dataset_file
 

@@ -79,7 +79,8 @@ def test_the_script_says_what_it_needs(prepared: Prepared, tmp_path: Path) -> No
     compile((tmp_path / "lazymoe-merge.py").read_text(), "script", "exec")
 
 
-def test_texts_of_files_go_along(prepared: Prepared, tmp_path: Path) -> None:
+def test_texts_of_files_go_along(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "own.txt").write_text("A text.\n")
     prompts = {"positive_prompts": [Texts(file=str(tmp_path / "own.txt"))]}
     given = prepared.recipe.with_experts([e.model_copy(update=prompts) for e in prepared.recipe.experts])
