@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,18 @@ import torch
 from hub_server import Hub
 
 import lazymoe
+import lazymoe.evaluating.kept
 from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
 from lazymoe.evaluating import evaluate as asking
 from lazymoe.evaluating.evaluation import Evaluation
+from lazymoe.files import cache
+from lazymoe.forward import spilling
 from lazymoe.output.folder import EVALUATION, open_finished
 
 NAMES = [kind.name for kind in domains()]
+LITTLE = 40_000  # bytes, for states
+FULL = Path("/dev/full")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +133,32 @@ def test_without_bitsandbytes_nothing_is_written_in_4_bit(
     monkeypatch.setattr(asking, "find_spec", lambda name: None)
     found = lazymoe.evaluate(moe, [*own, "gsm8k"], limit=2, models="mixture", device="cpu")
     assert "or the package bitsandbytes for 4 bit" in found.left_out["gsm8k"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="it is Linux that has a full disk to try")
+def test_what_has_no_room_goes_through_the_disk(
+    moe: Path, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mixture's too, and what it answers is the same; a full disk is told in a line."""
+    create, begun = tempfile.TemporaryFile, list[Path]()
+
+    def noted(**options: Any) -> Any:
+        begun.append(options["dir"])
+        return create(**options)
+
+    def ask(memory: int | None, name: str) -> list[Any]:
+        monkeypatch.setattr(lazymoe.evaluating.kept, "answers_folder", lambda: tmp_path / name)
+        return lazymoe.evaluate(moe, own, models="mixture", memory=memory, device="cpu").results
+
+    monkeypatch.setattr(spilling.tempfile, "TemporaryFile", noted)
+    here = ask(None, "here")
+    assert not begun
+    assert ask(LITTLE, "there") == here
+    assert set(begun) == {cache()}
+    monkeypatch.setattr(spilling.tempfile, "TemporaryFile", lambda **_: FULL.open("r+b", buffering=0))
+    with pytest.raises(lazymoe.OutputError, match="Make room and evaluate again: it goes on") as caught:
+        ask(LITTLE, "full")
+    assert [problem.code for problem in caught.value.problems] == ["output.full"] and "\n" not in str(caught.value)
 
 
 def test_no_code_of_a_model_runs(moe: Path, own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
