@@ -55,11 +55,20 @@ def test_everybody_is_asked_the_same(found: Evaluation) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_that_wants_texts_is_written_by_the_loaded_models(moe: Path, benchmarks: Hub) -> None:
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_task_that_wants_texts_is_written_by_the_loaded_models(
+    bits: int | None, moe: Path, benchmarks: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 4 bit where nothing else fits, and what came out says so."""
+    if bits:
+        pytest.importorskip("bitsandbytes")
+        record = open_finished(moe).record
+        monkeypatch.setattr(asking, "_free", lambda device: (record.bytes + record.bytes_4bit) // 2)
     found = lazymoe.evaluate(moe, "gsm8k:1", limit=2, models="base,average,mixture", device="cpu")
     [result] = found.results
     assert (result.metric, result.n, result.shots) == ("exact_match,strict-match", 2, 1)
     assert set(result.metrics) == {"base", "average", "mixture"} and found.left_out == {}
+    assert result.bits == bits and ("written in 4 bit" in str(found)) == bool(bits)
 
 
 def test_a_mixture_knows_each_domain_better_than_the_base_model(found: Evaluation) -> None:
