@@ -77,7 +77,7 @@ FAMILIES: dict[str, str] = {  # a host for each dense kind that has a record, an
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is rounded or left out."""
-    monkeypatch.setattr("lazymoe.forward.mixture.NEGLIGIBLE", 0.0)
+    monkeypatch.setattr("lazymoe.forward.routing.NEGLIGIBLE", 0.0)
     monkeypatch.setattr("lazymoe.forward.device.COARSE", "highest")
 
 

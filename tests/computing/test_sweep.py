@@ -75,7 +75,7 @@ def given(make: Make, demo_models: Path, tmp_path: Path) -> Given:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is rounded or left out."""
-    monkeypatch.setattr("lazymoe.forward.mixture.NEGLIGIBLE", 0.0)
+    monkeypatch.setattr("lazymoe.forward.routing.NEGLIGIBLE", 0.0)
     monkeypatch.setattr("lazymoe.forward.device.COARSE", "highest")
 
 
