@@ -1,6 +1,7 @@
 """An evaluation as the Hub reads it: files in .eval_results, and the model-index of a card for older readers.
 
-Only of benchmarks that were run with all of their questions: nothing else can be compared.
+Only of benchmarks that were run with all of their questions, and of the mixture as it is, not in 4 bit: nothing else
+can be compared.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def model_index(done: Finished) -> list[Any]:
 def _comparable(done: Finished) -> Iterator[dict[str, Any]]:
     """Yield the results of the mixture that others can be held against."""
     for result in done.evaluation.get("results", []):
-        if MIXTURE in result["scores"] and result["whole"] and result["data"]:
+        if MIXTURE in result["scores"] and result["whole"] and result["data"] and not result["bits"]:
             yield result
 
 

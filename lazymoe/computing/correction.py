@@ -24,7 +24,6 @@ from lazymoe.errors import error
 from lazymoe.forward.device import exactly
 from lazymoe.forward.parts import After, instead
 from lazymoe.forward.stream import Stream
-from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Plan
 
 PENALTY = 700  # over the number of the prompts' tokens: the more there are, the further they are followed
@@ -78,8 +77,8 @@ class Correction:
         """
         plan, layer, forward = self.plan, self.stream.next, type(module).forward
 
-        def own(_: nn.Module, x: Tensor, __: After) -> Tensor:
-            return torch.cat([forward(module, some) for some in x.split(BATCH)])
+        def own(_: nn.Module, x: Sequence[Tensor], __: After) -> list[Tensor]:
+            return [forward(module, rows) for rows in x]
 
         self.stream.step(feed_forward=(plan.dense.module, own))
 

@@ -25,16 +25,16 @@ LEAST = 1e-6  # of a probability that a token doesn't go where it should not
 
 @dataclass(frozen=True)
 class Lesson:
-    """What routers learn from the tokens of all batches, N of them with padding, of which n count.
+    """What routers learn from the tokens of all batches, of which n count.
 
     Attributes:
-        counts: which of them count, bool ``[N]``.
+        counts: which of them count, of each batch bool ``[B * T]``.
         label: the place of the expert that each belongs to, int64 ``[n]``.
         sign: whether it should reach that expert (1) or any other (-1), ``[n]``.
         weights: what it counts, float32 ``[n]``: experts equally, within an expert its sequences, within those tokens.
     """
 
-    counts: Tensor
+    counts: list[Tensor]
     label: Tensor
     sign: Tensor
     weights: Tensor
@@ -57,29 +57,28 @@ def lesson(groups: Sequence[Group], device: str) -> Lesson:
             learned[:, 0] = False  # the first token of a text has no context: its states are alike in all texts
             tokens = learned.sum(1)  # [B]
             each = 1 / (sequences[group.place, group.sign] * tokens.clamp(min=1))
-            counted.append(learned.flatten())
+            counted.append(learned.flatten().to(device))
             weights.append(each.repeat_interleave(tokens))
             labels.append(torch.full((int(tokens.sum()),), group.place))
             signs.append(torch.full((int(tokens.sum()),), group.sign))
-    joined = (torch.cat(parts).to(device) for parts in (counted, labels, signs, weights))
-    return Lesson(*joined)
+    return Lesson(counted, *(torch.cat(parts).to(device) for parts in (labels, signs, weights)))
 
 
-def fit_router(given: Lesson, x: Tensor, experts: int, gated: bool) -> tuple[Tensor, Tensor]:
+def fit_router(given: Lesson, x: Sequence[Tensor], experts: int, gated: bool) -> tuple[Tensor, Tensor]:
     """Fit one layer's router, and its shared expert's gate.
 
     Args:
         given: what is to be learned.
-        x: what the router reads of all tokens ``[N, H]``.
+        x: what the router reads, of each batch ``[B * T, H]``.
         experts: how many there are.
         gated: whether there is a shared expert that has a gate.
 
     Returns:
         The router ``[E, H]``, a row for each expert by its place, and the gate ``[1, H]``, or of no rows; float32.
     """
-    seen = x[given.counts]  # [N, H] to [n, H]
+    seen = torch.cat([rows[counted] for rows, counted in zip(x, given.counts, strict=True)])  # [n, H]
     if not gated:
-        return fit(seen, given.label, given.sign, given.weights, experts), x[:0]
+        return fit(seen, given.label, given.sign, given.weights, experts), seen[:0]
     routed = given.label < experts
     rows = fit(seen[routed], given.label[routed], given.sign[routed], given.weights[routed], experts)
     return rows, _shared_gate(seen, routed, given.sign, given.weights)

@@ -26,7 +26,7 @@ from lazymoe.computing.shared_weights import Average, in_blocks, means, merge_he
 from lazymoe.computing.walk import Walk, merge_read, unknown
 from lazymoe.forward.device import give_back
 from lazymoe.forward.inputs import Inputs
-from lazymoe.forward.mixture import Routing
+from lazymoe.forward.routing import Routing
 from lazymoe.output.writer import Writer
 from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts
 from lazymoe.planning.plan import Plan

@@ -21,8 +21,9 @@ from lazymoe.computing.shared_weights import Average, Read, as_bytes, finite, me
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely
 from lazymoe.forward.inputs import Inputs, Map
-from lazymoe.forward.mixture import Routing, Tally, answers, fill, leave_out, mix, route, shared
+from lazymoe.forward.mixture import answers, fill, mix
 from lazymoe.forward.parts import After, Names
+from lazymoe.forward.routing import Routing, Tally, add_shared, leave_out, route
 from lazymoe.forward.stream import Stream
 from lazymoe.output.writer import Writer
 from lazymoe.planning.memory import reads_states
@@ -123,12 +124,11 @@ class Walk:
         for batches in self.own:
             yield (read(i)[self.real[i]] for i in batches)
 
-    def _feed_forward(self, module: nn.Module, x: Tensor, after: After) -> Tensor:
-        """Fit this layer's router on what it reads ``[N, H]``, correct the experts, and run the mixture's feed-forward
-        network."""
+    def _feed_forward(self, module: nn.Module, x: Sequence[Tensor], after: After) -> Sequence[Tensor]:
+        """Fit this layer's router on what it reads, of each batch ``[B * T, H]``, correct the experts, and run the
+        mixture's feed-forward network."""
         plan, layer = self.plan, self.stream.next
-        rows, own = self._routers(x)
-        sizes = [real.numel() for real in self.real]
+        router, own = self._routers(x)
         left = set(self.corrections)
 
         scales = [expert.residual_scale for expert in self.recipe.every_expert]
@@ -137,7 +137,7 @@ class Walk:
             left.remove(expert)
             own = Passing(plan.sources[expert + 1], expert + 1, self.take)
             fill(plan.dense, module, own.load, layer, scales[expert])
-            name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
+            name, weight = self.corrections[expert].correct(module, x, after)
             self.corrected.append((expert + 1, name, weight.cpu()))
             if not self.inputs:
                 self.give()  # at once: it takes memory
@@ -149,22 +149,25 @@ class Walk:
             for expert, rows in asked:
                 yield corrected(expert, rows) if expert in left else next(made)
 
-        chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
-        chosen = self.order[chosen]  # by the experts' numbers
-        routed = list(zip(self.real, chosen.split(sizes), weights.split(sizes), strict=True))
-        for expert, batches in zip(self.order.tolist(), self.own, strict=True):
-            for real, *routing in (routed[i] for i in batches):
-                self.tally.add(layer, expert, *(of_each[real.flatten()] for of_each in routing))
-        chosen, weights = leave_out(chosen, weights)
+        whose = {i: expert for expert, batches in zip(self.order.tolist(), self.own, strict=True) for i in batches}
+        routed = []
+        for i, (rows, real) in enumerate(zip(x, self.real, strict=True)):
+            chosen, weights = route(router, rows, plan.top_k, plan.host.scores)
+            chosen = self.order[chosen]  # by the experts' numbers
+            if i in whose:
+                self.tally.add(layer, whose[i], chosen[real.flatten()], weights[real.flatten()])
+            routed.append(add_shared(plan, own, rows, *leave_out(chosen, weights)))
         names = f"{plan.dense.within(layer)}{plan.dense.module}."
         watch = [self.inputs.experts(names, module)] if self.inputs else []
         with coarsely():
-            out = mix(answering, x, chosen, weights, self.order.tolist(), *watch)
+            order = [*self.order.tolist(), *range(plan.experts, plan.experts + plan.shared_experts)]
+            out: list[Tensor] = []
+            mix(answering, x, routed, order, out, *watch)
             for expert in sorted(left):  # no token went to it
                 list(corrected(expert, ()))
-            return out.add_(shared(plan, answering, x, own, *watch))
+            return out
 
-    def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _routers(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Fit or read this layer's router ``[E, H]``, its rows by their places, and its shared expert's gate
         ``[1, H]``, or of no rows."""
         plan, prefix = self.plan, self.plan.dense.within(self.stream.next)

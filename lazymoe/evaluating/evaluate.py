@@ -16,11 +16,13 @@ import torch
 
 from lazymoe.errors import error
 from lazymoe.evaluating.bringing import bringing
-from lazymoe.evaluating.evaluation import Evaluation, gather
+from lazymoe.evaluating.evaluation import Evaluation
+from lazymoe.evaluating.gathering import gather
 from lazymoe.evaluating.kept import AGAIN, key_of
 from lazymoe.evaluating.models import choose, open_models, read_for
+from lazymoe.evaluating.questions import OWN
 from lazymoe.evaluating.suites import KINDS
-from lazymoe.evaluating.tasks import OWN, Row, check_harness, load_rows
+from lazymoe.evaluating.tasks import Row, check_harness, load_rows
 from lazymoe.files import absolute, cache, unwritten
 from lazymoe.forward.device import pick_device
 from lazymoe.output.folder import Finished, open_finished, reopen
@@ -117,7 +119,7 @@ def evaluate(
     return Evaluation(
         fingerprint=done.record.fingerprint,
         models=list(found),
-        results=gather(rows, found),
+        results=gather(rows, found, bits),
         left_out=left_out,
         limit=limit,
         command=command_of(names, limit, kinds, bool(texts)),

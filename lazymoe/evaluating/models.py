@@ -28,7 +28,10 @@ from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.remote import whole
 
 PASS = "1"  # counted up when a pass gives other figures than before: what was answered then isn't taken any more
-DENSE, HALTED = 2, 6  # vectors of a token in memory: states, and in a mixture's layer what attention gives and so on
+# vectors of a token: those there are at a time, and those that are read and written in a layer if they are on the disk
+DENSE = 2, 2  # its states, before and after
+HALTED = 6, 14  # states, what attention reads and gives, what the experts read and what comes of it ...
+EACH = 3  # ... where each expert reads all of one batch after the other, and adds to what has come of it
 FAR = 4  # how much longer a byte takes from the Hub than from the disk, about
 
 
@@ -45,6 +48,8 @@ class Model:
         tokenizer: its own, transformers'.
         run: sends tokens through its layers.
         load: loads all of it, in 4 bit or in its own dtype.
+        vectors: of a token, as `Means` has them: how many there are, and how many are moved.
+        nbytes: of the weights that are read.
         sources: the models that it is read from; none for the mixture, which is here.
     """
 
@@ -55,6 +60,8 @@ class Model:
     tokenizer: Any = field(repr=False)
     run: Run = field(repr=False)
     load: Callable[[Literal[4] | None], Any] = field(repr=False)
+    vectors: tuple[int, int]
+    nbytes: int
     sources: tuple[Source, ...] = field(default=(), repr=False)
 
     @property
@@ -67,15 +74,9 @@ class Model:
 
         Args:
             room: bytes of memory.
-            place: a folder for states that have no room there. A mixture's don't go there: of a token a layer has
-                several times as many, and its weights are on the same disk, so reading these again moves fewer bytes
-                unless the memory has no room for a layer's.
+            place: a folder for states that have no room there.
         """
-        if not self.sources:
-            return Means(room, HALTED, 0)
-        tensors = [tensor for source in self.sources for tensor in source.tensors.values()]
-        away = whole(self.sources).nbytes
-        return Means(room, DENSE, sum(tensor.nbytes for tensor in tensors) + (FAR - 1) * away, place)
+        return Means(room, *self.vectors, self.nbytes + (FAR - 1) * whole(self.sources).nbytes, place)
 
 
 def choose(names: Sequence[str]) -> tuple[str, ...]:
@@ -160,8 +161,8 @@ def _dense(
         let_go()
         return model
 
-    exact = dtype == torch.float32
-    return Model(name, _digest(mark, dtype), exact, weights, tokenizer, step_through, loaded, sources)
+    mark, exact, nbytes = _digest(mark, dtype), dtype == torch.float32, sum(map(_nbytes, sources))
+    return Model(name, mark, exact, weights, tokenizer, step_through, loaded, DENSE, nbytes, sources)
 
 
 def _mixture(done: Finished, plan: Plan, tokenizer: Any, dtype: torch.dtype, device: str) -> Model:
@@ -173,14 +174,15 @@ def _mixture(done: Finished, plan: Plan, tokenizer: Any, dtype: torch.dtype, dev
             if batch == 0:
                 passed(layer)  # this one has only begun
 
-        return run(plan, mixture, batches, device, seen)
+        return run(plan, mixture, batches, device, seen, place=place)
 
     def loaded(bits: Literal[4] | None) -> Any:
         return load(done.folder, bits, device=device)[0]
 
     marks = [(path.name, stamp(path)) for path in (*done.weights, done.folder / CONFIG)]
     mark, exact = _digest(done.record.fingerprint, marks), dtype == torch.float32
-    return Model(MIXTURE, mark, exact, InMixture(plan, mixture, 0), tokenizer, step_through, loaded)
+    body, vectors = InMixture(plan, mixture, 0), (HALTED[0], HALTED[1] + EACH * (plan.experts + plan.shared_experts))
+    return Model(MIXTURE, mark, exact, body, tokenizer, step_through, loaded, vectors, _nbytes(mixture))
 
 
 def _tokenizer(source: Source, own: Any) -> Any:
@@ -194,6 +196,10 @@ def _tokenizer(source: Source, own: Any) -> Any:
 def _mark(source: Source) -> tuple[Any, ...]:
     """Give what tells a model from any other: its layout and its files."""
     return source.fingerprint, sorted(source.stamps.items())
+
+
+def _nbytes(source: Source) -> int:
+    return sum(tensor.nbytes for tensor in source.tensors.values())
 
 
 def _digest(*parts: object) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-import torch
 from torch import Tensor, nn
 
 Map = tuple[int, str]  # number of its source in the plan, and the name of its weight there
-# told of an expert, by its number, and of the rows [n] of all tokens that it runs on, while it does
-Watch = Callable[[int, Tensor], AbstractContextManager[None]]
+# told of an expert, by its number, and of the rows [n] of a batch, by its number, that it runs on, while it does
+Watch = Callable[[int, int, Tensor], AbstractContextManager[None]]
 
 
 class Inputs:
@@ -33,7 +32,6 @@ class Inputs:
         self.counts: dict[Map, int] = {}
         self.tokens = [n for places in counted for n in places.sum(1).tolist() if n]
         self._counted = [places.to(device) for places in counted]
-        self._rows = torch.cat([places.flatten() for places in self._counted])  # [N]
 
     def body(self, names: Sequence[str], read: Callable[[int], Tensor]) -> None:
         """Look at what maps outside the feed-forward networks read.
@@ -56,8 +54,8 @@ class Inputs:
         """
 
         @contextmanager
-        def watch(expert: int, rows: Tensor) -> Iterator[None]:
-            counted = self._rows[rows]
+        def watch(expert: int, batch: int, rows: Tensor) -> Iterator[None]:
+            counted = self._counted[batch].flatten()[rows]
 
             def looking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
                 return lambda _, given: self._add((expert + 1, name), given[0][counted])

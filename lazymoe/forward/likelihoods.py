@@ -16,8 +16,8 @@ from lazymoe.forward.head import predict
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.forward.tokens import batches
 
-# Sends batches of token ids [B, T] through a model's layers, tells after each layer how many are done, and puts the
-# states into a folder between two layers if it is given one
+# Sends batches of token ids [B, T] through a model's layers, tells after each layer how many are done, and puts what
+# there is of each token into a folder if it is given one
 Run = Callable[[Sequence[Tensor], Callable[[int], None], Path | None], Stream]
 DISK = 0.5  # of what is free there: what states may take of it
 
@@ -27,13 +27,15 @@ class Means(NamedTuple):
 
     Attributes:
         room: bytes of memory for the states of those that are read together.
-        vectors: of hidden size that there are of a token in memory, at most.
+        vectors: of hidden size that there are of a token at a time, at most.
+        moved: of these that are read and written of a token in a layer, if they are on the disk.
         again: bytes that are moved to read the weights once more.
         place: a folder for states that have no room in memory; None if they can't be elsewhere.
     """
 
     room: int
     vectors: int
+    moved: int
     again: int
     place: Path | None = None
 
@@ -103,16 +105,16 @@ def likelihoods(
 def _together(tokens: int, source: Weights, means: Means) -> tuple[int, Path | None]:
     """Find how many of so many tokens are read together, and where their states are: None for in memory.
 
-    The weights are read once for what fits into memory; on the disk, every state is written and read once a layer. So
-    the disk is for models that are far away, or large beside the memory: in each layer a token moves 8 bytes for each
-    of its numbers there, and here what it takes of the memory times the layer's weights.
+    The weights are read once for what fits into memory; on the disk, states are written and read in every layer. So the
+    disk is for models that are far away, or large beside the memory: in each layer a token moves its vectors there, and
+    here what it takes of the memory times the layer's weights.
     """
     vector = 4 * int(source.config["hidden_size"])
     here = max(1, means.room // (means.vectors * vector))
     if means.place is None or tokens <= here:
         return here, None
-    there = int(DISK * shutil.disk_usage(existing(means.place)).free) // vector
-    spilled = math.ceil(tokens / max(1, there)) * means.again + 2 * vector * tokens * layers_of(source)
+    there = int(DISK * shutil.disk_usage(existing(means.place)).free) // (means.vectors * vector)
+    spilled = math.ceil(tokens / max(1, there)) * means.again + means.moved * vector * tokens * layers_of(source)
     return (there, means.place) if spilled < math.ceil(tokens / here) * means.again else (here, None)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from lazymoe.checkpoint.source import Source
 from lazymoe.forward.head import predict
 from lazymoe.forward.llama import Told
-from lazymoe.forward.mixture import Routing, Tally, run
+from lazymoe.forward.mixture import run
+from lazymoe.forward.routing import Routing, Tally
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.plan import Plan
 

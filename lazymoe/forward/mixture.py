@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,51 +15,15 @@ from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.forward.inputs import Inputs, Watch
 from lazymoe.forward.parts import After, Names
+from lazymoe.forward.routing import add_shared, route
+from lazymoe.forward.spilling import room_for_states
 from lazymoe.forward.stream import Stream, Weights
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 
-NEGLIGIBLE = 0.02  # an expert's weight for a token under which it isn't run where only the states are wanted
 # what experts, by their numbers, make of rows [n, H]: of each expert what comes of them, one by one
 Answering = Callable[[Sequence[tuple[int, Iterable[Tensor]]]], Iterator[Iterator[Tensor]]]
-
-
-def route(gates: Tensor, x: Tensor, top_k: int, scores: str = "softmax") -> tuple[Tensor, Tensor]:
-    """Route tokens: their top-k experts and the weights of these, which sum up to 1 for a token.
-
-    With softmax as in Mixtral (https://arxiv.org/abs/2401.04088), with sigmoids as in DeepSeek-V3
-    (https://arxiv.org/abs/2412.19437).
-
-    Args:
-        gates: one layer's router ``[E, H]``.
-        x: what it reads ``[n, H]``.
-        top_k: how many experts a token goes to.
-        scores: what makes weights of the logits, see `Host.scores`.
-
-    Returns:
-        The experts, int64, and their weights, both ``[n, k]``, from the largest logit down.
-    """
-    logits, chosen = (x @ gates.T).topk(top_k, dim=-1)
-    if scores == "softmax":
-        return chosen, logits.softmax(-1)
-    weights = logits.sigmoid()
-    return chosen, weights / weights.sum(-1, keepdim=True)
-
-
-def leave_out(chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out a token's experts that hardly count: the others' weights sum up to 1 again.
-
-    As experts are fine-tunes of one model, that changes the states about as much as rounding to bfloat16 does.
-
-    Args:
-        chosen, weights: experts of each token and their weights ``[n, k]``.
-
-    Returns:
-        The same, -1 for an expert that is left out, and its weight 0.
-    """
-    kept = weights >= NEGLIGIBLE
-    weights = weights * kept
-    return chosen.where(kept, -1), weights / weights.sum(-1, keepdim=True)
+Some = tuple[int, Tensor, Tensor]  # tokens of a batch, by its number: which [n], and which of its choices each is [n]
 
 
 def fill(
@@ -100,105 +64,45 @@ def answers(
 
 def mix(
     answering: Answering,
-    x: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
+    x: Sequence[Tensor],
+    routed: Sequence[tuple[Tensor, Tensor]],
     order: Sequence[int],
+    out: MutableSequence[Tensor],
     watch: Watch = lambda *_: nullcontext(),
-) -> Tensor:
-    """Run the chosen experts on their tokens, and add up what they make of these ``[n, H]``.
+) -> None:
+    """Run the chosen experts on their tokens, and add up what they make of these.
 
     Args:
         answering: runs experts.
-        x: their input ``[n, H]``.
-        chosen, weights: experts of each token, -1 for none, and their weights ``[n, k]``.
+        x: their input, of each batch ``[n, H]``.
+        routed: experts of each of its tokens, -1 for none, and their weights, both ``[n, k]``.
         order: the order in which experts are added up.
+        out: empty; of each batch what comes of it is put there ``[n, H]``.
         watch: told of each expert while it runs.
     """
-    out = torch.zeros_like(x)
-    places = ((expert, (chosen == expert).nonzero(as_tuple=True)) for expert in order)
-    where = [(expert, token, place) for expert, (token, place) in places if len(token)]
-    made = answering([(expert, _rows(x, expert, token, watch)) for expert, token, _ in where])
-    for (_, token, place), parts in zip(where, made, strict=True):
-        for some, at, part in zip(token.split(BATCH), place.split(BATCH), parts, strict=True):
-            out.index_add_(0, some, part * weights[some, at, None])
-    return out
+    for rows in x:
+        out.append(torch.zeros_like(rows))
+    found = ((expert, list(_tokens(routed, expert))) for expert in order)
+    where = [(expert, some) for expert, some in found if some]
+    made = answering([(expert, _rows(x, expert, some, watch)) for expert, some in where])
+    for (_, some), parts in zip(where, made, strict=True):
+        for (batch, token, place), part in zip(some, parts, strict=True):
+            weights = routed[batch][1][token, place, None]  # [n, 1]
+            out[batch] = out[batch].index_add_(0, token, part * weights)
 
 
-def shared(
-    plan: Plan, answering: Answering, x: Tensor, gate: Tensor, watch: Watch = lambda *_: nullcontext()
-) -> Tensor | float:
-    """Run the shared experts: what they add for each token ``[n, H]``, nothing if there are none.
-
-    Args:
-        plan: what the mixture is made by.
-        answering, x, watch: as in `mix`; the shared experts' numbers are those after the others'.
-        gate: their gate ``[1, H]``, or of no rows where they have none.
-    """
-    if not plan.shared_experts:
-        return 0.0
-    every, out = torch.arange(len(x), device=x.device), torch.zeros_like(x)
-    numbers = range(plan.experts, plan.experts + plan.shared_experts)
-    for parts in answering([(number, _rows(x, number, every, watch)) for number in numbers]):
-        for some, part in zip(every.split(BATCH), parts, strict=True):
-            out[some] += part
-    return out.mul_((x @ gate.T).sigmoid()) if len(gate) else out
+def _tokens(routed: Sequence[tuple[Tensor, Tensor]], expert: int) -> Iterator[Some]:
+    """Find the tokens of an expert, some of a batch at a time."""
+    for batch, (chosen, _) in enumerate(routed):
+        found = (part.split(BATCH) for part in (chosen == expert).nonzero(as_tuple=True))
+        yield from ((batch, token, place) for token, place in zip(*found, strict=True) if len(token))
 
 
-def _rows(x: Tensor, expert: int, token: Tensor, watch: Watch) -> Iterator[Tensor]:
-    """Yield the rows of some tokens ``[n]``; the expert is watched until the next are asked for."""
-    for some in token.split(BATCH):
-        with watch(expert, some):
-            yield x[some]
-
-
-class Routing(NamedTuple):
-    """The routing of a mixture, as in `report.Report`: shares and first ``[L][D][E]``, accuracy ``[L][D]``, entropy
-    ``[L]``."""
-
-    shares: list[list[list[float]]]
-    first: list[list[list[float]]]
-    accuracy: list[list[float]]
-    entropy: list[float]
-
-
-class Tally:
-    """Counts which experts the tokens of each domain go to, layer after layer.
-
-    Attributes:
-        counts: of all choices, and of first ones, float64 ``[L, D, 2, E]``.
-        bits: the entropies of tokens' weights, summed up, float64 ``[L, D]``.
-    """
-
-    def __init__(self, plan: Plan, domains: int) -> None:
-        """Count none yet.
-
-        Args:
-            plan: what the mixture is made by.
-            domains: how many there are; an expert's by its number, and others after these.
-        """
-        self.counts = torch.zeros(plan.layers, domains, 2, plan.experts, dtype=torch.float64)
-        self.bits = torch.zeros(plan.layers, domains, dtype=torch.float64)
-
-    def add(self, layer: int, domain: int, chosen: Tensor, weights: Tensor) -> None:
-        """Count tokens.
-
-        Args:
-            layer: by number.
-            domain: that they are of, by number.
-            chosen, weights: experts of each token, from the largest weight down, and their weights ``[n, k]``.
-        """
-        for kind, choices in enumerate((chosen.flatten(), chosen[:, 0])):
-            self.counts[layer, domain, kind] += choices.bincount(minlength=self.counts.shape[-1]).cpu()
-        self.bits[layer, domain] -= float((weights * weights.clamp(min=1e-9).log2()).double().sum())
-
-    def routing(self) -> Routing:
-        """Divide by how many there were of each domain, which must have some."""
-        tokens = self.counts[:, :, 1].sum(-1)  # [L, D]
-        shares, first = (self.counts / self.counts.sum(-1, keepdim=True)).unbind(2)  # [L, D, E] both
-        accuracy = first.diagonal(dim1=1, dim2=2)  # [L, D]
-        entropy = (self.bits / tokens).mean(1)
-        return Routing(shares.tolist(), first.tolist(), accuracy.tolist(), entropy.tolist())
+def _rows(x: Sequence[Tensor], expert: int, where: Iterable[Some], watch: Watch) -> Iterator[Tensor]:
+    """Yield the rows of tokens ``[n, H]``; the expert is watched until the next are asked for."""
+    for batch, token, _ in where:
+        with watch(expert, batch, token):
+            yield x[batch][token]
 
 
 class InMixture:
@@ -254,6 +158,7 @@ def run(
     device: str,
     seen: Callable[[int, int, Tensor, Tensor], None],
     inputs: Inputs | None = None,
+    place: Path | None = None,
 ) -> Stream:
     """Run all layers of a finished mixture, a layer and in it an expert at a time.
 
@@ -264,6 +169,7 @@ def run(
         device: where to compute.
         seen: told of each layer and batch, by number, the experts of its tokens and their weights ``[B * T, k]``.
         inputs: shown what the maps in the layers read.
+        place: a folder for what there is of each token, if that isn't to be in memory.
 
     Returns:
         The pass, ready to `finish`.
@@ -273,25 +179,28 @@ def run(
     """
     experts = [InMixture(plan, mixture, number) for number in range(1, len(plan.sources))]
     body = InMixture(plan, mixture, 0)
-    stream = Stream(body, batches, device)
-    sizes = [ids.numel() for ids in batches]
+    stream = Stream(body, batches, device, place)
 
     def gate(name: str | None) -> Tensor:
         assert name is not None  # asked for only where there is one
         return mixture.load(plan.dense.within(stream.next) + name).float().to(device)
 
-    def feed_forward(module: nn.Module, x: Tensor, _: After) -> Tensor:
-        chosen, weights = route(gate(plan.host.router), x, plan.top_k, plan.host.scores)
-        for batch, routing in enumerate(zip(chosen.split(sizes), weights.split(sizes), strict=True)):
-            seen(stream.next, batch, *routing)
-        own = gate(plan.host.shared_gate) if plan.gates > plan.experts else x[:0]
+    def feed_forward(module: nn.Module, x: Sequence[Tensor], _: After) -> Sequence[Tensor]:
+        router = gate(plan.host.router)
+        own = gate(plan.host.shared_gate) if plan.gates > plan.experts else router[:0]
+        routed = []
+        for batch, rows in enumerate(x):
+            chosen, weights = route(router, rows, plan.top_k, plan.host.scores)
+            seen(stream.next, batch, chosen, weights)
+            routed.append(add_shared(plan, own, rows, chosen, weights))
         watch = [inputs.experts(f"{plan.dense.within(stream.next)}{plan.dense.module}.", module)] if inputs else []
 
         def answering(asked: Sequence[tuple[int, Iterable[Tensor]]]) -> Iterator[Iterator[Tensor]]:
             return (answers(experts[n], plan.dense, module, stream.next, None, rows) for n, rows in asked)
 
-        out = mix(answering, x, chosen, weights, range(plan.experts), *watch)
-        return out.add_(shared(plan, answering, x, own, *watch))
+        out = room_for_states(place, device)
+        mix(answering, x, routed, range(plan.experts + plan.shared_experts), out, *watch)
+        return out
 
     def put(names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         assert inputs

@@ -6,7 +6,7 @@ Attention and what is in its place run once all the same: what comes of them is 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -20,8 +20,8 @@ Names = tuple[str, ...]  # of linear maps in a layer that read the same
 Merge = Callable[[Names, Callable[[int], Tensor]], dict[str, Tensor]]
 # what the layer makes of a batch, by its number, if its feed-forward network gives these rows [B * T, H]: [B, T, H]
 After = Callable[[int, Tensor], Tensor]
-# the layer's own feed-forward module, and what the tokens of all batches give it [N, H]: what comes of them [N, H]
-FeedForward = Callable[[nn.Module, Tensor, After], Tensor]
+# the layer's own feed-forward module, and what the tokens of each batch give it [B * T, H]: what comes of each
+FeedForward = Callable[[nn.Module, Sequence[Tensor], After], Iterable[Tensor]]
 
 
 class Enough(Exception):
@@ -36,16 +36,24 @@ class Parts:
             together.
     """
 
-    def __init__(self, layer: nn.Module, feed_forward: str, run: Callable[[int], Tensor], states: list[Tensor]) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        feed_forward: str,
+        run: Callable[[int], Tensor],
+        batches: int,
+        room: Callable[[], MutableSequence[Tensor]],
+    ) -> None:
         """Find the parts; for that a batch runs, with whatever weights the layer has.
 
         Args:
             layer: it may be without weights.
             feed_forward: name of its feed-forward module.
             run: runs the layer on a batch, by its number.
-            states: the batches, what the layer is given of each ``[B, T, H]``; not changed.
+            batches: how many there are.
+            room: begins a list for what there is of each batch inside the layer.
         """
-        self.run, self.shapes, self.device = run, [batch.shape for batch in states], states[0].device
+        self.run, self.batches, self.room = run, batches, room
         self.network = layer.get_submodule(feed_forward)
         inside = f"{feed_forward}."
         self.maps = {name: module for name, module in linear_maps(layer).items() if not name.startswith(inside)}
@@ -111,7 +119,7 @@ class Parts:
             self.run(batch)
         return seen[0]
 
-    def attend(self, merge: Merge | None) -> list[Tensor] | None:
+    def attend(self, merge: Merge | None) -> MutableSequence[Tensor] | None:
         """Give the maps their weights, and run the mixer on all batches.
 
         Args:
@@ -130,13 +138,15 @@ class Parts:
         if not self.mixer:
             return None
         [name] = self.groups[-1]
-        made = [self._read(self.maps[name], batch) for batch in range(len(self.shapes))]  # [B, T, in]
+        made = self.room()
+        for batch in range(self.batches):
+            made.append(self._read(self.maps[name], batch))  # [B, T, in]
         put(self.groups[-1], made.__getitem__)
-        for batch in range(len(made)):  # each takes the place of the one before
+        for batch in range(self.batches):  # each takes the place of the one before
             made[batch] = self.maps[name](made[batch])
         return made
 
-    def finish(self, attended: list[Tensor] | None, together: FeedForward) -> Iterator[Tensor]:
+    def finish(self, attended: MutableSequence[Tensor] | None, together: FeedForward) -> Iterator[Tensor]:
         """Run what comes after the mixer on all batches.
 
         Args:
@@ -159,16 +169,15 @@ class Parts:
                 return self.run(batch)
 
         with instead(self.mixer, mixer) if self.mixer else nullcontext():
-            sizes = [shape[:-1].numel() for shape in self.shapes]
-            read = torch.empty(sum(sizes), self.shapes[0][-1], device=self.device)  # [N, H]
-            for at, rows in enumerate(read.split(sizes)):
-                rows.copy_(self._read(self.network, at).flatten(0, 1))
-            made = together(self.network, read, after).split(sizes)
-            del read, rows
+            read = self.room()
+            for at in range(self.batches):
+                read.append(self._read(self.network, at).flatten(0, 1))  # [B * T, H]
+            made = together(self.network, read, after)
+            del read
             for batch, given in enumerate(made):
                 yield after(batch, given)
                 if attended:
-                    attended[batch] = attended[batch][:0]  # lets it go
+                    attended[batch] = torch.empty(0)  # lets it go
 
 
 @contextmanager

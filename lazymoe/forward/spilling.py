@@ -1,8 +1,10 @@
-"""States that have no room in memory: on the disk between two layers, a batch of them in memory at a time."""
+"""States that have no room in memory: on the disk between two layers and inside of one, a batch of them in memory at a
+time."""
 
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import MutableSequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,18 @@ from torch import Tensor
 from lazymoe.files import read_into
 
 
+def room_for_states(place: Path | None, device: str) -> MutableSequence[Tensor]:
+    """Begin a list of tensors.
+
+    Args:
+        place: a folder, if they are to be on the disk; None for in memory.
+        device: where they are when they are taken.
+    """
+    return Spilled(place, device) if place else []
+
+
 class Spilled(MutableSequence[Tensor]):
-    """Tensors in float32, as a list has them: each can be replaced by another of its shape, and none removed.
+    """Tensors in float32, as a list has them: each can be replaced by another, and none removed.
 
     Their file has no name, so it is gone with the process, however that ends. It isn't mapped: mapped pages count as
     this program's memory, and a full disk would end it without a word.
@@ -28,7 +40,8 @@ class Spilled(MutableSequence[Tensor]):
             device: where they are when they are taken.
         """
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # open as long as this lives
-        self._device, self._places = device, list[tuple[int, torch.Size]]()
+        weakref.finalize(self, self._file.close)
+        self._device, self._places, self._end = device, list[tuple[int, torch.Size]](), 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -42,7 +55,9 @@ class Spilled(MutableSequence[Tensor]):
 
     def __setitem__(self, i: Any, states: Any) -> None:
         place, shape = self._places[i]
-        assert states.shape == shape
+        if states.numel() > shape.numel():  # it has no room where the one before was
+            place, self._end = self._end, self._end + 4 * states.numel()
+        self._places[i] = place, states.shape
         self._file.seek(place)
         left = _bytes(states.cpu().contiguous())
         while left:
@@ -50,8 +65,7 @@ class Spilled(MutableSequence[Tensor]):
 
     def insert(self, i: int, states: Tensor) -> None:
         assert i == len(self)
-        last = self._places[-1] if self._places else (0, torch.Size([0]))
-        self._places.append((last[0] + 4 * last[1].numel(), states.shape))
+        self._places.append((self._end, torch.Size([0])))
         self[i] = states
 
     def __delitem__(self, i: Any) -> None:

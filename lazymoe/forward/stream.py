@@ -25,7 +25,7 @@ from lazymoe.architectures.watching import decoder_of, layers_of
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
-from lazymoe.forward.spilling import Spilled
+from lazymoe.forward.spilling import room_for_states
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 
@@ -70,8 +70,7 @@ class Stream:
             source: the model.
             batches: token ids, int64, each ``[B, T]``.
             device: where to compute.
-            place: a folder for the states, if they aren't to be in memory between two layers; only where nothing is
-                done in place of a module.
+            place: a folder for the states, if they aren't to be in memory between two layers.
 
         Raises:
             SourceError: if there is a token that its embeddings lack.
@@ -87,7 +86,8 @@ class Stream:
             if not (f"{name}.".startswith(self._within) or isinstance(module, nn.Embedding)):
                 bring = functools.partial(_bring, source, device, waiting, name)  # not of itself: it is let go at once
                 waiting[name] = module.register_forward_pre_hook(bring)
-        self.states: MutableSequence[Tensor] = Spilled(place, device) if place else []
+        self._room = functools.partial(room_for_states, place, device)
+        self.states: MutableSequence[Tensor] = self._room()
         self._calls = self._record()
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class Stream:
         Args:
             watch: called with the layer before it runs, to hook what it wants to see.
             feed_forward: name of the layer's feed-forward module, whose weights are left unread, and what to do in its
-                place, once for all batches together.
+                place, once for all batches together; what that is given lies where the states do.
             merge: gives the linear maps outside the feed-forward module their weights, which are left unread too, when
                 what they read is known; only where something is done in place of that module.
 
@@ -113,7 +113,8 @@ class Stream:
         allocate(layer, self.device)
         parts, merged = None, set[str]()
         if feed_forward:
-            parts = Parts(layer, feed_forward[0], functools.partial(self._run, layer), list(self.states))
+            run = functools.partial(self._run, layer)
+            parts = Parts(layer, feed_forward[0], run, len(self.states), self._room)
             merged = {f"{name}.weight" for group in parts.groups for name in group if merge}
         for name, tensor in layer.state_dict().items():  # buffers too, where they are kept on disk
             if name not in merged and not (feed_forward and name.startswith(feed_forward[0] + ".")):

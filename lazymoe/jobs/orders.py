@@ -182,8 +182,9 @@ def evaluating(
     """
     from lazymoe.evaluating.evaluate import command_of, split
     from lazymoe.evaluating.models import choose
+    from lazymoe.evaluating.questions import OWN
     from lazymoe.evaluating.suites import KINDS, SUITES
-    from lazymoe.evaluating.tasks import OWN, check_asked
+    from lazymoe.evaluating.tasks import check_asked
 
     if absolute(repo).is_dir():
         remedy = "Publish the mixture with 'lazymoe publish', and give its name there: USER/NAME."

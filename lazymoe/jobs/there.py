@@ -53,7 +53,7 @@ def _gguf(place: Path, progress: Progress, repo: str, types: list[str], imatrix:
 
 def _evaluate(place: Path, progress: Progress, repo: str, revision: str, tasks: list[str], **asked: Any) -> int:
     from lazymoe.evaluating.evaluate import evaluate
-    from lazymoe.evaluating.tasks import OWN
+    from lazymoe.evaluating.questions import OWN
     from lazymoe.jobs.published import bring_mixture, show_evaluation
 
     folder, license = bring_mixture(repo, revision, progress)

@@ -153,7 +153,8 @@ def _table(found: dict[str, Any]) -> str:
     head = ""
     for result in found["results"]:
         task, metric = html.escape(result["task"]), html.escape(result["metric"])
-        head += f"<th scope='col'>{task}<br><small>{metric}, {counted(result['n'], 'question')}</small></th>"
+        how = f", in {result['bits']} bit" if result["bits"] else ""
+        head += f"<th scope='col'>{task}<br><small>{metric}, {counted(result['n'], 'question')}{how}</small></th>"
     rows = ""
     for name in found["models"]:
         cells = "".join(f"<td>{html.escape(result['spelled'][name])}</td>" for result in found["results"])

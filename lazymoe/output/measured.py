@@ -54,6 +54,7 @@ class _Result(Read):
     benchmark: Text | None
     scores: dict[Text, _Score]
     spelled: dict[Text, Text]
+    bits: Count | None
 
 
 class _Evaluation(Read):

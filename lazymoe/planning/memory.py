@@ -137,7 +137,7 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
     states = width * (tokens + sum(_corrected(recipe, plan)))
     running = _running(plan, min(tokens, BATCH), LENGTH) + _rounded(plan, min(tokens, BATCH)) if tokens else 0
     # beside the states what attention makes, what the network reads and what comes of it; to fit on, a part of it
-    together = (3 + bool(plan.shared_experts)) * width * tokens + running + _correcting(recipe, plan)
+    together = 3 * width * tokens + running + _correcting(recipe, plan)
     together += 2 * 4 * plan.weighted * min(tokens, BATCH) * _inner(plan)  # what is looked at of it
     inside = states + max(4 * tokens * _wide(plan) + running, together)
     kept = kept_embeddings(plan) if tokens else 0

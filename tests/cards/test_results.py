@@ -24,7 +24,8 @@ def result(task: str, **fields: Any) -> dict[str, Any]:
     spelled = {name: f"{100 * value:.1f} % (a to b)" for name, value in SCORES.items()}
     return {
         "task": task, "metric": "acc_norm", "n": 100, "shots": 5, "whole": True,
-        "data": ["allenai/ai2_arc", "ARC-Easy"], "benchmark": None, "scores": scores, "spelled": spelled, **fields,
+        "data": ["allenai/ai2_arc", "ARC-Easy"], "benchmark": None, "scores": scores, "spelled": spelled, "bits": None,
+        **fields,
     }  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def evaluated(make: Make, tmp_path: Path) -> Path:
         result("mmlu_pro", data=["TIGER-Lab/MMLU-Pro", None], benchmark="mmlu_pro", whole=False),
         result("arc_easy"),
         result("my|questions", data=None),
+        result("drop", bits=4),
     ]
     found = {
         "fingerprint": open_finished(folder).record.fingerprint, "models": list(SCORES), "results": results,
@@ -55,13 +57,14 @@ def test_the_card_has_a_table_and_an_index(evaluated: Path, clean_hub: Hub, tmp_
     text = Path(page).read_text()
     lines = [line.strip("|") for line in text.splitlines() if "-shot, " in line]
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
-    assert [row[1:] for row in rows] == [["25.0 % \\(a to b\\)", "50.0 % \\(a to b\\)"]] * 4
+    assert [row[1:] for row in rows] == [["25.0 % \\(a to b\\)", "50.0 % \\(a to b\\)"]] * 5
     assert rows[0][0] == "gsm8k, exact\\_match,strict-match, 5-shot, all 100 questions"
     assert "the first 100 questions" in rows[1][0] and rows[3][0].startswith("my\\")
+    assert rows[4][0] == "drop, acc\\_norm, 5-shot, in 4 bit, all 100 questions"
     assert "lazymoe evaluate my-moe --tasks arc_easy" in text and "&lt;b&gt;" in text and "lm-eval 0.4.13" in text
     card = huggingface_hub.ModelCard(text)
     index = {one.dataset_name: one for one in card.data.eval_results}
-    assert set(index) == {"gsm8k", "arc_easy"}  # whole, and of data sets that others can have
+    assert set(index) == {"gsm8k", "arc_easy"}  # whole, of data sets that others can have, and of the mixture as it is
     assert (index["gsm8k"].metric_value, index["gsm8k"].dataset_type) == (50.0, "openai/gsm8k")
     assert index["arc_easy"].dataset_args == {"num_few_shot": 5}
 

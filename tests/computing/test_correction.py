@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -77,7 +77,7 @@ FAMILIES: dict[str, str] = {  # a host for each dense kind that has a record, an
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is rounded or left out."""
-    monkeypatch.setattr("lazymoe.forward.mixture.NEGLIGIBLE", 0.0)
+    monkeypatch.setattr("lazymoe.forward.routing.NEGLIGIBLE", 0.0)
     monkeypatch.setattr("lazymoe.forward.device.COARSE", "highest")
 
 
@@ -144,11 +144,11 @@ def test_the_kinds_whose_layers_add_what_their_networks_give_are_known(kind: str
     steps, dense = [], dense_of({"model_type": kind})
     assert dense
 
-    def network(module: torch.nn.Module, x: torch.Tensor, after: After) -> torch.Tensor:
-        answer = torch.randn_like(x)
-        none = after(0, torch.zeros_like(x))
+    def network(module: torch.nn.Module, x: Sequence[torch.Tensor], after: After) -> list[torch.Tensor]:
+        answer = torch.randn_like(x[0])
+        none = after(0, torch.zeros_like(x[0]))
         steps.extend(after(0, factor * answer) - none for factor in (1, 2))
-        return answer
+        return [answer]
 
     name = next(iter(dense.ffn.values()))[0].split(".")[0]
     stream = Stream(open_folder(make("model", kind=kind)), [torch.tensor([[1, 2, 3]])], "cpu")

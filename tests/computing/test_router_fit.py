@@ -9,7 +9,7 @@ import torch
 from lazymoe import Recipe, merge
 from lazymoe.computing.router_fit import fit
 from lazymoe.demonstration.models import domains
-from lazymoe.forward.mixture import route
+from lazymoe.forward.routing import route
 from lazymoe.reporting.measuring import report
 
 

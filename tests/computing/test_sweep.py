@@ -23,7 +23,8 @@ from lazymoe.computing.groups import Group, read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.shared_weights import RIDGE
 from lazymoe.computing.sweep import sweep
-from lazymoe.forward.mixture import Tally, run
+from lazymoe.forward.mixture import run
+from lazymoe.forward.routing import Tally
 from lazymoe.output.folder import WORK, read_report
 from lazymoe.output.shards import shards_of
 from lazymoe.output.writer import Writer
@@ -74,7 +75,7 @@ def given(make: Make, demo_models: Path, tmp_path: Path) -> Given:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is rounded or left out."""
-    monkeypatch.setattr("lazymoe.forward.mixture.NEGLIGIBLE", 0.0)
+    monkeypatch.setattr("lazymoe.forward.routing.NEGLIGIBLE", 0.0)
     monkeypatch.setattr("lazymoe.forward.device.COARSE", "highest")
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,18 @@ import torch
 from hub_server import Hub
 
 import lazymoe
+import lazymoe.evaluating.kept
 from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
 from lazymoe.evaluating import evaluate as asking
 from lazymoe.evaluating.evaluation import Evaluation
+from lazymoe.files import cache
+from lazymoe.forward import spilling
 from lazymoe.output.folder import EVALUATION, open_finished
 
 NAMES = [kind.name for kind in domains()]
+LITTLE = 40_000  # bytes, for states
+FULL = Path("/dev/full")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +55,20 @@ def test_everybody_is_asked_the_same(found: Evaluation) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_that_wants_texts_is_written_by_the_loaded_models(moe: Path, benchmarks: Hub) -> None:
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_task_that_wants_texts_is_written_by_the_loaded_models(
+    bits: int | None, moe: Path, benchmarks: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 4 bit where nothing else fits, and what came out says so."""
+    if bits:
+        pytest.importorskip("bitsandbytes")
+        record = open_finished(moe).record
+        monkeypatch.setattr(asking, "_free", lambda device: (record.bytes + record.bytes_4bit) // 2)
     found = lazymoe.evaluate(moe, "gsm8k:1", limit=2, models="base,average,mixture", device="cpu")
     [result] = found.results
     assert (result.metric, result.n, result.shots) == ("exact_match,strict-match", 2, 1)
     assert set(result.metrics) == {"base", "average", "mixture"} and found.left_out == {}
+    assert result.bits == bits and ("written in 4 bit" in str(found)) == bool(bits)
 
 
 def test_a_mixture_knows_each_domain_better_than_the_base_model(found: Evaluation) -> None:
@@ -127,6 +142,32 @@ def test_without_bitsandbytes_nothing_is_written_in_4_bit(
     monkeypatch.setattr(asking, "find_spec", lambda name: None)
     found = lazymoe.evaluate(moe, [*own, "gsm8k"], limit=2, models="mixture", device="cpu")
     assert "or the package bitsandbytes for 4 bit" in found.left_out["gsm8k"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="it is Linux that has a full disk to try")
+def test_what_has_no_room_goes_through_the_disk(
+    moe: Path, own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mixture's too, and what it answers is the same; a full disk is told in a line."""
+    create, begun = tempfile.TemporaryFile, list[Path]()
+
+    def noted(**options: Any) -> Any:
+        begun.append(options["dir"])
+        return create(**options)
+
+    def ask(memory: int | None, name: str) -> list[Any]:
+        monkeypatch.setattr(lazymoe.evaluating.kept, "answers_folder", lambda: tmp_path / name)
+        return lazymoe.evaluate(moe, own, models="mixture", memory=memory, device="cpu").results
+
+    monkeypatch.setattr(spilling.tempfile, "TemporaryFile", noted)
+    here = ask(None, "here")
+    assert not begun
+    assert ask(LITTLE, "there") == here
+    assert set(begun) == {cache()}
+    monkeypatch.setattr(spilling.tempfile, "TemporaryFile", lambda **_: FULL.open("r+b", buffering=0))
+    with pytest.raises(lazymoe.OutputError, match="Make room and evaluate again: it goes on") as caught:
+        ask(LITTLE, "full")
+    assert [problem.code for problem in caught.value.problems] == ["output.full"] and "\n" not in str(caught.value)
 
 
 def test_no_code_of_a_model_runs(moe: Path, own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,10 @@ def test_states_come_back_as_they_went(tmp_path: Path) -> None:
     kept, spilled = [torch.rand(3, n, 5) for n in (4, 1, 7)], Spilled(tmp_path, "cpu")
     for states in kept:
         spilled.append(states)
-    kept[1] = torch.rand(3, 5, 1).transpose(1, 2)
-    spilled[1] = kept[1]
-    assert len(spilled) == 3 and all(map(torch.equal, spilled, kept))
+    for size in (1, 4, 2):  # in its place, and where there is room
+        kept[1] = torch.rand(3, 5, size).transpose(1, 2)
+        spilled[1] = kept[1]
+        assert len(spilled) == 3 and all(map(torch.equal, spilled, kept))
     assert not list(tmp_path.iterdir())  # it has no name
 
 
@@ -45,7 +46,7 @@ def test_the_disk_is_taken_where_that_moves_fewer_bytes(far: bool, make: Make, t
         return stream
 
     def answers(room: int, again: int) -> dict[Asked, Answered]:
-        means = Means(room, 2, again, tmp_path)
+        means = Means(room, 2, 2, again, tmp_path)
         return {k: v for f in likelihoods(run, source, TEXTS, means, lambda *_: None) for k, v in f.items()}
 
     whole = answers(2 * vector * tokens, 10**15)
@@ -66,6 +67,6 @@ def test_no_more_goes_to_the_disk_than_it_has_room_for(
     source, usage = open_folder(make("model")), os.statvfs(tmp_path)
     free = usage.f_bavail * usage.f_frsize
     vector = 4 * source.config["hidden_size"]
-    monkeypatch.setattr(module, "DISK", 10 * vector / free)
-    most, place = module._together(1000, source, Means(2 * vector, 2, 10**12, tmp_path))
+    monkeypatch.setattr(module, "DISK", 20 * vector / free)
+    most, place = module._together(1000, source, Means(2 * vector, 2, 2, 10**12, tmp_path))
     assert place == tmp_path and 8 <= most <= 12

@@ -1,9 +1,10 @@
-"""A layer's experts, one in memory at a time: who is chosen, what comes out, and where each lies in the mixture."""
+"""A layer's experts, one in memory at a time: what comes out, and where each lies in the mixture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,28 +14,21 @@ from lazymoe import merge
 from lazymoe.architectures.records import LAYER, Host
 from lazymoe.architectures.registry import HOSTS
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.forward.mixture import InMixture, mix, route, run
+from lazymoe.forward import mixture as module
+from lazymoe.forward import spilling
+from lazymoe.forward.mixture import InMixture, mix, run
+from lazymoe.forward.routing import route
 
 
-@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_the_best_are_chosen_and_their_weights_sum_up_to_one(top_k: int, scores: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    gates, x = (torch.randn(n, 8, generator=generator) for n in (3, 50))
-    chosen, weights = route(gates, x, top_k, scores)
-    logits = x @ gates.T
-    assert torch.equal(chosen, logits.argsort(-1, descending=True)[:, :top_k])
-    assert torch.allclose(weights.sum(-1), torch.ones(50))
-    best = logits.gather(1, chosen)
-    whole = best.sigmoid() if scores == "sigmoid" else best.exp()
-    assert torch.allclose(weights, whole / whole.sum(-1, keepdim=True))
-
-
-def test_each_token_gets_what_its_experts_make_of_it() -> None:
+@pytest.mark.parametrize("most", [4, 100])
+def test_each_token_gets_what_its_experts_make_of_it(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", most)
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(3, 8, 8, generator=generator)
     gates, x = (torch.randn(n, 8, generator=generator) for n in (3, 20))
     chosen, weights = route(gates, x, 2)
+    batches = [8, 12]
+    routed = list(zip(chosen.split(batches), weights.split(batches), strict=True))
     ran: list[int] = []
 
     def answering(asked: Sequence[tuple[int, Iterable[torch.Tensor]]]) -> Iterator[Iterator[torch.Tensor]]:
@@ -42,7 +36,10 @@ def test_each_token_gets_what_its_experts_make_of_it() -> None:
             ran.append(expert)
             yield (some @ matrices[expert].T for some in rows)
 
-    out = mix(answering, x, chosen, weights, [2, 0, 1])
+    made: list[torch.Tensor] = []
+    mix(answering, x.split(batches), routed, [2, 0, 1], made)
+    assert [len(rows) for rows in made] == batches
+    out = torch.cat(made)
     every = torch.einsum("eoi,ti->teo", matrices, x)
     expected = sum(weights[:, k, None] * every[torch.arange(20), chosen[:, k]] for k in range(2))
     assert torch.allclose(out, expected, atol=1e-5)
@@ -57,8 +54,9 @@ def test_an_expert_without_tokens_does_not_run() -> None:
         ran.extend(expert for expert, _ in asked)
         return (iter(rows) for _, rows in asked)
 
-    out = mix(answering, torch.ones(4, 2), chosen, torch.ones(4, 1), range(3))
-    assert ran == [0] and torch.equal(out, torch.ones(4, 2))
+    out: list[torch.Tensor] = []
+    mix(answering, [torch.ones(4, 2)], [(chosen, torch.ones(4, 1))], range(3), out)
+    assert ran == [0] and torch.equal(out[0], torch.ones(4, 2))
 
 
 @pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
@@ -78,6 +76,26 @@ def test_every_source_is_found_again_in_the_mixture(host: Host, make: Make, tmp_
     body = InMixture(plan, mixture, 0)
     name = "model.embed_tokens.weight"
     assert torch.equal(body.rows(name, [5, 0]), tensors_of(models[0])[name][[5, 0]])
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+def test_on_the_disk_it_says_the_same(host: Host, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the byte: its states, what attention makes, what the experts read and what comes of it, all lie there."""
+    models = [make(f"model-{i}", seed=i, kind=host.takes[0].model_type) for i in range(3)]
+    fields = {"shared_experts": [{"source_model": str(models[0])}]} if host.shared else {}
+    plan = merge(recipe(*models, architecture=host.name, **fields), tmp_path / "moe").plan
+    mixture, batches = open_folder(tmp_path / "moe"), [IDS, IDS[:1, :7], IDS[:, 3:]]
+    begun: list[Path] = []
+    create = spilling.tempfile.TemporaryFile
+
+    def noted(**options: Any) -> Any:
+        begun.append(options["dir"])
+        return create(**options)
+
+    monkeypatch.setattr(spilling.tempfile, "TemporaryFile", noted)
+    here, there = (run(plan, mixture, batches, "cpu", lambda *_: None, place=place) for place in (None, tmp_path))
+    assert all(map(torch.equal, here.finish(), there.finish()))
+    assert set(begun) == {tmp_path} and len(begun) >= 1 + 2 * plan.layers
 
 
 def test_every_layer_shows_who_was_chosen(make: Make, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_a_feed_forward_module_can_be_replaced(make: Make) -> None:
     folder = make("model", dtype="float32")
     ids = torch.tensor([[1, 2, 3]])
     stream = Stream(open_folder(folder), [ids], "cpu")
-    stream.step(feed_forward=("mlp", lambda module, x, _: torch.zeros_like(x)))
+    stream.step(feed_forward=("mlp", lambda module, x, _: map(torch.zeros_like, x)))
     rewrite(folder, lambda tensors: [t.zero_() for name, t in tensors.items() if "down_proj" in name])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -73,15 +74,23 @@ def test_a_feed_forward_module_can_be_replaced(make: Make) -> None:
     assert (stream.states[0] - expected).abs().max() < 1e-5
 
 
-def test_a_replaced_module_reads_all_batches_together(make: Make) -> None:
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_replaced_module_reads_all_batches_together(spilled: bool, make: Make, tmp_path: Path) -> None:
     texts, seen = [torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[7, 8]])], []
-    stream = Stream(open_folder(make("model")), texts, "cpu")
-    stream.step(feed_forward=("mlp", lambda module, x, _: seen.append(x) or 2 * x))
+
+    def double(_: object, x: Sequence[torch.Tensor], __: object) -> list[torch.Tensor]:
+        seen.append(list(x))
+        return [2 * rows for rows in x]
+
+    stream = Stream(open_folder(make("model")), texts, "cpu", tmp_path if spilled else None)
+    stream.step(feed_forward=("mlp", double))
     apart = [Stream(open_folder(make("model")), [text], "cpu") for text in texts]
     for alone, states in zip(apart, stream.states, strict=True):
-        alone.step(feed_forward=("mlp", lambda module, x, _: seen.append(x) or 2 * x))
-        assert torch.allclose(alone.states[0], states, atol=1e-6)
-    assert torch.allclose(seen[0], torch.cat(seen[1:]), atol=1e-6)
+        alone.step(feed_forward=("mlp", double))
+        assert torch.equal(alone.states[0], states)
+    together, *each = seen
+    assert [len(rows) for rows in together] == [6, 2]
+    assert all(torch.equal(rows, alone) for rows, [alone] in zip(together, each, strict=True))
 
 
 def test_states_that_are_not_finite_are_told_with_their_layer(make: Make) -> None:
