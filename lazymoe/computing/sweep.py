@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ from lazymoe.forward.inputs import Inputs, Map
 from lazymoe.forward.mixture import Routing, Tally, answers, fill, leave_out, mix, route, shared
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.stream import Stream
-from lazymoe.output.writer import Writer
+from lazymoe.output.writer import Sink
 from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts, reads_states
 from lazymoe.planning.plan import Computed, Plan
 from lazymoe.progress import Progress
@@ -59,7 +60,7 @@ Weigh = Callable[[Inputs], None]  # told what maps have read so far, before thes
 def sweep(
     recipe: Recipe,
     plan: Plan,
-    writer: Writer,
+    writer: Sink[Any],
     folder: Path,
     device: str,
     progress: Progress,
@@ -87,7 +88,7 @@ def sweep(
     """
     order, places = canonical(recipe, plan), places or Here(plan.sources)
 
-    def take(number: int, name: str, tensor: Tensor) -> None:
+    def take(number: int, name: str, tensor: Any) -> None:
         if not plan.weighted:
             writer.pass_by(number, name, [tensor])
 
@@ -166,7 +167,7 @@ class _Walk:
         self,
         recipe: Recipe,
         plan: Plan,
-        writer: Writer,
+        writer: Sink[Any],
         folder: Path,
         average: Average,
         groups: Sequence[Group],

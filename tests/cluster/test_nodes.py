@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_remote import TEXTS, give_tokenizer
 import lazymoe.hub.client
 from lazymoe import ClusterError, LazyMoEError, Recipe, SourceError, merge, merge_to_hub
 from lazymoe.cli import main
+from lazymoe.output.folder import WORK
 from lazymoe.planning.prepared import prepare
 from lazymoe.planning.remote import remote
 
@@ -63,16 +65,30 @@ def test_what_a_cluster_cannot_do_is_said(make: Make, tmp_path: Path) -> None:
 def test_the_files_are_those_of_one_process_and_each_byte_is_brought_once(
     given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path
 ) -> None:
-    prepared, told = prepare(given, source="remote"), []
+    """And they are written by those that read: this process opens none of them."""
+    prepared, told, writing = prepare(given, source="remote"), [], set[int]()
     needed = remote(prepared.prompts, prepared.sound_plan).nbytes
     clean_hub.sent_to = Counter()
-    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=lambda *step: told.append(step), **SMALL).folder
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+        if stage == "sweep":
+            writing.update(writers(tmp_path / "moe"))
+
+    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
+    assert len(writing) == 3 and os.getpid() not in writing
     brought = {model: n for model, n in clean_hub.sent_to.items() if n > 100_000}
     assert len({node for node, _ in brought}) == len({repo for _, repo in brought}) == len(brought) == 3, brought
     assert "" not in {node for node, _ in brought}  # this process, which read their headers
     assert needed <= sum(brought.values()) <= 1.02 * needed
     assert [done for stage, done, _ in told if stage == "download"][-1] == needed
     assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+def writers(folder: Path) -> set[int]:
+    """The processes that have a half-made file of weights open."""
+    family, half = [psutil.Process(), *psutil.Process().children(recursive=True)], str(folder / WORK / "model-")
+    return {p.pid for p in family if any(file.path.startswith(half) for file in p.open_files())}
 
 
 @pytest.mark.slow
@@ -98,6 +114,36 @@ def test_a_node_that_dies_is_done_without(stage: str, done: int, given: Recipe, 
     moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
     assert killed
     assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
+def test_one_that_writes_and_dies_is_done_without(given: Recipe, nodes: Nodes, tmp_path: Path) -> None:
+    killed = set[int]()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "sweep" and done == 2:
+            killed.add(dying := min(writers(tmp_path / "moe")))
+            psutil.Process(dying).kill()
+
+    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
+    assert killed
+    assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="the system has no folder that is another for each")
+def test_a_folder_that_only_this_process_has_is_written_by_it(
+    given: Recipe, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    writing = set[int]()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        writing.update(writers(tmp_path / "moe"))
+
+    merge(given, Path("/proc/self/cwd/moe"), on=nodes.address, progress=progress, **SMALL)
+    assert writing == {os.getpid()}
+    assert contents(tmp_path / "moe") == contents(merge(given, tmp_path / "here", **SMALL).folder)
 
 
 @pytest.mark.slow
