@@ -31,15 +31,16 @@ def alive() -> list[str]:
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
-def begin_on(node: str, kind: type) -> Any:
+def begin_on(node: str, kind: type, beside: dict[str, int] | None = None) -> Any:
     """Begin an actor.
 
     Args:
         node: the machine.
         kind: the actor's class.
+        beside: what it does beside all else, and how much of that at once.
     """
     where = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=where).remote()
+    return ray.remote(concurrency_groups=beside or {}, num_cpus=0)(kind).options(scheduling_strategy=where).remote()
 
 
 def wait(said: Any, tick: Callable[[], None]) -> None:
@@ -70,6 +71,8 @@ def hear(said: Any, tick: Callable[[], None]) -> Any:
             raise failure(e.cause.problems) from None  # made anew: an exception's own text doesn't travel
         if isinstance(e.cause, OSError):
             raise e.cause from None
+        if isinstance(e.cause, RuntimeError) and "shutdown" in str(e.cause):
+            raise WorkerCrashedError from None  # its machine has died, and it is about to
         raise
 
 

@@ -180,11 +180,11 @@ class Cluster:
         self, plan: Plan, out: Path, work: Path, seed: int, taker: Taker | None, progress: Progress
     ) -> Sink[Any]:
         """Make what writes the files, on all machines that see the folder if it isn't just this one; see `Places`."""
-        actors = [] if taker else begin_writing(work, self.tell)
+        actors = begin_writing(work, self.tell)
         self._spread = bool(actors)
         if not actors:
             return Here(plan.sources).writer(plan, out, work, seed, taker, progress)
-        return Spread(self, actors, plan, out, work, seed, progress)
+        return Spread(self, actors, plan, out, work, seed, taker, progress)
 
     def kept(self) -> None:
         """Note that what was written until now isn't lost any more."""

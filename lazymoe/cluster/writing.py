@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,10 @@ from lazymoe.checkpoint.tensors import BITS, InMemory
 from lazymoe.cluster.asking import LOST, alive, begin_on, hear
 from lazymoe.cluster.model import by_bytes
 from lazymoe.computing.places import Interrupted, Passing
+from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
 from lazymoe.output.parts import Slot, Taken, slots_of
-from lazymoe.output.shards import Shard
+from lazymoe.output.shards import Shard, Taker
 from lazymoe.output.writer import Sink, Writer
 from lazymoe.planning.plan import Output, Piece, Plan
 from lazymoe.progress import Progress
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 NOTHING = InMemory(torch.empty(0))  # reads a tensor that is handed over where it is written
 MARK = "shared"  # a file among what is half-made: who sees it can write there
+TAKEN = "taken"  # what an actor does beside writing
 END = 10.0  # seconds to wait for what is being written when it is stopped
 
 
@@ -93,6 +95,10 @@ class Writing:
         self._writer.keep()
         return self._written()
 
+    def hand_over(self, take: Callable[[], Any]) -> Any:
+        """Have a finished file taken, while others are written; see `shards.Taker.elsewhere`."""
+        return take()
+
 
 def begin_writing(work: Path, tick: Callable[[], None]) -> list[Any]:
     """Begin an actor, `Writing`, on each machine that sees a folder; on none if that is this one alone.
@@ -103,7 +109,7 @@ def begin_writing(work: Path, tick: Callable[[], None]) -> list[Any]:
     """
     text, here = secrets.token_hex(), ray.get_runtime_context().get_node_id()
     write_whole(work / MARK, text)
-    begun = {node: begin_on(node, Writing) for node in alive()}
+    begun = {node: begin_on(node, Writing, {TAKEN: 1}) for node in alive()}
     asked = {node: actor.begin.remote(work / MARK, text) for node, actor in begun.items()}
     seeing = []
     for node, said in asked.items():
@@ -119,42 +125,66 @@ def begin_writing(work: Path, tick: Callable[[], None]) -> list[Any]:
 
 @dataclass(eq=False)
 class Away:
-    """A file that is written elsewhere, and by whom: `writer.Parts`."""
+    """A file that is written elsewhere: `writer.Parts`.
+
+    Attributes:
+        actor: who writes it.
+        path: its name in the end.
+        slots, sizes, lacking: as `writer.Parts` has them.
+        gone: whether it is on its way to the taker, or there.
+    """
 
     actor: Any
+    path: Path
     slots: list[Slot]
     sizes: list[int]
     lacking: dict[int, None]
+    gone: bool = False
+
+    @property
+    def outputs(self) -> list[Output]:
+        """The tensors that it holds."""
+        return [slot.output for slot in self.slots if not slot.number]
 
 
 class Spread(Sink[Away]):
     """Hands tensors to the actors that write them: what was handed over counts as there, `keep` and `finish` wait."""
 
     def __init__(
-        self, cluster: Cluster, actors: Sequence[Any], plan: Plan, out: Path, work: Path, seed: int, progress: Progress
+        self,
+        cluster: Cluster,
+        actors: Sequence[Any],
+        plan: Plan,
+        out: Path,
+        work: Path,
+        seed: int,
+        taker: Taker | None,
+        progress: Progress,
     ) -> None:
         """Deal the files out, and find what is there.
 
         Args:
             cluster: that has the models.
             actors: `Writing`, one on each machine.
-            plan, out, work, seed: as `shards_of` has them.
+            plan, out, work, seed, taker: as `shards_of` has them.
             progress: as `Sink` has it.
 
         Raises:
             Interrupted: if a machine dies.
         """
-        self._cluster, self._plan, self._actors = cluster, plan, actors
+        self._cluster, self._plan, self._actors, self._taker = cluster, plan, actors, taker
         self._asked: deque[Any] = deque()
-        dealt = [plan.shards[i :: len(actors)] for i in range(len(actors))]
-        bare = [[(name, slots_of(map(_bare, outputs), plan.references, seed)) for name, outputs in d] for d in dealt]
-        begun = [actor.open.remote(shards, out, work) for actor, shards in zip(actors, bare, strict=True)]
+        self._going: deque[tuple[Away, Any]] = deque()  # files on their way to the taker
         files: list[Away] = []
-        for actor, own, said in zip(actors, dealt, begun, strict=True):
-            for (_, outputs), lacking in zip(own, self._hear(said), strict=True):
-                slots = slots_of(outputs, plan.references, seed)
-                sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
-                files.append(Away(actor, slots, sizes, dict.fromkeys(lacking)))
+        for (name, outputs), actor in zip(plan.shards, cycle(actors)):
+            slots = slots_of(outputs, plan.references, seed)
+            sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
+            files.append(Away(actor, out / name, slots, sizes, {}, gone=bool(taker and taker.has(name))))
+        dealt = [[file for file in files if file.actor is actor and not file.gone] for actor in actors]
+        begun = [actor.open.remote(list(map(_bare, own)), out, work) for actor, own in zip(actors, dealt, strict=True)]
+        for own, said in zip(dealt, begun, strict=True):
+            for file, lacking in zip(own, self._hear(said), strict=True):
+                file.lacking.update(dict.fromkeys(lacking))
         super().__init__(files, progress)
 
     def write(self, taken: Taken, blocks: Iterable[Any]) -> None:
@@ -193,6 +223,25 @@ class Spread(Sink[Away]):
             for i in list(file.lacking):
                 if file.slots[i].output.name.startswith(within):
                     del file.lacking[i]  # of one value
+        if self._taker:
+            self._hand_over(self._taker, last=not within)
+
+    def _hand_over(self, taker: Taker, last: bool) -> None:
+        """Have finished files taken, one at a time by each machine; in the end wait until all are."""
+        for file in self.files:
+            if not file.lacking and not file.gone:
+                take = taker.elsewhere(file.path, file.outputs)
+                said = file.actor.hand_over.options(concurrency_group=TAKEN).remote(take)
+                self._going.append((file, said))
+                file.gone = True
+        while len(self._going) > (0 if last else len(self._actors)):
+            file, said = self._going.popleft()
+            try:
+                taken = hear(said, self._cluster.tell)
+            except (LazyMoEError, *LOST):
+                taker.take(file.path, file.outputs)  # from here: that tells what is wrong
+            else:
+                taker.took(file.path, taken)
 
     def _layer(self, taken: Taken) -> int:
         """Give the number of a tensor's layer; of those outside, one before the first."""
@@ -242,10 +291,13 @@ def passed_on(model: Passing, names: Sequence[str]) -> Iterator[Tensor]:
         yield torch.empty(0)
 
 
-def _bare(output: Output) -> Output:
-    """Leave out of an output what reads it: that doesn't travel."""
-    parts = (
-        replace(part, tensor=replace(part.tensor, reader=NOTHING)) if isinstance(part, Piece) else part
-        for part in output.parts
-    )
-    return replace(output, parts=tuple(parts))
+def _bare(file: Away) -> tuple[str, list[Slot]]:
+    """Give a file's name and its parts without what reads them: that doesn't travel."""
+    outputs: dict[str, Output] = {}
+    for output in file.outputs:
+        parts = (
+            replace(part, tensor=replace(part.tensor, reader=NOTHING)) if isinstance(part, Piece) else part
+            for part in output.parts
+        )
+        outputs[output.name] = replace(output, parts=tuple(parts))
+    return file.path.name, [slot._replace(output=outputs[slot.output.name]) for slot in file.slots]

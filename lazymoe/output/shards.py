@@ -15,7 +15,7 @@ from contextlib import suppress
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.checkpoint.tensors import BITS
@@ -38,6 +38,12 @@ class Taker(Protocol):
 
     def take(self, path: Path, outputs: Sequence[Output]) -> None:
         """Take a finished one, which holds these tensors."""
+
+    def elsewhere(self, path: Path, outputs: Sequence[Output]) -> Callable[[], Any]:
+        """Look at a finished one, and give what takes it from any machine that sees it."""
+
+    def took(self, path: Path, said: Any) -> None:
+        """Note that one was taken elsewhere, by what that gave."""
 
     def finish(self, folder: Path) -> None:
         """Take the other files, which are in this folder, when all weights were taken."""

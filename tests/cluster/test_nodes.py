@@ -163,11 +163,22 @@ def test_stopped_it_goes_on_in_one_process_and_the_other_way_round(given: Recipe
 
 
 @pytest.mark.slow
-def test_straight_to_the_hub(given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
-    merge_to_hub(given, "writer/on-cluster", tmp_path / "work", on=nodes.address, **SMALL)
-    merge_to_hub(given, "writer/from-here", tmp_path / "work", **SMALL)
-    one, other = (clean_hub.repos[f"writer/{name}"].commits[-1].files for name in ("on-cluster", "from-here"))
+@pytest.mark.parametrize("dies", [False, True], ids=["", "a node dies"])
+def test_straight_to_the_hub(dies: bool, given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
+    repos = [f"writer/on-cluster-{dies}", f"writer/from-here-{dies}"]
+    killed, asked = [], len(clean_hub.requests)
+
+    def progress(stage: str, done: int, _: int) -> None:
+        if dies and not killed and stage == "upload" and done:
+            killed.append(nodes.kill())
+
+    merge_to_hub(given, repos[0], tmp_path / "work", on=nodes.address, progress=progress, **SMALL)
+    merge_to_hub(given, repos[1], tmp_path / "work", **SMALL)
+    one, other = (clean_hub.repos[name].commits[-1].files for name in repos)
     assert one.keys() == other.keys() and all(one[name] == other[name] for name in one if name != "README.md")
+    assert len(clean_hub.repos[repos[0]].commits) == 2 and not (tmp_path / "work").exists()
+    sending = {r.machine for r in clean_hub.requests[asked:] if f"{repos[0]}/preupload" in r.path}
+    assert len(sending - {""}) == 3 and bool(killed) == dies
 
 
 @pytest.mark.slow
@@ -198,13 +209,13 @@ def test_nobody_sees_the_token(
 
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(lazymoe.hub.client, "_typed", TOKEN)
-    monkeypatch.setitem(clean_hub.tokens, TOKEN, User("acme", "read"))
+    monkeypatch.setitem(clean_hub.tokens, TOKEN, User("acme", "write"))
     for repo in clean_hub.repos.values():
         repo.private = True
     seen: dict[str, bytes] = {}
 
     def look(stage: str, done: int, total: int) -> None:
-        if stage != "sweep" or done != 2:
+        if (stage, done) != ("sweep", SIZES["num_hidden_layers"]):
             return
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
         seen["logs"] = b"".join(path.read_bytes() for path in session.rglob("logs/*") if path.is_file())
@@ -215,7 +226,7 @@ def test_nobody_sees_the_token(
             if process.name() in ("gcs_server", "raylet"):
                 seen[f"{process.pid} memory of {process.name()}"] = memory_of(own)
 
-    merge(given, tmp_path / "moe", on=nodes.address, progress=look, **SMALL)
+    merge_to_hub(given, "acme/moe", tmp_path / "moe", on=nodes.address, progress=look, **SMALL)
     told = {what.partition(" ")[2]: data for what, data in seen.items()}
     assert b"lazymoe.cluster.model" in told["memory of gcs_server"]  # it is where actors are known
     assert any(b"HF_HUB_USER_AGENT_ORIGIN" in data for what, data in seen.items() if what.endswith("environment"))
