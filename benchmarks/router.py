@@ -69,7 +69,7 @@ class Arithmetic:
 
     def __init__(self, base: Source, experts: Sequence[Source], scale: float) -> None:
         self.base, self.experts, self.scale = base, experts, scale
-        self.config, self.folder, self.tensors = base.config, base.folder, base.tensors
+        self.config, self.folder, self.tensors, self.dense = base.config, base.folder, base.tensors, base.dense
 
     def load(self, name: str) -> Tensor:
         base = self.base.load(name).float()
@@ -85,7 +85,7 @@ class Routed:
 
     def __init__(self, plan: Plan, mixture: Source, expert: int) -> None:
         self.body, self.expert = InMixture(plan, mixture, 0), InMixture(plan, mixture, expert + 1)
-        self.config, self.folder = self.body.config, mixture.folder
+        self.config, self.folder, self.dense = self.body.config, mixture.folder, self.body.dense
         self.rows, self.tensors = self.body.rows, self.body.tensors
 
     def load(self, name: str) -> Tensor:

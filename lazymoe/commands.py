@@ -43,6 +43,7 @@ def merge(options: Options) -> Told:
     from lazymoe.planning.checking import judge
     from lazymoe.planning.plan import SHARD_SIZE
     from lazymoe.planning.prepared import prepare
+    from lazymoe.recipe.beside import along, files_of
 
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
@@ -63,6 +64,7 @@ def merge(options: Options) -> Told:
         why = "" if options.source == "remote" else "Models stay on the Hub, as the disk has no room for them. "
         note(options, f"{why}{found.way}")
     if options.to:
+        note(options, *along(files_of(prepared.recipe)))
         return _merge_to_hub(options, prepared, folder)
     with bars(options.quiet) as progress:
         merged = carry_out(prepared, folder, seed=options.seed, device=options.device, on=options.on, progress=progress)
@@ -152,11 +154,14 @@ def card(options: Options) -> Told:
 def publish(options: Options) -> Told:
     """Put a mixture or GGUF files on the Hub."""
     from lazymoe.cards.card import find_license
+    from lazymoe.output.quantized import open_either
     from lazymoe.publishing import publish
+    from lazymoe.recipe.beside import along
     from lazymoe.units import gigabytes
 
     problems = () if options.license else find_license(options.folder).problems
     warn(options, problems)
+    note(options, *along(list(open_either(absolute(options.folder)).texts)))
     given = {key: getattr(options, key) for key in ("private", "license", "template")}
     with bars(options.quiet) as progress:
         done = publish(options.folder, options.repo, **given, progress=progress)
@@ -167,9 +172,12 @@ def publish(options: Options) -> Told:
 def gguf(options: Options) -> Told:
     """Make GGUF of a mixture or of a recipe."""
     from lazymoe.exporting import LARGEST, to_gguf
+    from lazymoe.output.folder import open_finished
     from lazymoe.output.quantized import ENDING
 
     given = absolute(options.given)
+    if not given.exists() and "/" in options.given and given.suffix not in (".yaml", ".yml"):
+        open_finished(given)  # which says how one on the Hub is brought
     if not given.is_dir():
         name = options.to.rpartition("/")[2] if options.to else f"{given.stem}{ENDING}"
         return _merge_to_gguf(options, options.given, options.types, absolute(options.out or name))
@@ -193,6 +201,7 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     from lazymoe.gguf_to_hub import carry_gguf_to_hub
     from lazymoe.merging_to_gguf import carry_to_gguf
     from lazymoe.planning.prepared import prepare
+    from lazymoe.recipe.beside import along, files_of
 
     kinds = kinds_of(types)
     wanted: dict[str, Any] = {
@@ -201,6 +210,7 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     }  # fmt: skip
     prepared = prepare(given, allow_pickle=options.allow_pickle, source=options.source)
     warn(options, prepared.warnings)
+    note(options, *(along(files_of(prepared.recipe)) if options.to else []))
     with bars(options.quiet) as progress:
         if options.to:
             sent = carry_gguf_to_hub(

@@ -95,9 +95,11 @@ def _gguf(options: Options, recipe: str, types: str) -> Told:
 
 def _prepared(options: Options, recipe: str, **more: Any) -> Prepared:
     from lazymoe.planning.prepared import prepare
+    from lazymoe.recipe.beside import along, files_of
 
     prepared = prepare(recipe, allow_pickle=options.allow_pickle, source=options.source, **more)
     warn(options, prepared.warnings)
+    note(options, *along(files_of(prepared.recipe)))
     return prepared
 
 

@@ -126,7 +126,7 @@ def to_gguf(
             export.open(threads)
             with closing(Writer([export], progress, STAGE)) as writer:
                 write_layers(writer, done.config["num_hidden_layers"])
-            describe(goal, done.recipe, done.record, done.config, done.chats)
+            describe(goal, done.recipe, done.texts, done.record, done.config, done.chats)
     except OSError as e:
         raise unwritten(e, goal, "writing stopped", "run it again: it goes on from there.") from None
     return Exported(export.paths, tuple(warnings))

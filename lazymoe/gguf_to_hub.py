@@ -20,6 +20,7 @@ from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.progress import Progress, silent
 from lazymoe.publishing import Published, open_repository, publish
 from lazymoe.quantizing.importance import Importance
+from lazymoe.recipe.beside import files_beside
 from lazymoe.recipe.schema import Recipe
 
 PASSING = "passing"  # a file among what is half-made: the folder's GGUF files are for the Hub alone
@@ -158,7 +159,7 @@ def _let_go(goal: Path) -> None:
         found = open_quantized(goal)
         for path in (*(p for files in found.files.values() for p in files), *filter(None, [found.matrix])):
             path.unlink()
-        for name in (REPORT, QUALITY, RECIPE, GGUF):
+        for name in (REPORT, QUALITY, RECIPE, GGUF, *files_beside(found.mixture.recipe)):
             (goal / name).unlink(missing_ok=True)
     clear(goal / WORK)
     with suppress(OSError):

@@ -17,7 +17,7 @@ from lazymoe.files import readable, unwritten
 from lazymoe.output.folder import CONFIG, INDEX, RECIPE, TOKENIZER_CONFIG, Record, SourceRecord
 from lazymoe.output.tokenizer_config import carried
 from lazymoe.planning.plan import Plan
-from lazymoe.planning.prepared import Prepared, Where, at_commits
+from lazymoe.planning.prepared import Prepared, Where
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import PROMPTED
@@ -182,7 +182,9 @@ def small_files(prepared: Prepared, plan: Plan) -> Iterator[tuple[str, bytes | s
 
     if plan.host.code:
         yield plan.host.code, (data("templates") / plan.host.code).read_bytes()
-    yield RECIPE, at_commits(prepared.recipe, plan.sources).to_yaml()
+    recipe, texts = prepared.kept
+    yield RECIPE, recipe.to_yaml()
+    yield from texts.items()
 
     weight_map = {o.name: file for file, outputs in plan.shards for o in outputs}
     metadata = {"total_size": plan.nbytes, "total_parameters": plan.parameters}

@@ -21,7 +21,7 @@ from lazymoe.output.quantized import MATRIX, describe
 from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import Plan
-from lazymoe.planning.prepared import Prepared, Where, at_commits, prepare
+from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Gguf
 from lazymoe.progress import Progress, silent
 from lazymoe.quantizing.gguf_file import DONE, RECORDS, note_whole
@@ -141,7 +141,7 @@ def carry_to_gguf(
         if routing:
             routing.write(goal)
         record = record_of(prepared, plan, fingerprint_of(prepared, seed), seed, {})
-        describe(goal, at_commits(prepared.recipe, plan.sources), record, plan.config, chats(plan))
+        describe(goal, *prepared.kept, record, plan.config, chats(plan))
         warnings += routing.problems() if routing else degenerate(plan, work)
     clear(work, RECORDS)
     return Exported(export.paths, tuple(warnings))

@@ -29,6 +29,7 @@ from lazymoe.output.folder import (
     PICTURES,
     RECIPE,
     RECORD,
+    TEXTS,
     WEIGHTS,
     Finished,
     check_code,
@@ -161,8 +162,10 @@ def _publish_gguf(
         LazyMoEError: as `publish`.
     """
     weights = _sound_files(quantized)
-    small = {RECIPE: without_places(quantized.mixture.recipe).to_yaml().encode()}
-    _no_tokens(quantized.folder / RECIPE, small[RECIPE])
+    small = {RECIPE: without_places(quantized.mixture.recipe).to_yaml().encode(), **quantized.mixture.texts}
+    for name, content in small.items():
+        _no_link(quantized.folder, quantized.folder / name)
+        _no_tokens(quantized.folder / name, content)
     render_gguf(quantized, repo, **card)  # before anything is asked of the Hub
     upload = open_repository(repo, token, private, GGUF)
     about, quality = quantized.about, quantized.quality
@@ -179,6 +182,7 @@ def _publish_gguf(
     sent = _send(upload, weights, progress)
     known = {name for listed in about.files.values() for name in listed.names} | weights.keys()
     stale = [name for name in upload.remote if name.endswith(".gguf") and name not in known]
+    stale += [name for name in upload.remote if Path(name).match(TEXTS) and name not in small]
     upload.commit(small, stale, "GGUF files of a mixture of experts by LazyMoE")
     return Published(upload.url, sent)
 
@@ -255,7 +259,7 @@ def show(upload: Upload, small: dict[str, bytes], weights: set[str]) -> None:
     Raises:
         HubError: as `publish`.
     """
-    here, ours = {*weights, *small}, (WEIGHTS, RESULTS, EVALUATION)
+    here, ours = {*weights, *small}, (WEIGHTS, RESULTS, EVALUATION, TEXTS)
     stale = [name for name in upload.remote if name not in here and any(map(Path(name).match, ours))]
     upload.commit(small, stale, "A mixture of experts by LazyMoE")
 

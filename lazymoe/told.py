@@ -33,7 +33,8 @@ def warn(options: Options, problems: Iterable[Problem]) -> None:
             print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
-def note(options: Options, text: str) -> None:
+def note(options: Options, *texts: str) -> None:
     """Tell what is good to know."""
     if not options.quiet:
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        for text in texts:
+            print(f"note: {text}", file=sys.stderr, flush=True)

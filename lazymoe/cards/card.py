@@ -13,7 +13,7 @@ from lazymoe.cards.results import model_index
 from lazymoe.data import folder as data
 from lazymoe.files import absolute
 from lazymoe.output.folder import PICTURE, Finished, Record, open_finished
-from lazymoe.output.quantized import is_quantized, open_quantized
+from lazymoe.output.quantized import is_quantized, open_either, open_quantized
 from lazymoe.quantizing.description import computes
 from lazymoe.recipe.reference import Reference
 from lazymoe.units import billions, gigabytes
@@ -33,8 +33,7 @@ def find_license(folder: str | os.PathLike[str]) -> License:
         OutputError: if the folder isn't a finished mixture.
         RecipeError: if the recipe in it can't be read.
     """
-    path = absolute(folder)
-    return license_of(open_quantized(path).mixture if is_quantized(path) else open_finished(path))
+    return license_of(open_either(absolute(folder)))
 
 
 def card(
@@ -128,6 +127,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "memory_16bit": gigabytes(record.bytes_16bit),
         "memory_4bit": gigabytes(record.bytes_4bit),
         "command": _command(record),
+        "texts": list(done.texts),
         "complete": _complete(done),
         "versions": record.versions,
         "report": done.report,
@@ -152,9 +152,9 @@ def _command(record: Record) -> str:
 
 
 def _complete(done: Finished) -> bool:
-    """Tell whether the recipe names nothing that lies on one machine only."""
+    """Tell whether the recipe names nothing that lies on one machine only, but what lies beside it."""
     prompts = [p for e in done.recipe.every_expert for p in (e.positive_prompts or []) + (e.negative_prompts or [])]
-    written = all(isinstance(p, str) or p.dataset for p in prompts)
+    written = all(isinstance(p, str) or p.dataset or p.file in done.texts for p in prompts)
     adapters = [Reference.parse(m.reference.adapter) for m in done.recipe.models if m.reference.adapter]
     return written and all(r.revision for r in (*(m.reference for m in done.recipe.models), *adapters))
 

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,9 @@ def _kept(tensor: TensorInfo, stamp: tuple[object, ...]) -> torch.Tensor:
     return tensor.load().float()
 
 
-def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo], dense: Dense | None) -> Adapter:
+def open_adapter(
+    text: str, where: str, tensors: Mapping[str, TensorInfo], dense: Dense | None, behind: Sequence[str] = ()
+) -> Adapter:
     """Open the adapter of a reference on a model with these tensors.
 
     Args:
@@ -122,10 +124,11 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo], dense
         where: how messages name the place it was asked for.
         tensors: the base model's, by name.
         dense: the record of its architecture, if there is one.
+        behind: names of tensors that it has besides and that aren't taken, for pictures or sound.
 
     Raises:
-        SourceError: if it can't be found or read, is of a kind that isn't LoRA's plain product, or belongs to another
-            model.
+        SourceError: if it can't be found or read, is of a kind that isn't LoRA's plain product, changes what isn't
+            taken, or belongs to another model.
         HubError: if the Hub has no such adapter, refuses or can't be reached.
     """
     reference, folder = _find(text, where)
@@ -144,7 +147,11 @@ def open_adapter(text: str, where: str, tensors: Mapping[str, TensorInfo], dense
 
     halves: dict[str, dict[str, TensorInfo]] = {}
     whole: dict[str, TensorInfo] = {}
+    apart = {_part(name) for name in behind} - {_part(name) for name in tensors}
     for key, tensor in held.items():
+        if _part(key) in apart:
+            what = f"the adapter {reference} changes '{_part(key)}' too, which is for pictures or sound and isn't taken"
+            raise error("source.adapter", where, what, _MERGE_IT)
         if match := KEY.fullmatch(key):
             module = _bare(f"{match[1]}.weight", tensors, dense).removesuffix(".weight")
             halves.setdefault(module, {})[match[2] + ("e" if "lora_embedding" in key else "")] = tensor
@@ -186,6 +193,11 @@ def _bare(name: str, tensors: Mapping[str, TensorInfo], dense: Dense | None) -> 
         if first not in BEFORE | NAMED:
             return name
     return rest if rest in tensors else outer + rest
+
+
+def _part(name: str) -> str:
+    """Name the part of a multimodal model that a tensor belongs to, such as ``vision_tower``."""
+    return next((part for part in name.split(".") if part not in BEFORE | NAMED), "")
 
 
 def _find(text: str, where: str) -> tuple[Reference, Path]:

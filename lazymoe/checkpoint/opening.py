@@ -79,7 +79,7 @@ def _with_adapter(reference: Reference, below: Source, where: str) -> Source:
     Raises:
         LazyMoEError: as `lora.open_adapter`.
     """
-    adapter = open_adapter(str(reference.adapter), where, below.tensors, below.dense)
+    adapter = open_adapter(str(reference.adapter), where, below.tensors, below.dense, below.behind)
     config, head = below.config, below.head
     if head in adapter.tensors and head not in below.tensors:  # a head was trained apart from the embeddings
         config = config | {"tie_word_embeddings": False}
@@ -187,7 +187,10 @@ def _open(
     config, tensors = translate(config, tensors)
     tensors, ignored = without_leftovers(config, tensors)
     weights = {file: sizes[file] for file in chosen.files}
-    source = Source(reference, folder, origin, config, tensors, weights, remarks=remarks, ignored=ignored, kind=kind)
+    source = Source(
+        reference, folder, origin, config, tensors, weights, remarks=remarks, ignored=ignored, behind=tuple(left),
+        kind=kind,
+    )  # fmt: skip
     return _settle(source, where, remote)
 
 

@@ -49,6 +49,7 @@ class Source:
             else that of most weights; of quantized weights what they had before.
         unread: names of tensors that nothing here can read.
         ignored: names of tensors in its files that no model of its kind reads, left out of ``tensors``.
+        behind: names of its tensors for pictures or sound, left out likewise.
         dense: the record of its architecture; None if there is none, as for a mixture.
         remarks: what was found odd in it and how it was taken, in words.
         adapter: a LoRA adapter on top; ``tensors`` are those with it.
@@ -66,6 +67,7 @@ class Source:
     remarks: tuple[str, ...] = ()
     adapter: Adapter | None = None
     ignored: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
     dense: Dense | None = None
     kind: str = ""
 

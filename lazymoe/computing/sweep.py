@@ -11,48 +11,29 @@ brought once. After each layer the states are kept, so that a sweep that was sto
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.checkpoint.tensors import InMemory
-from lazymoe.computing import STATES, broken
-from lazymoe.computing.correction import Correction
-from lazymoe.computing.groups import Group, read_groups
+from lazymoe.computing.groups import read_groups
 from lazymoe.computing.order import canonical
-from lazymoe.computing.places import Each, Here, Passing, Places, Take
-from lazymoe.computing.router_fit import fit_router, lesson
-from lazymoe.computing.shared_weights import (
-    Average,
-    Read,
-    as_bytes,
-    finite,
-    in_blocks,
-    means,
-    merge_head,
-    merge_maps,
-)
-from lazymoe.files import SEAL, is_sound, write_sealed
-from lazymoe.forward.device import coarsely, give_back
-from lazymoe.forward.inputs import Inputs, Map
-from lazymoe.forward.mixture import Routing, Tally, answers, fill, leave_out, mix, route, shared
-from lazymoe.forward.parts import After, Names
-from lazymoe.forward.stream import Stream
+from lazymoe.computing.places import Each, Here, Passing, Places
+from lazymoe.computing.shared_weights import Average, in_blocks, means, merge_head
+from lazymoe.computing.walk import Walk, merge_read, unknown
+from lazymoe.forward.device import give_back
+from lazymoe.forward.inputs import Inputs
+from lazymoe.forward.mixture import Routing
 from lazymoe.output.writer import Sink
-from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts, reads_states
-from lazymoe.planning.plan import Computed, Plan
+from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts
+from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
 
-# tensors of a file of states: the routers fitted so far, and the two of the tally
-GATES, COUNTS, BITS = "gates", "counts", "bits"
-Reads = Iterator[Read]  # of each expert what its prompts give a map to read, or None
 Weigh = Callable[[Inputs], None]  # told what maps have read so far, before these are written
 
 
@@ -97,7 +78,7 @@ def sweep(
         plan = _in_memory(plan, plan.dense.embeddings, each)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
-    walk = _Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
+    walk = Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
     tied = plan.dense.head not in average.tensors
     late = plan.weighted and tied  # embeddings whose columns count by what the head reads
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
@@ -118,7 +99,7 @@ def sweep(
             walk.give()
         elif plan.shared == "regmean":
             maps = [plan.dense.within(layer) + name for name in plan.dense.linear(layer, plan.sources[0].config)]
-            _merge(average, plan, [name for name in maps if not writer.has(0, name)], None, device, each)
+            merge_read(average, plan, [name for name in maps if not writer.has(0, name)], None, device, each)
         for name in _shared(plan, layer) if plan.shared != "base" else ():
             writer.give(0, name, map(average.load, [name]))  # unless it is there
         average.made.clear()
@@ -137,7 +118,7 @@ def sweep(
         if name != head:
             writer.give(0, name, means(average, name))
         elif not writer.has(0, name):
-            reads = (walk and walk.read_at_end()) or _unknown(plan)
+            reads = (walk and walk.read_at_end()) or unknown(plan)
             merged = Average(_in_memory(plan, name, each), order) if kept_heads(plan) else average
             writer.give(0, name, merge_head(merged, name, reads, device))
     return (walk.fitted, walk.routing) if walk else (None, None)
@@ -160,221 +141,6 @@ def _whole(model: Passing, name: str) -> Iterator[Tensor]:
     yield model.load(name)
 
 
-class _Walk:
-    """The prompts on their way through the mixture."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        plan: Plan,
-        writer: Sink[Any],
-        folder: Path,
-        average: Average,
-        groups: Sequence[Group],
-        order: Sequence[int],
-        device: str,
-        each: Each,
-        take: Take,
-    ) -> None:
-        self.recipe, self.plan, self.writer, self.folder = recipe, plan, writer, folder
-        self.average, self.device, self.each, self.take = average, device, each, take
-        self.order = torch.tensor(order, device=device)
-        self.by_states = reads_states(recipe, plan)
-        texts = [batch for group in groups for batch in group.batches]
-        self.real = [real.to(device) for _, real in texts]
-        whose = [(group.place, 0 if group.varied else group.sign) for group in groups for _ in group.batches]
-        self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
-        self.lesson = lesson(groups, device) if recipe.gate_mode == "fit" else None
-        self.inputs: Inputs | None = None
-        if plan.weighted:
-            counted = {i for batches in self.own for i in batches}
-            texts_of = [real if i in counted else torch.zeros_like(real) for i, real in enumerate(self.real)]
-            self.inputs = Inputs(texts_of, device)
-        body = average if plan.shared != "base" else Passing(plan.sources[0], 0, take)
-        self.stream = Stream(body, [ids for ids, _ in texts], device)
-        self.gates: list[Tensor] = []  # the fitted rows of each layer [gates, H]
-        self.tally = Tally(plan, plan.experts)  # of positive prompts
-        self.corrections: dict[int, Correction] = {}  # by the expert's number
-        self.corrected: list[tuple[int, str, Tensor]] = []  # what they made of this layer: source, name, weight
-        for place, expert in enumerate(order):
-            if expert in plan.corrected:
-                [tokens] = [g.tokens for g in groups if (g.place, g.sign, g.varied) == (place, 1, False)]
-                given = {i: texts[i] for i in self.own[place]}
-                self.corrections[expert] = Correction(plan, expert, given, tokens, device)
-
-    @property
-    def fitted(self) -> Tensor | None:
-        """The fitted rows of each layer ``[L, gates, H]``, if they are fitted."""
-        return torch.stack(self.gates).cpu() if self.lesson else None
-
-    @property
-    def routing(self) -> Routing | None:
-        """Where the tokens of each expert's prompts went, if all have some."""
-        return self.tally.routing() if all(self.own) else None
-
-    def step(self) -> None:
-        """Run a layer."""
-        feed_forward = self.plan.dense.module, self._feed_forward
-        halted = self.plan.shared == "regmean" or self.inputs
-        self.stream.step(feed_forward=feed_forward, merge=self._put if halted else None)
-
-    def give(self) -> None:
-        """Hand on what was corrected."""
-        for source, name, weight in self.corrected:
-            self.writer.give(source, name, [weight])
-        self.corrected.clear()
-
-    def read_at_end(self) -> Reads | None:
-        """Give what the head reads, after all layers, if that is known."""
-        return self._read(list(self.stream.finish()).__getitem__) if self.by_states else None
-
-    def _put(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
-        """Look at what maps of this layer read, and merge them if they are merged by that; see `parts.Merge`."""
-        whole = {f"{self.plan.dense.within(self.stream.next)}{name}.weight": name for name in names}
-        if self.inputs:
-            self.inputs.body(list(whole), read)
-        if self.plan.shared == "regmean":
-            reads = self._read(read) if self.by_states else None
-            _merge(self.average, self.plan, list(whole), reads, self.device, self.each)
-        return {short: self.stream.source.load(name) for name, short in whole.items()}
-
-    def _read(self, read: Callable[[int], Tensor]) -> Reads:
-        """Yield the rows of each expert's positive prompts, a batch ``[n, in]`` at a time, of what `read` gives of a
-        batch ``[B, T, in]``."""
-        for batches in self.own:
-            yield (read(i)[self.real[i]] for i in batches)
-
-    def _feed_forward(self, module: nn.Module, x: Tensor, after: After) -> Tensor:
-        """Fit this layer's router on what it reads ``[N, H]``, correct the experts, and run the mixture's feed-forward
-        network."""
-        plan, layer = self.plan, self.stream.next
-        rows, own = self._routers(x)
-        sizes = [real.numel() for real in self.real]
-        left = set(self.corrections)
-
-        scales = [expert.residual_scale for expert in self.recipe.every_expert]
-
-        def corrected(expert: int, rows: Iterable[Tensor]) -> Iterator[Tensor]:
-            left.remove(expert)
-            own = Passing(plan.sources[expert + 1], expert + 1, self.take)
-            fill(plan.dense, module, own.load, layer, scales[expert])
-            name, weight = self.corrections[expert].correct(module, x.split(sizes), after)
-            self.corrected.append((expert + 1, name, weight.cpu()))
-            if not self.inputs:
-                self.give()  # at once: it takes memory
-            yield from map(functools.partial(type(module).forward, module), rows)
-
-        def answering(asked: Sequence[tuple[int, Iterable[Tensor]]]) -> Iterator[Iterator[Tensor]]:
-            plain = [(e + 1, (plan.dense, module, layer, scales[e], rows)) for e, rows in asked if e not in left]
-            made = self.each(answers, plain)
-            for expert, rows in asked:
-                yield corrected(expert, rows) if expert in left else next(made)
-
-        chosen, weights = route(rows, x, plan.top_k, plan.host.scores)
-        chosen = self.order[chosen]  # by the experts' numbers
-        routed = list(zip(self.real, chosen.split(sizes), weights.split(sizes), strict=True))
-        for expert, batches in zip(self.order.tolist(), self.own, strict=True):
-            for real, *routing in (routed[i] for i in batches):
-                self.tally.add(layer, expert, *(of_each[real.flatten()] for of_each in routing))
-        chosen, weights = leave_out(chosen, weights)
-        names = f"{plan.dense.within(layer)}{plan.dense.module}."
-        watch = [self.inputs.experts(names, module)] if self.inputs else []
-        with coarsely():
-            out = mix(answering, x, chosen, weights, self.order.tolist(), *watch)
-            for expert in sorted(left):  # no token went to it
-                list(corrected(expert, ()))
-            return out.add_(shared(plan, answering, x, own, *watch))
-
-    def _routers(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Fit or read this layer's router ``[E, H]``, its rows by their places, and its shared expert's gate
-        ``[1, H]``, or of no rows."""
-        plan, prefix = self.plan, self.plan.dense.within(self.stream.next)
-        gated = plan.gates > plan.experts
-        names = [prefix + plan.host.router, *([f"{prefix}{plan.host.shared_gate}"] if gated else [])]
-        if self.lesson:
-            rows, own = fit_router(self.lesson, x, plan.experts, gated)
-            listed = torch.empty_like(rows).index_copy_(0, self.order, rows)
-            self.gates.append(torch.cat([listed, own]))
-            if not torch.isfinite(self.gates[-1]).all():
-                raise broken()
-            for name, gate in zip(names, (listed, own), strict=False):  # where there is one
-                self.writer.give(0, name, [gate.cpu()])
-            return rows, own
-        found = [self.writer.computed[name].load().float().to(self.device) for name in names]
-        return found[0][self.order], found[1] if gated else found[0][:0]
-
-    def keep(self) -> None:
-        """Keep the states and the routers so far, in place of those before."""
-        tensors = {str(i): states for i, states in enumerate(self.stream.states)}
-        for expert, correction in self.corrections.items():
-            tensors |= {f"{expert}.{i}": states for i, states in enumerate(correction.stream.states)}
-        tensors |= {COUNTS: self.tally.counts, BITS: self.tally.bits}
-        if self.inputs:
-            tensors |= {f"{i} {name}": _counted(self.inputs, (i, name)) for i, name in self.inputs.sums}
-        if self.lesson:
-            tensors[GATES] = torch.stack(self.gates)
-        dtypes = {torch.float32: "F32", torch.float64: "F64"}
-        header = write_header((name, dtypes[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items())
-        file = self.folder / STATES.format(f"{self.stream.next:05}")
-        write_sealed(file, (header, *(as_bytes(tensor) for tensor in tensors.values())))
-        self._discard(but=file)
-
-    def resume(self) -> int:
-        """Go on after the last layer whose states were kept, if all that was computed up to there is written; give the
-        number of the next."""
-        for layer in range(self.plan.layers, 0, -1):
-            file = self.folder / STATES.format(f"{layer:05}")
-            if is_sound(file) and all(map(self._is_written, range(layer))):
-                found = {name: tensor.load().to(self.device) for name, tensor in open_file(file).items()}
-                self.gates = list(found.pop(GATES)) if self.lesson else []
-                for key in [key for key in found if " " in key]:
-                    assert self.inputs
-                    number, _, name = key.partition(" ")
-                    counted = found.pop(key).cpu()
-                    self.inputs.sums[int(number), name] = counted[:-1]
-                    self.inputs.counts[int(number), name] = int(counted[-1])
-                self.tally.counts, self.tally.bits = found.pop(COUNTS).cpu(), found.pop(BITS).cpu()
-                for expert, correction in self.corrections.items():
-                    stream = correction.stream
-                    stream.states = [found.pop(f"{expert}.{i}") for i in range(len(stream.states))]
-                    stream.next = layer
-                self.stream.states, self.stream.next = [found[str(i)] for i in range(len(found))], layer
-                self._discard(but=file)
-                break
-        return self.stream.next
-
-    def _is_written(self, layer: int) -> bool:
-        """Tell whether all that is computed of a layer is written."""
-        prefix = self.plan.dense.within(layer)
-        parts = (part for o in self.plan.outputs if o.name.startswith(prefix) for part in o.parts)
-        return all(self.writer.has(p.source, p.name) for p in parts if isinstance(p, Computed))
-
-    def _discard(self, but: Path) -> None:
-        """Delete the states that were kept but for those of one file."""
-        for file in sorted(self.folder.glob(STATES.format("*"))):
-            if file != but:
-                file.unlink()
-                file.with_name(file.name + SEAL).unlink(missing_ok=True)
-
-
-def _counted(inputs: Inputs, which: Map) -> Tensor:
-    """Give the sums of what a map reads, and of how many tokens that is, in one: ``[in + 1]``, float64."""
-    return torch.cat([inputs.sums[which], torch.tensor([inputs.counts[which]], dtype=torch.float64)])
-
-
 def _shared(plan: Plan, layer: int) -> list[str]:
     """Name the tensors of a layer that all experts share, as the sources name them."""
     return [plan.dense.within(layer) + name for name in plan.dense.layer_shapes(layer, plan.sources[0].config)]
-
-
-def _merge(average: Average, plan: Plan, names: Sequence[str], reads: Reads | None, device: str, each: Each) -> None:
-    """Merge maps that read the same, into what is made of the average; one by one where what they read isn't known."""
-    for together in [names] if reads else [[name] for name in names]:
-        known = reads or _unknown(plan)
-        for name, weight in merge_maps(average.base, average.numbers, together, known, device, each).items():
-            average.made[name] = finite(weight.to(average.dtype), name)
-
-
-def _unknown(plan: Plan) -> Reads:
-    """Stand for what each expert's maps read, where its prompts don't tell."""
-    return itertools.repeat(None, plan.experts)

@@ -21,6 +21,7 @@ import types
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,21 +243,29 @@ def train_all(folder: Path, progress: Progress) -> None:
     kinds = domains()
     tokenizer = train_tokenizer([kind.train for kind in kinds])
     texts = [torch.tensor(tokenizer.encode(kind.train, add_special_tokens=False).ids) for kind in kinds]
+    with one_thread(), torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers as they were
+        torch.manual_seed(SEED)
+        total = BASE_STEPS + len(kinds) * EXPERT_STEPS
+        base = LlamaForCausalLM(LlamaConfig(**MODEL))
+        for step in train(base, texts, BASE_STEPS, BASE_RATE):
+            progress("train", step, total)
+        save(base, tokenizer, folder / "base")
+        for i, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
+            expert = copy.deepcopy(base)
+            for step in train(expert, [text], EXPERT_STEPS, EXPERT_RATE):
+                progress("train", BASE_STEPS + i * EXPERT_STEPS + step, total)
+            save(expert, tokenizer, folder / kind.name)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: for models this small they wait for each other more than they help."""
+    import torch
+
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # steps this small wait for each other more than they help, on a busy machine much more
+    torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers as they were
-            torch.manual_seed(SEED)
-            total = BASE_STEPS + len(kinds) * EXPERT_STEPS
-            base = LlamaForCausalLM(LlamaConfig(**MODEL))
-            for step in train(base, texts, BASE_STEPS, BASE_RATE):
-                progress("train", step, total)
-            save(base, tokenizer, folder / "base")
-            for i, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
-                expert = copy.deepcopy(base)
-                for step in train(expert, [text], EXPERT_STEPS, EXPERT_RATE):
-                    progress("train", BASE_STEPS + i * EXPERT_STEPS + step, total)
-                save(expert, tokenizer, folder / kind.name)
+        yield
     finally:
         torch.set_num_threads(threads)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.demonstration.models import Domain, build, cache_folder, domains
+from lazymoe.demonstration.models import Domain, build, cache_folder, domains, one_thread
 from lazymoe.files import absolute, shown
 from lazymoe.merging import merge
 from lazymoe.progress import Progress, silent, without_loading_bars
@@ -81,7 +81,7 @@ def demo(folder: str | os.PathLike[str] | None = None, *, progress: Progress = s
     models = cache_folder()
     build(models, progress)
     kinds = domains()
-    with tempfile.TemporaryDirectory(prefix="lazymoe-") as temporary:
+    with one_thread(), tempfile.TemporaryDirectory(prefix="lazymoe-") as temporary:
         folders = {f"MoE, {gate_mode} routers": Path(temporary) / gate_mode for gate_mode in ("random", "hidden")}
         folders["MoE, fitted routers"] = kept or Path(temporary) / "fit"
         for gate_mode, made in zip(("random", "hidden", "fit"), folders.values(), strict=True):

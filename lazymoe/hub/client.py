@@ -23,6 +23,7 @@ from lazymoe.progress import switched_off
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 BILLING_PAGE = "https://huggingface.co/settings/billing"
+OTHER = "with --on hf-jobs:FLAVOR (in the notebook: by its name)"
 LOGIN = "log in with 'hf auth login' (in the notebook: by a token in step 1)"
 TRIES = 5
 WAIT = 1.0  # seconds before the second try; doubled each time, unless the Hub says how long
@@ -240,7 +241,7 @@ def _not_run(about: About, e: Exception) -> LazyMoEError:
     """Explain why a job can't be started, asked for or stopped."""
     status, where = _status(e), about.where
     if status == 402:
-        remedy = f"Add some at {BILLING_PAGE}, or choose a cheaper machine with --on hf-jobs:FLAVOR."
+        remedy = f"Add some at {BILLING_PAGE}, or choose a cheaper machine {OTHER}."
         return error("hub.no-credit", where, "your account has no credit left for it", remedy)
     if status == 403:
         remedy = f"Give it the right to start and manage jobs at {TOKENS_PAGE}."
@@ -256,7 +257,7 @@ def _not_run(about: About, e: Exception) -> LazyMoEError:
         return error("hub.busy", where, what, "Wait until a job of yours has ended, and run the same command again.")
     if status in (400, 409, 422):
         what = f"the Hub doesn't take this job (status {status})"
-        return error("hub.refused", where, what, "Choose another machine with --on hf-jobs:FLAVOR.")
+        return error("hub.refused", where, what, f"Choose another machine {OTHER}.")
     if status is None and not is_unreachable(e):
         what = f"the job can't be run ({type(e).__name__})"
         return error("hub.failed", where, what, "Run the same command again: a job that has started, it follows.")

@@ -70,6 +70,7 @@ def merge_gguf_on_jobs(
     *,
     agree: Callable[[Offer], bool],
     private: bool = False,
+    license: str | None = None,
     token: str | None = None,
     imatrix: str | os.PathLike[str] | bool = True,
     seed: int = 0,
@@ -85,6 +86,7 @@ def merge_gguf_on_jobs(
 
     Args:
         recipe, types, imatrix, seed, allow_pickle, device, source, largest: as in `lazymoe.merge_to_gguf`.
+        license: as in `lazymoe.merge_gguf_to_hub`.
         repo, flavor, agree, private, token, started, say, progress: as in `merge_on_jobs`.
 
     Returns:
@@ -94,7 +96,10 @@ def merge_gguf_on_jobs(
         LazyMoEError: as `lazymoe.merge_gguf_to_hub` and `lazymoe.jobs.renting.rent`.
     """
     prepared = prepare(recipe, allow_pickle=allow_pickle, source=source)
-    order = gguf(prepared, types, repo, private=private, imatrix=imatrix, seed=seed, device=device, largest=largest)
+    order = gguf(
+        prepared, types, repo, private=private, license=license, imatrix=imatrix, seed=seed, device=device,
+        largest=largest,
+    )  # fmt: skip
     return rent(order, flavor, agree=agree, token=token, started=started, say=say, progress=progress)
 
 

@@ -110,6 +110,7 @@ def gguf(
     repo: str,
     *,
     private: bool = False,
+    license: str | None = None,
     imatrix: str | os.PathLike[str] | bool = True,
     seed: int = 0,
     device: str | None = None,
@@ -119,7 +120,7 @@ def gguf(
 
     Args:
         prepared: the recipe.
-        types, repo, private, imatrix, seed, device, largest: as in `lazymoe.merge_gguf_to_hub`.
+        types, repo, private, license, imatrix, seed, device, largest: as in `lazymoe.merge_gguf_to_hub`.
 
     Raises:
         LazyMoEError: as `merging`; or as `lazymoe.merge_gguf_to_hub` for what can be told before.
@@ -132,9 +133,9 @@ def gguf(
         once = export.seconds(1)
     sent = {} if isinstance(imatrix, bool) else {"imatrix.gguf": absolute(imatrix).read_bytes()}
     arguments = {
-        "do": GGUF, "repo": repo, "types": kinds, "private": private, "imatrix": next(iter(sent), imatrix),
-        "seed": seed, "device": device, "largest": largest, "allow_pickle": prepared.allow_pickle,
-        "source": prepared.source,
+        "do": GGUF, "repo": repo, "types": kinds, "private": private, "license": license,
+        "imatrix": next(iter(sent), imatrix), "seed": seed, "device": device, "largest": largest,
+        "allow_pickle": prepared.allow_pickle, "source": prepared.source,
     }  # fmt: skip
 
     def made(upload: Upload) -> bool:

@@ -6,7 +6,6 @@ The same package and the same order give the same bytes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -19,10 +18,9 @@ import lazymoe
 from lazymoe.data import folder as data
 from lazymoe.errors import Problem, error, failure
 from lazymoe.jobs.there import ASKED, RECIPE
-from lazymoe.planning.prepared import Prepared, at_commits
-from lazymoe.recipe.schema import SIDES, Recipe, Texts
+from lazymoe.planning.prepared import Prepared
+from lazymoe.recipe.schema import SIDES, Texts
 
-LARGEST = 256_000_000  # bytes of a file of prompts
 THERE = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
 CPU_ONLY = """
 [[tool.uv.index]]
@@ -55,20 +53,20 @@ def check_sendable(prepared: Prepared) -> None:
         prepared: the recipe.
 
     Raises:
-        RecipeError: with each model that is here alone, and each file of prompts that is too large to be sent.
+        RecipeError: with each model that is here alone.
     """
     if problems := list(_left_here(prepared)):
         raise failure(problems)
 
 
 def with_recipe(prepared: Prepared) -> dict[str, bytes]:
-    """Give the recipe and its files of prompts, as they are sent: name to contents.
+    """Give the recipe and its files of texts, as they are sent: name to contents.
 
     Args:
         prepared: the recipe.
     """
-    recipe, texts = _with_texts(at_commits(prepared.recipe, prepared.sources))
-    return {name: path.read_bytes() for path, name in texts.items()} | {RECIPE: recipe.to_yaml().encode()}
+    recipe, texts = prepared.kept
+    return texts | {RECIPE: recipe.to_yaml().encode()}
 
 
 def pack(
@@ -105,35 +103,6 @@ def _left_here(prepared: Prepared) -> Iterator[Problem]:
         if source.adapter and not source.adapter.reference.revision:
             what = f"'{model.reference.adapter}' is on this machine, where a rented one can't read it"
             yield Problem("recipe.here", model.where, what, remedy)
-    for path, where in _texts(prepared.recipe):
-        if path.stat().st_size > LARGEST:
-            what = f"'{path.name}' is too large to be sent to a rented machine"
-            yield Problem("recipe.here", where, what, "Put the texts that are wanted into a file of their own.")
-
-
-def _texts(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """Yield the files of prompts that are here, each with its place in the recipe."""
-    for i, expert in enumerate(recipe.every_expert):
-        for side in SIDES:
-            for prompt in getattr(expert, side) or ():
-                if isinstance(prompt, Texts) and prompt.file and not prompt.dataset:
-                    yield Path(os.path.expanduser(prompt.file)), recipe.place(i, side)
-
-
-def _with_texts(recipe: Recipe) -> tuple[Recipe, dict[Path, str]]:
-    """Name the files of prompts by where they lie in the parcel; give these names too."""
-    names = {path: f"texts/{i}/{path.name}" for i, path in enumerate(dict.fromkeys(p for p, _ in _texts(recipe)))}
-
-    def renamed(prompt: str | Texts) -> str | Texts:
-        if isinstance(prompt, str) or prompt.dataset:
-            return prompt
-        return prompt.model_copy(update={"file": names[Path(os.path.expanduser(prompt.file or ""))]})
-
-    experts = []
-    for expert in recipe.every_expert:
-        sides = {side: getattr(expert, side) for side in SIDES if getattr(expert, side)}
-        experts.append(expert.model_copy(update={side: list(map(renamed, found)) for side, found in sides.items()}))
-    return recipe.with_experts(experts), names
 
 
 def _package() -> Iterator[tuple[str, bytes]]:
@@ -175,6 +144,7 @@ def requirements(prepared: Prepared, *extras: str) -> list[str]:
         marker, requirement.marker = requirement.marker, None
         if marker is None or any(marker.evaluate({**THERE, "extra": extra}) for extra in wanted):
             found.append(str(requirement))
-    if any(isinstance(p, Texts) for e in prepared.recipe.every_expert for s in SIDES for p in getattr(e, s) or ()):
-        found.append("pyarrow")  # their files may be .parquet
+    every = [p for e in prepared.recipe.every_expert for side in SIDES for p in getattr(e, side) or ()]
+    if any(isinstance(prompt, Texts) and prompt.dataset for prompt in every):
+        found.append("pyarrow")  # its files may be .parquet
     return found

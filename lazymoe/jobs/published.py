@@ -10,12 +10,12 @@ from lazymoe.cards.results import result_files
 from lazymoe.checkpoint.opening import fetch, open_source
 from lazymoe.errors import error
 from lazymoe.hub.reading import find_model
-from lazymoe.output.folder import CARD, EVALUATION, RECIPE, RECORD, REPORT, SMALL, open_finished
+from lazymoe.output.folder import CARD, EVALUATION, RECIPE, RECORD, REPORT, SMALL, TEXTS, open_finished
 from lazymoe.progress import Progress
 from lazymoe.publishing import gguf_of, open_repository
 from lazymoe.recipe.reference import Reference
 
-BESIDE = (*SMALL, REPORT, CARD, "modeling_*.py")  # what a mixture's folder has beside weights and pictures
+BESIDE = (*SMALL, TEXTS, REPORT, CARD, "modeling_*.py")  # what a mixture's folder has beside weights and pictures
 
 
 def find_mixture(repo: str, revision: str | None = None) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lazymoe.errors import TOKEN, LazyMoEError, error, printable
 from lazymoe.hub.accounts import need_token
+from lazymoe.hub.client import OTHER
 from lazymoe.hub.jobs import Job, Jobs
 from lazymoe.hub.uploading import Upload
 from lazymoe.jobs.offer import Offer, make_offer
@@ -146,7 +147,7 @@ def _failed(job: Job, last: str) -> LazyMoEError:
         return error("hub.job-stopped", job.url, what, remedy)
     if "timeout" in job.message.lower():
         what = "the job took longer than it was given"
-        remedy = "Run it again on a faster machine, with --on hf-jobs:FLAVOR; what the Hub has isn't sent again."
+        remedy = f"Run it again on a faster machine, {OTHER}; what the Hub has isn't sent again."
         return error("hub.job-timeout", job.url, what, remedy)
     said = last.removeprefix("error: ").rstrip(".") or "it said nothing"
     what = f"the job failed{f' ({job.message})' if job.message else ''}: {said}"

@@ -1,26 +1,30 @@
-"""Below step 7: the mixture as GGUF, in the types that are ticked, onto the Hub."""
+"""Below step 7: GGUF in the types that are ticked, onto the Hub: the mixture, or the recipe on a rented machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as w
 from packaging.requirements import Requirement
 
 from lazymoe.errors import LazyMoEError
 from lazymoe.exporting import sizes, to_gguf
+from lazymoe.jobs.orders import gguf as order_gguf
 from lazymoe.notebook import ui
-from lazymoe.notebook.destination import Repository
+from lazymoe.notebook.destination import Elsewhere, Repository
 from lazymoe.notebook.installing import install
-from lazymoe.notebook.session import NO_MIXTURE, NO_TOKEN, SESSION
+from lazymoe.notebook.rented import PRICE, Rented
+from lazymoe.notebook.session import MISTAKES, NO_MIXTURE, NO_RECIPE, NO_TOKEN, SESSION
 from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
 from lazymoe.output.folder import open_finished, read_report
 from lazymoe.output.quantized import ENDING, Quality, is_quantized, kept_bytes, open_quantized
+from lazymoe.publishing import Published
 from lazymoe.publishing import publish as publish_model
 from lazymoe.units import gigabytes
 
@@ -40,43 +44,51 @@ TICK = "Tick the types that you want, and press Publish as GGUF."
 
 
 class Gguf(w.VBox):
-    """The types with what they take and cost, a repository, and one button."""
+    """The types with what they take and cost, where they are made, a repository, and one button."""
 
-    def __init__(self, license: Callable[[], str | None]) -> None:
+    def __init__(self, license: w.ValueWidget) -> None:
         """Show it.
 
         Args:
-            license: gives the licence that the user has chosen.
+            license: the field with the licence that the user has chosen, if any.
         """
         self._license, self._sure = license, False
         self._shown: tuple[Path, int] | None = None  # the mixture whose sizes are shown
         self._problem: str | None = None  # why there can be none of it
         self.types = {kind: _tick(kind) for kind in TYPES}
         self.figures = {kind: w.HTML() for kind in TYPES}
-        self.repository = Repository("gguf-repo", ENDING)
+        self.repository, self.elsewhere = Repository("gguf-repo", ENDING), Elsewhere("gguf")
+        form = {**self.types, **self.repository.fields, "license": license}
+        self.rented = Rented("gguf", "Publish as GGUF", self.elsewhere.machine, **form)
         self.told, self.bars, self.link = ui.Messages(), ui.Bars(), ui.Link()
         start = ui.button("Publish as GGUF", "gguf-button", lambda: self.work.begin(self._publish()), width="170px")
-        self.work = Work(start, "gguf", self.told, "Press Publish as GGUF to go on from here.", self.bars)
+        again = "Press Publish as GGUF to go on from here."
+        self.work = Work(start, "gguf", self.told, again, self.bars, self.rented.hear)
         rows = [w.HBox([self.types[kind], self.figures[kind]]) for kind in TYPES]
         title = w.HTML("<h4>As GGUF, for llama.cpp, Ollama and LM Studio</h4>")
         self._form = w.VBox([*rows, self.repository])
-        super().__init__([title, self._form, self.work, self.bars, self.told, self.link])
+        shown = (self.elsewhere, self._form, self.work, self.bars, self.told, self.rented, self.link)
+        super().__init__([title, *shown])
         self.add_class("lazymoe-gguf")
 
     def hear(self) -> None:
         """Show what fits the session's state."""
         if self.work.goes_on:
             return
+        self.elsewhere.hear()
         self.repository.suggest()
         if self._shown != SESSION.mixture:
             self._shown, self._sure = SESSION.mixture, False
             self.link.show(None)
             self.bars.clear()
             self._problem = self._tell(SESSION.merged) if SESSION.merged else None
-        self.work.allow(bool(SESSION.merged and SESSION.account and not self._problem))
-        self._form.layout.display = "none" if self._problem else None
-        waits = NO_MIXTURE if not SESSION.merged else NO_TOKEN if not SESSION.account else TICK
-        self.told.show("note", self._problem or waits)
+        rented = self.elsewhere.chosen
+        problem, given = ("", SESSION.recipe) if rented else (self._problem, SESSION.merged)
+        self.work.allow(bool(given and SESSION.account and not problem))
+        self._form.layout.display = "none" if problem else None
+        ready = " ".join([TICK, "It makes the recipe of step 2.", PRICE, *SESSION.along]) if rented else TICK
+        waits = ready if SESSION.account else NO_TOKEN
+        self.told.show("note", problem or (waits if given else NO_RECIPE if rented else NO_MIXTURE))
 
     def _tell(self, folder: Path) -> str | None:
         """Show what each type takes and costs; or say why there can be none."""
@@ -98,22 +110,41 @@ class Gguf(w.VBox):
         self.link.show(None)
         self.bars.clear()
         folder, kinds = SESSION.merged, [kind for kind, tick in self.types.items() if tick.value]
-        if not folder or not kinds:
-            self.told.show("error", TICK if folder else NO_MIXTURE)
+        rented = self.elsewhere.chosen
+        if not kinds:
+            self.told.show("error", TICK)
             return
-        if is_bad(read_report(folder)) and not self._sure:
+        other = rented and SESSION.is_older  # than what is here
+        if folder and not other and is_bad(read_report(folder)) and not self._sure:
             self._sure = True
             self.told.show("warning", "It is worse than the plain average. Press once more to publish it all the same.")
             return
         if lacking := _lacking():
             yield partial(install, lacking, "input.quantizer")
-        repo, progress = self.repository, self.work.progress
-        made = yield partial(to_gguf, folder, kinds, progress=progress)
+        asked = {"private": self.repository.private, "license": self._license.value or None}
+        yield from (self._there if rented else self._here)(kinds, self.repository.name, asked)
+
+    def _here(self, kinds: list[str], repo: str, asked: dict[str, Any]) -> Steps:
+        if not (folder := SESSION.merged):
+            self.told.show("error", NO_MIXTURE)
+            return
+        made = yield partial(to_gguf, folder, kinds, progress=self.work.progress)
         out = made.files[kinds[0]][0].parent
-        license = self._license()
-        done = yield partial(publish_model, out, repo.name, private=repo.private, license=license, progress=progress)
-        self.told.show("good", f"It is on the Hub. {gigabytes(done.sent)} were sent.")
+        self._show((yield partial(publish_model, out, repo, **asked, progress=self.work.progress)))
         self.told.add("warning", *made.warnings)
+
+    def _there(self, kinds: list[str], repo: str, asked: dict[str, Any]) -> Steps:
+        if not (recipe := SESSION.recipe):
+            self.told.show("error", MISTAKES)
+            return
+        prepared = replace((yield partial(SESSION.prepare, recipe)), source=SESSION.source)
+        order = yield partial(order_gguf, prepared, kinds, repo, **asked)
+        if done := (yield from self.rented.rent(order, self.work, self.told)):
+            self._show(done)
+
+    def _show(self, done: Published) -> None:
+        sent = f" {gigabytes(done.sent)} were sent." if done.sent else ""
+        self.told.show("good", f"It is on the Hub.{sent}")
         self.link.show(done.url)
 
 

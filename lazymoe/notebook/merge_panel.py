@@ -9,6 +9,7 @@ from pathlib import Path
 import ipywidgets as w
 
 from lazymoe.errors import LazyMoEError
+from lazymoe.jobs.orders import merging
 from lazymoe.merging import carry_out
 from lazymoe.notebook import ui
 from lazymoe.notebook.destination import Destination
@@ -19,6 +20,7 @@ from lazymoe.notebook.work import WORKING, Steps, Work
 from lazymoe.output.folder import read_record, read_report
 from lazymoe.planning.checking import examine
 from lazymoe.planning.prepared import Prepared
+from lazymoe.publishing import Published
 from lazymoe.recipe.schema import PROMPTED
 from lazymoe.reporting.measuring import measure
 from lazymoe.reporting.report import illustrate
@@ -36,7 +38,8 @@ class Merge:
         self.result, self.verdict = w.HTML(), Verdict()
         self.known: object = None  # which mixture, as measured, is shown
         self.sent: tuple[str, str] | None = None  # what went straight to the Hub: its recipe, its page
-        self.destination, self.rented = Destination(), Rented()
+        self.destination = Destination()
+        self.rented = Rented("merge", "Merge", self.destination.machine, **self.destination.repository.fields)
         start = ui.button("Merge", "merge-button", lambda: self.work.begin(self._run()), style="primary")
         again = "Press Merge to go on from here."
         self.work = Work(start, "merge", self.told, again, self.bars, self.rented.hear)
@@ -85,17 +88,19 @@ class Merge:
     def _to_hub(self, prepared: Prepared, yaml: str) -> Steps:
         name, private = self.destination.repository.name, self.destination.repository.private
         done = yield partial(carry_to_hub, prepared, name, SESSION.out, private=private, progress=self.work.progress)
-        self.sent = yaml, done.url
-        self.work.end()
-        SESSION.change()
+        self._show(name, done, yaml)
 
     def _elsewhere(self, prepared: Prepared, yaml: str) -> Steps:
-        repository = self.destination.repository
-        done = yield from self.rented.rent(prepared, repository.name, repository.private, self.work, self.told)
+        name, private = self.destination.repository.name, self.destination.repository.private
+        order = yield partial(merging, prepared, name, private=private)
+        done = yield from self.rented.rent(order, self.work, self.told)
         if done:
-            self.sent = yaml, done.url
-            self.work.end()
-            SESSION.change()
+            self._show(name, done, yaml)
+
+    def _show(self, name: str, done: Published, yaml: str) -> None:
+        self.sent = yaml, done.url
+        self.work.end()
+        SESSION.change(sent=name)
 
     def _hear(self) -> None:
         if self.work.goes_on:

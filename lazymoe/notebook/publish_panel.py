@@ -18,8 +18,9 @@ from lazymoe.notebook.gguf_panel import Gguf
 from lazymoe.notebook.session import NO_MIXTURE, NO_TOKEN, OLDER, SESSION
 from lazymoe.notebook.verdict import is_bad
 from lazymoe.notebook.work import Steps, Work
-from lazymoe.output.folder import PICTURE, read_report
+from lazymoe.output.folder import PICTURE, open_finished, read_report
 from lazymoe.publishing import publish as publish_model
+from lazymoe.recipe.beside import along
 from lazymoe.units import gigabytes
 
 
@@ -43,7 +44,7 @@ class Publish:
         start = ui.button("Publish", "publish-button", lambda: self.work.begin(self._publish()), style="primary")
         self.work = Work(start, "publish", self.told, "Press Publish to go on from here.", self.bars)
         self.form = w.VBox([self.repository, self.license, self.license_told, self.preview])
-        self.gguf = Gguf(lambda: self.license.value or None)
+        self.gguf = Gguf(self.license)
         self.panel = ui.panel("publish", self.form, self.doubts, self.work, self.bars, self.told, self.link, self.gguf)
         SESSION.listen("publish", self._hear)
 
@@ -76,6 +77,8 @@ class Publish:
             report, (_, doubts) = read_report(folder), SESSION.made.get(SESSION.name, ("", []))
             worst = report.get("verdict") if is_bad(report) else next(iter(doubts), None)
             self.doubts.show("warning", *filter(None, [worst]))
+            with self.told.guard(""):
+                self.doubts.add("note", *along(list(open_finished(folder).texts)))
 
     def _previewed(self, change: dict[str, Any]) -> None:
         if change["new"] is None:
@@ -103,6 +106,7 @@ class Publish:
         sent = (
             f"{gigabytes(done.sent)} of weights were sent." if done.sent else "Its weights were there: nothing changed."
         )
+        SESSION.change(sent=repo.name)
         self.told.show("good", f"It is on the Hub. {sent}")
         self.link.show(done.url)
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
@@ -20,6 +20,7 @@ from lazymoe.output.folder import EVALUATION, RECORD, REPORT, is_finished
 from lazymoe.planning.checking import Check
 from lazymoe.planning.prepared import Prepared, Where, prepare
 from lazymoe.planning.ways import Way, among, choose
+from lazymoe.recipe.beside import along, files_of
 from lazymoe.recipe.schema import Recipe
 
 FILE = ".lazymoe-notebook.json"
@@ -41,7 +42,8 @@ class Session:
         name: of the output folder, in the working folder.
         source: where the weights of models on the Hub are read, as `merge` takes it.
         place: where the mixture is made.
-        rented: the repository that a machine was last rented for, and whether it is private.
+        rented: what panels that use a rented machine have last asked of it, by name: the values of their fields.
+        sent: the repository that a mixture has last gone to.
         made: of each mixture that was made here, by the name of its folder, the recipe and what was doubtful.
         account: whose token it is, once there is one.
         checked: the recipe that was last checked, and what was found.
@@ -51,7 +53,8 @@ class Session:
         self.yaml, self.name, self.allow_pickle = "", "my-moe", False
         self.source: Where = "auto"
         self.place: Place = "here"
-        self.rented = "", False
+        self.rented: dict[str, dict[str, Any]] = {}
+        self.sent = ""
         self.made: dict[str, tuple[str, list[str]]] = {}
         self.account: Account | None = None
         self.checked: tuple[str, Check] | None = None
@@ -64,9 +67,9 @@ class Session:
                 self.allow_pickle = bool(saved.get("allow_pickle"))
                 self.source = next((w for w in get_args(Where) if w == saved.get("source")), "auto")
                 self.place = next((p for p in get_args(Place) if p == saved.get("place")), "here")
-                repo, private = saved.get("rented", self.rented)
-                self.rented = str(repo), bool(private)
                 self.made = {name: (str(yaml), list(map(str, told))) for name, (yaml, told) in saved["made"].items()}
+                self.sent = str(saved.get("sent", ""))
+                self.rented = {name: dict(form) for name, form in saved.get("rented", {}).items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 pass  # half-written by something else, or of an older version: begin anew
 
@@ -74,6 +77,11 @@ class Session:
     def recipe(self) -> Recipe | None:
         """The recipe, if it is one."""
         return _parse(self.yaml)
+
+    @property
+    def along(self) -> list[str]:
+        """What is to be said of texts in files that go onto the Hub with the form's recipe, if there are some."""
+        return along(files_of(self.recipe)) if self.recipe else []
 
     @property
     def to_hub(self) -> bool:
@@ -164,12 +172,13 @@ class Session:
         allow_pickle: bool | None = None,
         source: Where | None = None,
         place: Place | None = None,
-        rented: tuple[str, bool] | None = None,
+        rented: dict[str, dict[str, Any]] | None = None,
+        sent: str | None = None,
     ) -> None:
         """Keep what is new, and tell everyone.
 
         Args:
-            yaml, name, allow_pickle, source, place, rented: the new values, see `Session`; None for what stays.
+            yaml, name, allow_pickle, source, place, rented, sent: the new values, see `Session`; None for what stays.
         """
         self.yaml = self.yaml if yaml is None else yaml
         self.name = self.name if name is None else name
@@ -177,7 +186,8 @@ class Session:
         self.source = self.source if source is None else source
         self.place = self.place if place is None else place
         self.rented = self.rented if rented is None else rented
-        keys = ("yaml", "name", "allow_pickle", "source", "place", "rented", "made")
+        self.sent = self.sent if sent is None else sent
+        keys = ("yaml", "name", "allow_pickle", "source", "place", "rented", "sent", "made")
         kept = {key: getattr(self, key) for key in keys}
         write_whole(Path(FILE), json.dumps(kept))
         for hear in list(self._listeners.values()):

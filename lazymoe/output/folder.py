@@ -22,15 +22,18 @@ from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.data import folder as data
 from lazymoe.errors import LazyMoEError, error
-from lazymoe.files import is_sealed, readable
+from lazymoe.files import is_sealed, readable, shown
 from lazymoe.output.measured import Count, Read, Text, sound_evaluation, sound_report
 from lazymoe.planning.plan import SHARD_SIZE
 from lazymoe.planning.plan import WORK as WORK
 from lazymoe.planning.prepared import Prepared, Where, prepare
+from lazymoe.recipe.beside import files_beside
+from lazymoe.recipe.reference import HUB_ID
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
 RECORD = "lazymoe.json"  # what a complete output says of itself
 RECIPE = "recipe.yaml"
+TEXTS = "prompts-*.jsonl"  # beside it, if it was given files of prompts
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model-*.safetensors"
@@ -119,6 +122,19 @@ class Finished:
         return host
 
     @property
+    def texts(self) -> dict[str, bytes]:
+        """The files of texts beside its recipe that are there, name to contents.
+
+        Raises:
+            OutputError: if one can't be read.
+        """
+        there = [self.folder / name for name in files_beside(self.recipe) if (self.folder / name).exists()]
+        try:
+            return {path.name: path.read_bytes() for path in there}
+        except OSError as e:
+            raise error("output.damaged", self.folder, f"its prompts can't be read ({e.strerror})", AGAIN) from None
+
+    @property
     def weights(self) -> list[Path]:
         """The files of weights that its index names.
 
@@ -156,6 +172,7 @@ class Finished:
         """
         names = (*SMALL, *filter(None, [self.host.code]), *((REPORT, *PICTURES) if self.report else ()))
         names += (EVALUATION,) if self.evaluation else ()
+        names += tuple(files_beside(self.recipe))
         there = dict.fromkeys(p for name in names for p in sorted(self.folder.glob(name)))
         if wrong := [p.name for p in there if not p.is_file() and not p.is_symlink()]:
             raise error("output.damaged", self.folder, f"{wrong[0]} isn't a file", AGAIN)
@@ -182,8 +199,10 @@ def open_finished(folder: Path) -> Finished:
         RecipeError: if the recipe in it can't be read.
     """
     if not is_finished(folder):
-        what = "this isn't a finished mixture"
-        raise error("output.unfinished", folder, what, "Name a folder that 'lazymoe merge' has completed.")
+        remedy, name = "Name a folder that 'lazymoe merge' has completed", shown(folder).as_posix()
+        if not folder.exists() and "/" in name and HUB_ID.fullmatch(name):
+            remedy += f"; one on the Hub comes here by: hf download {name} --local-dir {folder.name}"
+        raise error("output.unfinished", folder, "this isn't a finished mixture", f"{remedy}.")
     record, recipe, config = read_record(folder), Recipe.from_file(folder / RECIPE), _object(folder, CONFIG)
     if len(record.sources) != len(recipe.models):
         what = f"its {RECORD} tells of {len(record.sources)} models, its {RECIPE} of {len(recipe.models)}"

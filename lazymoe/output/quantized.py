@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lazymoe.errors import error
 from lazymoe.files import readable, write_whole
-from lazymoe.output.folder import RECIPE, WORK, Finished, Record
+from lazymoe.output.folder import RECIPE, WORK, Finished, Record, open_finished
 from lazymoe.quantizing.file_types import FILE_TYPES
 from lazymoe.recipe.schema import Recipe
 
@@ -173,17 +173,22 @@ def kept_bytes(config: dict[str, Any], context: int) -> int:
     return int(layers * context * 2 * config["num_key_value_heads"] * head * KV_BYTES)
 
 
-def describe(folder: Path, recipe: Recipe, record: Record, config: dict[str, Any], chats: bool) -> None:
+def describe(
+    folder: Path, recipe: Recipe, texts: Mapping[str, bytes], record: Record, config: dict[str, Any], chats: bool
+) -> None:
     """Say in a folder of GGUF files what mixture they are of, for its card.
 
     Args:
         folder: the folder.
         recipe: with revisions pinned to commits.
+        texts: the files beside it, name to contents.
         record: of the merge.
         config: the mixture's config.json.
         chats: whether its tokenizer has a chat template.
     """
     about = About(record=record, config=config, chats=chats)
+    for name, content in texts.items():
+        write_whole(folder / name, content)
     write_whole(folder / RECIPE, recipe.to_yaml())
     write_whole(folder / GGUF, json.dumps(about.model_dump(), indent=2) + "\n")
 
@@ -226,6 +231,18 @@ def open_quantized(folder: Path) -> Quantized:
     matrix = next((path for path in sorted(folder.glob(f"*{MATRIX}")) if _noted(path)), None)
     found = Quantized(mixture, files, matrix, None)
     return replace(found, quality=_measured(found, len(recipe.experts)))
+
+
+def open_either(folder: Path) -> Finished:
+    """Read what a folder says of its mixture, which is there in 16 bit or as GGUF.
+
+    Args:
+        folder: the folder, absolute.
+
+    Raises:
+        LazyMoEError: as `open_finished` and `open_quantized`.
+    """
+    return open_quantized(folder).mixture if is_quantized(folder) else open_finished(folder)
 
 
 def joined(quality: Quality | None, before: Mapping[str, Any], files: Mapping[str, list[str] | None]) -> Quality | None:

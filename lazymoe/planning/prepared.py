@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lazymoe.architectures.records import MoE
@@ -17,9 +17,10 @@ from lazymoe.planning.compatibility import adapters, differences, misfits, uncor
 from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
 from lazymoe.planning.vocabularies import forget, same_tokens
 from lazymoe.progress import Progress, silent
+from lazymoe.recipe.beside import put_beside
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.review import doubtful, notes, unsupported
-from lazymoe.recipe.schema import Recipe
+from lazymoe.recipe.schema import Recipe, Texts
 from lazymoe.recipe.texts import read_prompts
 
 Where = Literal["auto", "local", "remote"]  # where the weights of models on the Hub are read: see `prepare`
@@ -32,6 +33,7 @@ class Prepared:
     Attributes:
         recipe: what is wanted, with its data sets of prompts at their commits.
         prompts: the same, with the texts themselves in place of files and data sets.
+        texts: those that were taken of each file on this machine.
         sources: the recipe's models in its order, the base model first; empty if one of them can't be used.
         plan: the output; None where errors leave nothing to plan.
         errors: why it can't be made; empty if it can.
@@ -50,6 +52,7 @@ class Prepared:
     notes: tuple[str, ...]
     allow_pickle: bool
     source: Where = "auto"
+    texts: Mapping[Texts, list[str]] = field(default_factory=dict)
 
     @property
     def sound_plan(self) -> Plan:
@@ -61,6 +64,12 @@ class Prepared:
         if self.plan is None or self.errors:
             raise failure(self.errors)
         return self.plan
+
+    @property
+    def kept(self) -> tuple[Recipe, dict[str, bytes]]:
+        """The recipe as its mixture keeps it, with models at their commits; and the files of texts beside it, name to
+        contents."""
+        return put_beside(at_commits(self.recipe, self.sources), self.texts)
 
     @property
     def files(self) -> dict[str, int]:
@@ -128,8 +137,9 @@ def prepare(
         raise error("input.source", "source", f"there is no '{source}'", f"Say one of: {', '.join(get_args(Where))}.")
     recipe = prompts = Recipe.read(given)
     errors: list[Problem] = []
+    texts: dict[Texts, list[str]] = {}
     try:
-        recipe, prompts = read_prompts(recipe)
+        recipe, prompts, texts = read_prompts(recipe)
     except LazyMoEError as e:
         errors += e.problems
     errors += unsupported(prompts)
@@ -139,7 +149,7 @@ def prepare(
     plan = _plan(prompts, sources, shard_size, errors, warnings) if sources else None
     forget()
     told = tuple(notes(recipe))
-    return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), told, allow_pickle, source)
+    return Prepared(recipe, prompts, sources, plan, tuple(errors), tuple(warnings), told, allow_pickle, source, texts)
 
 
 def _open_all(recipe: Recipe, allow_pickle: bool, errors: list[Problem]) -> tuple[Source, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lazymoe.errors import Problem
+from lazymoe.recipe.beside import along, files_of
 from lazymoe.recipe.mergekit import passed_over
 from lazymoe.recipe.schema import PROMPTED, SIDES, Expert, Recipe, Texts
 from lazymoe.units import counted
@@ -104,6 +105,7 @@ def notes(recipe: Recipe) -> Iterator[str]:
     Args:
         recipe: as it was given.
     """
+    yield from along(files_of(recipe))
     prompted = any(e.positive_prompts or e.negative_prompts for e in recipe.every_expert)
     if prompted and "gate_mode" not in recipe.model_fields_set:
         yield (

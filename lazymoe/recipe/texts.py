@@ -29,21 +29,22 @@ ROWS = 16  # of a table that are read at a time
 csv.field_size_limit(LONGEST)
 
 
-def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
+def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe, dict[Texts, list[str]]]:
     """Read every file and data set of prompts that a recipe names, once.
 
     Args:
         recipe: that names them.
 
     Returns:
-        The recipe with its data sets at their commits, so that it names the same texts for ever; and the recipe with
-        the texts themselves in place of their names.
+        The recipe with its data sets at their commits, so that it names the same texts for ever; the recipe with the
+        texts themselves in place of their names; and the texts that were taken of each file on this machine.
 
     Raises:
         LazyMoEError: with every one that can't be read; a RecipeError or HubError if all are of that kind.
     """
     problems: list[Problem] = []
     pinned, written = [], []
+    taken: dict[Texts, list[str]] = {}
     for i, expert in enumerate(recipe.every_expert):
         names: dict[str, list[str | Texts]] = {}
         texts: dict[str, list[str]] = {}
@@ -60,11 +61,12 @@ def read_prompts(recipe: Recipe) -> tuple[Recipe, Recipe]:
                 else:
                     names[side].append(name)
                     texts[side] += found
+                    taken |= {name: found} if isinstance(name, Texts) and not name.dataset else {}
         pinned.append(expert.model_copy(update=names))
         written.append(expert.model_copy(update=texts))
     if problems:
         raise failure(problems)
-    return recipe.with_experts(pinned), recipe.with_experts(written)
+    return recipe.with_experts(pinned), recipe.with_experts(written), taken
 
 
 def read_file(path: Path, where: str) -> list[str]:

@@ -19,7 +19,10 @@ from lazymoe.architectures.registry import HOSTS
 from lazymoe.data import folder as assets
 
 CASES = [
-    (f.name, f.takes[0].model_type, shared) for f in HOSTS if f.code for shared in (False, True)[: 1 + bool(f.shared)]
+    pytest.param(f.name, f.takes[0].model_type, shared, marks=[pytest.mark.slow] * (bool(f.shared) != shared))
+    for f in HOSTS
+    if f.code
+    for shared in (False, True)[: 1 + bool(f.shared)]
 ]
 SIZES = {"hidden_size": 64, "intermediate_size": 128}  # in 64s, as bitsandbytes wants them on some processors
 USE = """

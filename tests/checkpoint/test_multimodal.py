@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -115,6 +116,34 @@ def test_an_adapter_that_was_trained_on_the_whole_is_taken(
     assert all(torch.allclose(ours[name], tensor, atol=1e-5) for name, tensor in theirs.items())
     adapted, plain = (ours[f"model.layers.0.mlp.experts.{expert}.up_proj.weight"] for expert in (0, 1))
     assert not torch.equal(adapted, plain)
+
+
+@pytest.mark.parametrize("names", [None, earlier], ids=["as transformers 5 names them", "as 4 did"])
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("Gemma 3", {"target_modules": ["q_proj", "up_proj"]}),  # in the vision tower too
+        ("Gemma 3", {"target_modules": r".*language_model.*up_proj", "modules_to_save": ["multi_modal_projector"]}),
+        ("Qwen 2.5 VL", {"target_modules": ["up_proj"]}),
+    ],
+    ids=["attention", "a module saved whole", "visual"],
+)
+def test_an_adapter_that_changes_what_is_for_pictures_is_told_so(
+    name: str, changed: dict[str, Any], names: Callable[[str], str | None] | None, tmp_path: Path
+) -> None:
+    """And merged, as the message says, it can be used: as of any other, what is for pictures stays behind."""
+    base, _ = wrapper(tmp_path / "base", name)
+    model = getattr(transformers, WRAPPERS[name][0]).from_pretrained(base)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, init_lora_weights=False, **changed))
+    model.save_pretrained(tmp_path / "adapter")
+    if names:
+        renamed(base, names)
+    [problem] = check(recipe(base, f"{base}+{tmp_path / 'adapter'}", base)).errors
+    assert problem.code == "source.adapter" and problem.where.startswith("experts[0].source_model")
+    assert "too, which is for pictures or sound and isn't taken" in problem.what
+    assert "merge_and_unload() and name the result" in problem.remedy
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert not check(recipe(base, tmp_path / "merged", base)).errors
 
 
 def test_what_text_models_are_of_no_known_kind_is_told(tmp_path: Path) -> None:

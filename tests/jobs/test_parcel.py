@@ -79,14 +79,14 @@ def test_the_script_says_what_it_needs(prepared: Prepared, tmp_path: Path) -> No
     compile((tmp_path / "lazymoe-merge.py").read_text(), "script", "exec")
 
 
-def test_prompts_in_files_may_be_parquet(prepared: Prepared, tmp_path: Path) -> None:
+def test_texts_of_files_go_along(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("A text.\n")
     prompts = {"positive_prompts": [Texts(file=str(tmp_path / "own.txt"))]}
     given = prepared.recipe.with_experts([e.model_copy(update=prompts) for e in prepared.recipe.experts])
     script, [sent] = pack(prepare(given), False, tmp_path)
-    assert "pyarrow" in needs(script)[0]
+    assert "pyarrow" not in needs(script)[0]  # they are read here
     shutil.unpack_archive(sent, tmp_path / "there")
-    assert [path.read_text() for path in (tmp_path / "there" / "texts").rglob("*.txt")] == ["A text.\n"]  # once
+    assert [path.read_text() for path in (tmp_path / "there").glob("*.jsonl")] == ['"A text."\n']  # once
     assert str(tmp_path) not in (tmp_path / "there" / "recipe.yaml").read_text()
 
 
@@ -98,16 +98,10 @@ def test_models_go_by_their_commits(prepared: Prepared, clean_hub: Hub, tmp_path
     assert {str(model.reference) for model in there.models} == {f"acme/parcel@{commit}"}
 
 
-def test_what_cannot_be_sent(prepared: Prepared, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_sent(prepared: Prepared, make: Make) -> None:
     check_sendable(prepared)
     with pytest.raises(LazyMoEError) as raised:
         check_sendable(prepare(recipe("acme/parcel", str(make("m")), str(make("m")))))
     assert [(p.code, p.where.split()[0]) for p in raised.value.problems] == [
         ("recipe.here", "experts[0].source_model"), ("recipe.here", "experts[1].source_model"),
     ]  # fmt: skip
-    monkeypatch.setattr(parcel, "LARGEST", 3)
-    (tmp_path / "own.txt").write_text("A text.\n")
-    prompts = {"positive_prompts": [Texts(file=str(tmp_path / "own.txt"))]}
-    given = prepared.recipe.with_experts([e.model_copy(update=prompts) for e in prepared.recipe.experts])
-    with pytest.raises(LazyMoEError, match=r"'own.txt' is too large to be sent"):
-        check_sendable(prepare(given))

@@ -179,7 +179,7 @@ def test_files_of_prompts_go_along(jobs: Jobs, clean_hub: Hub, given: Recipe, tm
     prompts = {"positive_prompts": [Texts(file="own.txt")]}
     write_recipe(tmp_path / "recipe.yaml", given.with_experts([e.model_copy(update=prompts) for e in given.experts]))
     merge_on_jobs(tmp_path / "recipe.yaml", REPO, agree=yes)
-    assert b"file: own.txt" in clean_hub.read(REPO, "recipe.yaml")
+    assert b"file: prompts-1.jsonl" in clean_hub.read(REPO, "recipe.yaml")
     assert merge_on_jobs(tmp_path / "recipe.yaml", REPO, agree=never).sent == 0  # the same texts
 
 

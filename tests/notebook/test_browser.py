@@ -36,6 +36,7 @@ from lazymoe.merging import merge
 from lazymoe.notebook.recipe_panel import DEMO
 from lazymoe.notebook.session import FILE
 from lazymoe.recipe.schema import Recipe
+from lazymoe.to_hub import merge_to_hub
 
 
 @pytest.fixture
@@ -328,28 +329,91 @@ def test_a_mixture_is_made_on_a_rented_machine(
         lab.told("merge", "note", "Press Merge. You are told the price first.")
         lab.at("straight-repo").locator("input").fill("newcomer/elsewhere")
         press_twice()
-        expect(lab.at("rented-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
+        expect(lab.at("merge-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
         lab.shoot(request, "merge", "rented")
         lab.at("merge-stop").click()
         lab.told("merge", "warning", "The job has ended.")
         assert [job.stage for job in jobs.jobs.values()] == ["CANCELED"]
         press_twice()
-        expect(lab.at("rented-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
+        expect(lab.at("merge-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
 
         lab.restart()
         lab.told("merge", "note", "Waiting for a token")
         lab.type_token(known_token)
         expect(lab.at("straight-repo").locator("input")).to_have_value("newcomer/elsewhere")
         lab.at("merge-button").click()
-        expect(lab.at("rented-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
+        expect(lab.at("merge-log")).to_contain_text("It goes on without this notebook; Stop", timeout=60_000)
         list(jobs.jobs.values())[-1].lines.append("The machine says <this>.")
-        expect(lab.at("rented-log")).to_contain_text("The machine says <this>.")
+        expect(lab.at("merge-log")).to_contain_text("The machine says <this>.")
         jobs.hold.set()
         lab.told("merge", "good", "It is on the Hub", 90)
         expect(lab.at("merge").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/elsewhere")
         expect(lab.at("bar-upload")).to_be_visible()
         assert len(jobs.jobs) == 2 and not lab.errors and not (lab.folder / "rented").exists()
     assert "config.json" in hub.repos["newcomer/elsewhere"].commits[-1].files
+
+
+@pytest.mark.slow
+def test_gguf_and_an_evaluation_are_made_on_a_rented_machine(
+    open_lab: Open, python: str, known_token: str, hub: Hub, demo_models: Path, tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """With no mixture in a folder: GGUF of the recipe, and questions to the mixture that is on the Hub; each after a
+    yes to its price, and each found again by a new kernel."""
+    kinds = domains()[:2]
+    for name in ("base", *(kind.name for kind in kinds)):
+        hub.add(f"acme/far-{name}", demo_models / name)
+    experts = [{"source_model": f"acme/far-{k.name}", "positive_prompts": list(k.prompts)} for k in kinds]
+    recipe = Recipe.model_validate({"base_model": "acme/far-base", "gate_mode": "random", "experts": experts})
+    merge_to_hub(recipe, "newcomer/far", tmp_path / "made", token=known_token)
+    session = {"yaml": recipe.to_yaml(), "name": "far", "made": {}, "sent": "newcomer/far"}
+    question = {"question": "What is a list?", "choices": ["It is changed in place", "no"], "answer": 0}
+    with Jobs(hub) as jobs, open_lab(python=python, session=session, height=2400) as lab:
+        (lab.folder / "mine.jsonl").write_text(json.dumps(question))
+
+        def rent(panel: str, label: str) -> None:
+            lab.at(f"{panel}-button").click()
+            lab.told(panel, "warning", "costs $0.01 an hour, billed to newcomer.", 60)
+            lab.told(panel, "warning", f"Press {label} once more to rent it.")
+            lab.at(f"{panel}-button").click()
+            expect(lab.at(f"{panel}-log")).to_contain_text("Stop ends it", timeout=60_000)
+
+        jobs.hold.clear()
+        lab.run_all()
+        for panel in ("evaluate", "gguf"):
+            lab.at(f"{panel}-machine").get_by_text("On a rented machine").click()
+            lab.told(panel, "note", "Waiting for a token")
+        lab.type_token(known_token)
+        lab.choose("suite", "Questions of my own, or lm-eval's tasks by name")
+        lab.at("own-tasks").locator("input").fill("mine.jsonl")
+        lab.at("who").locator("select").select_option("the mixture alone")
+        expect(lab.at("evaluated-repo").locator("input")).to_have_value("newcomer/far")
+        rent("evaluate", "Evaluate")
+        lab.shoot(request, "evaluate", "rented")
+        rent("gguf", "Publish as GGUF")
+        lab.shoot(request, "publish", "rented")
+        stop(lab, "gguf", "gguf", "button")
+        lab.told("gguf", "warning", "The job has ended.")
+        lab.at("type-q8_0").locator("input").click()
+        rent("gguf", "Publish as GGUF")
+        stages = [job.stage for job in jobs.jobs.values()]
+        assert stages == ["SCHEDULING", "CANCELED", "SCHEDULING"]
+
+        lab.restart()
+        lab.told("gguf", "note", "Waiting for a token")
+        lab.type_token(known_token)
+        expect(lab.at("own-tasks").locator("input")).to_have_value("mine.jsonl")
+        for panel in ("evaluate", "gguf"):
+            lab.at(f"{panel}-button").click()
+            expect(lab.at(f"{panel}-log")).to_contain_text("Stop ends it", timeout=60_000)
+        jobs.hold.set()
+        lab.told("gguf", "good", "It is on the Hub", 120)
+        expect(lab.at("gguf").locator("a")).to_have_attribute("href", f"{hub.url}/newcomer/far-GGUF")
+        lab.told("evaluate", "good", "Evaluated.", 120)
+        expect(lab.at("evaluate").locator("table")).to_contain_text("acc_norm, 1 question")
+        assert len(jobs.jobs) == 3 and not lab.errors and not (lab.folder / "far").exists()
+    assert {"far-Q4_K_M.gguf", "far-Q8_0.gguf"} <= hub.repos["newcomer/far-GGUF"].commits[-1].files.keys()
+    assert "evaluation.json" in hub.repos["newcomer/far"].commits[-1].files
 
 
 @pytest.mark.slow

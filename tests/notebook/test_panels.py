@@ -298,7 +298,7 @@ def test_ticked_types_are_published_as_gguf(
 ) -> None:
     merge_recipe(demo_recipe(demo_models, domains(), "random"), session.out)
     session.account = Account("writer", (), ("writer",))
-    panel = Gguf(lambda: "mit")
+    panel = Gguf(w.Text("mit"))
     panel.hear()
     assert {kind for kind, tick in panel.types.items() if tick.value} == {"Q4_K_M"}
     assert "a lot (not measured)" in panel.figures["Q2_K"].value and "4 GB" in panel.figures["Q2_K"].value
@@ -313,7 +313,7 @@ def test_ticked_types_are_published_as_gguf(
 
 
 def test_without_types_or_such_a_model_there_is_no_gguf(session: Session, make: Make, demo_models: Path) -> None:
-    panel = Gguf(lambda: None)
+    panel = Gguf(w.Text())
     panel.hear()
     assert "Waiting for step 4" in panel.told.value and button_of(panel, "gguf-button").disabled
     models = [make(f"model-{i}", seed=i, kind="olmo2") for i in range(3)]

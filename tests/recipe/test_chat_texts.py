@@ -129,7 +129,7 @@ def test_files_lie_beside_the_recipe_or_in_the_working_folder(tmp_path: Path, mo
     text = f"base_model: a/b\nexperts: [{{source_model: a/b, positive_prompts: {listed}}}]\n"
     for name in ("sub/recipe.yaml", str(tmp_path / "sub" / "recipe.yaml")):
         Path(name).write_text(text)
-        pinned, found = read_prompts(Recipe.from_file(name))
+        pinned, found, _ = read_prompts(Recipe.from_file(name))
         assert found.experts[0].positive == ["from here", "beside"]
         # the mixture's own recipe lies elsewhere, and names the same files
         monkeypatch.chdir(tmp_path)

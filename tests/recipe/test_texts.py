@@ -38,7 +38,7 @@ def written(folder: Path, kind: str) -> Path:
 
 def texts_of(prompts: object) -> list[str]:
     """What the only expert's prompts come to."""
-    _, written_out = read_prompts(of(prompts))
+    _, written_out, _ = read_prompts(of(prompts))
     return written_out.experts[0].positive
 
 
