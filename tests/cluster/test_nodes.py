@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -88,7 +89,12 @@ def test_the_files_are_those_of_one_process_and_each_byte_is_brought_once(
 def writers(folder: Path) -> set[int]:
     """The processes that have a half-made file of weights open."""
     family, half = [psutil.Process(), *psutil.Process().children(recursive=True)], str(folder / WORK / "model-")
-    return {p.pid for p in family if any(file.path.startswith(half) for file in p.open_files())}
+    found = set[int]()
+    for process in family:
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if any(file.path.startswith(half) for file in process.open_files()):
+                found.add(process.pid)
+    return found
 
 
 @pytest.mark.slow
