@@ -43,6 +43,7 @@ MEMORY, DISK = 12_700_000_000, 75_000_000_000  # bytes that a free Colab has, ab
 LARGE = "Llama-3.1-70B"  # the shape of the models that docs/scale.md counts with, and how many experts
 EXPERTS, MACHINES = 8, (2, 4, 8)
 RATES = Rates(network=125e6, disk=500e6, processor=1e12)  # of one machine there, a second: bytes, bytes, operations
+PRICE = 1.0  # dollars that one machine there costs an hour: assumed, and easy to multiply
 ONLY = {"cohere2_moe": "without a shared expert", "glm4_moe": "with a shared expert"}  # so llama.cpp computes them
 GGUF = "Q4_K_M"  # the type of GGUF file that the README tells of
 COLAB = re.compile(r"^- \*\*A free Colab(?:.*\n)+?(?=- \*\*)", re.MULTILINE)
@@ -167,14 +168,20 @@ def with_scale(page: str) -> str:
         rates = Rates(RATES.network * machines, RATES.disk, RATES.processor * machines)
         return with_times(find_ways(prepared, plan, ROOT, 10**13, 10**12), prepared, plan, rates)
 
-    lines = ["| | from the Hub | to the Hub | disk | memory | time | to upload |", "|---|--:|--:|--:|--:|--:|--:|"]
+    def dollars(seconds: float | None, machines: int = 1) -> str:
+        return f"${PRICE * machines * (seconds or 0) / 3600:.2f}"
+
+    price = f"at ${PRICE:g} an hour"
+    lines = [f"| | from the Hub | to the Hub | disk | memory | time | to upload | {price} |", f"|---|{'--:|' * 7}"]
     for way in counted(1):
         figures = way.figures()
         del figures["fits"]
-        lines.append(f"| {way.how.strip() or 'with its models downloaded'} | {' | '.join(figures.values())} |")
-    lines += ["", "| machines that read and compute | time |", "|---|--:|"]
+        words = [way.how.strip() or "with its models downloaded", *figures.values()]
+        lines.append(f"| {' | '.join(words)} | {dollars(max(way.seconds or 0, way.upload_seconds or 0))} |")
+    lines += ["", f"| machines that read and compute | time | {price} each |", "|---|--:|--:|"]
     for machines in (1, *MACHINES):
-        lines.append(f"| {machines} | {minutes(counted(machines)[1].seconds or 0)} |")
+        seconds = counted(machines)[1].seconds
+        lines.append(f"| {machines} | {minutes(seconds or 0)} | {dollars(seconds, machines)} |")
     said = f"{EXPERTS} experts of {LARGE}, {billions(plan.parameters)} parameters, {gigabytes(plan.nbytes)}:"
     return _between(page, "\n".join([said, "", *lines, ""]))
 

@@ -140,7 +140,7 @@ def lay(
     check_goal(goal, fingerprint_of(prepared, seed))
     shapes = {output.name: output.shape for output in plan.outputs}
     scheme = make_scheme(plan.host, plan.config, shapes, kinds, bool(imatrix) or plan.weighted, goal)
-    export = Export(scheme, slots_of(plan.outputs, plan.sources, seed), imatrix)
+    export = Export(scheme, slots_of(plan.outputs, plan.references, seed), imatrix)
     counts = "prompts" if plan.weighted else digest(imatrix)
     made_of = json.dumps([fingerprint_of(prepared, seed), [s.stamps for s in plan.sources], counts])
     name = name_of(goal)

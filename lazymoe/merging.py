@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import zlib
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lazymoe.computing.compute import compute, degenerate
+from lazymoe.computing.places import Here, Interrupted
 from lazymoe.errors import Problem, error, failure
 from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
 from lazymoe.forward.device import pick_device
@@ -32,8 +33,7 @@ from lazymoe.making import (
 )
 from lazymoe.output.claims import check_sources, claim, clear, discard, is_done, locked, verify
 from lazymoe.output.folder import CONFIG, RECORD, WORK
-from lazymoe.output.shards import Taker, shards_of
-from lazymoe.output.writer import Writer
+from lazymoe.output.shards import Taker
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import SHARD_SIZE, Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
@@ -188,10 +188,12 @@ def _fill(
     work = folder / WORK
     with undone(folder, lambda: discard(plan, folder)):
         doubts = doubtful(prepared, plan)
-        shards = shards_of(plan, folder, work, seed, taker)
-        with closing(Writer(shards, progress)) as writer:
-            compute(prepared, plan, writer, work, seed, device, progress, places=places)
-            writer.finish()
+        places = places or Here(plan.sources)
+        while True:
+            with suppress(Interrupted), closing(places.writer(plan, folder, work, seed, taker, progress)) as writer:
+                compute(prepared, plan, writer, work, seed, device, progress, places=places)
+                writer.finish()
+                break
         if taker is None:
             verify(plan, folder)
         check_sources(folder, plan)

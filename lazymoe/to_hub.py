@@ -143,10 +143,11 @@ class _Sender:
 
     def has(self, name: str) -> bool:
         """Tell whether a file was sent to this repository before, by what is kept of that."""
+        self._wait()
         self._names.add(name)
         kept = readable(self._sent(name))
-        if kept.get("repo") != self._repo:
-            return False
+        if kept.get("repo") != self._repo or name in self._upload.sent:
+            return name in self._upload.sent
         self._upload.recall(name, kept["sha256"], kept["bytes"])
         self._there += kept["bytes"]
         return True
@@ -162,6 +163,20 @@ class _Sender:
         self._wait()
         self._tell()  # its rate counts from here
         self._sending = self._after_the_last(partial(self._send, path))
+
+    def elsewhere(self, path: Path, outputs: Sequence[Output]) -> Callable[[], tuple[str, bool]]:
+        """Look at a finished file, and give what sends it from another machine that sees it."""
+        verify_shard(path, outputs)
+        return self._upload.elsewhere(path)
+
+    def took(self, path: Path, said: tuple[str, bool]) -> None:
+        """Note a file that was sent from elsewhere, and delete it."""
+        sha256, sent = said
+        size = path.stat().st_size
+        self._upload.recall(path.name, sha256, size)
+        self._let_go(path, size)
+        self.nbytes += size if sent else 0
+        self._tell()
 
     def finish(self, folder: Path) -> None:
         """Show all that was sent, with the small files of a folder."""
@@ -212,11 +227,16 @@ class _Sender:
                 stream.send(path, size)
                 sha256 = stream.finish()
         sent = self._upload.recall(path.name, sha256, size) if sha256 else self._upload.send(path.name, path)
+        self._stream = None
+        self._let_go(path, size)
+        return size if sent else 0
+
+    def _let_go(self, path: Path, size: int) -> None:
+        """Note a file that the Hub has, and delete it here."""
         kept = {"repo": self._repo, "sha256": self._upload.sent[path.name], "bytes": size}
         write_whole(self._sent(path.name), json.dumps(kept))
         path.unlink()
-        self._stream, self._there = None, self._there + size
-        return size if sent else 0
+        self._there += size
 
     def _wait(self) -> None:
         while self._sending and not wait([self._sending], TICK).done:

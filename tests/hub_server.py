@@ -99,6 +99,7 @@ class Request(NamedTuple):
     path: str
     received: int  # bytes of the body
     status: int  # 0 when the connection was cut before an answer
+    machine: str  # what asked; see `_Handler.machine`
 
 
 @dataclass
@@ -615,7 +616,7 @@ class _Handler(BaseHTTPRequestHandler):
             received = copy(self.rfile, body, length // 2 if kind == "cut" else length)
             body.seek(0)
             if received < length:  # cut short, by us or by the client
-                hub.requests.append(Request(self.command, self.path, received, 0))
+                hub.requests.append(Request(self.command, self.path, received, 0, self.machine))
                 self.close_connection = True
                 return
             try:
@@ -628,7 +629,7 @@ class _Handler(BaseHTTPRequestHandler):
             except Exception:  # a mistake in here: the client gets a 500 and the test's output the reason
                 traceback.print_exc()
                 answer = Answer({"error": "Internal error"}, 500)
-        hub.requests.append(Request(self.command, self.path, received, answer.status))
+        hub.requests.append(Request(self.command, self.path, received, answer.status, self.machine))
         with contextlib.suppress(ConnectionError):  # the client may hang up
             sent = self.send(answer, fault if kind in (*BODY, "retag") else None)
             with hub.lock:  # requests are answered side by side

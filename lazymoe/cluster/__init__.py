@@ -1,2 +1,2 @@
-"""The same merge on a cluster of Ray: each model is read, and its part of the work done, on one machine (`model`), and
-this process merges, fits and writes (`nodes`)."""
+"""The same merge on a cluster of Ray: each model is read, and its part of the work done, on one machine (`model`), this
+process merges and fits (`nodes`), and each file is written by one machine (`writing`)."""

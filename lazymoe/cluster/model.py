@@ -52,7 +52,7 @@ class Told(NamedTuple):
 
     Attributes:
         brought: bytes that it has read on the Hub so far.
-        value: what came of its work, or a tensor that was read for it.
+        value: what came of its work; None if what it says next is a tensor that was read for it.
         name: of that tensor; empty for what came of the work.
     """
 
@@ -98,8 +98,10 @@ class Model:
         data = self._source.origin.ranges.read(file, offset, length)
         return Told(self._brought, np.frombuffer(data, np.uint8))
 
-    def work(self, work: Work, precision: str, number: int, *given: Any) -> Iterator[Told]:
+    def work(self, work: Work, precision: str, number: int, *given: Any) -> Iterator[Told | Tensor]:
         """Do a piece of work, with what it reads handed on before what comes of it; see `Places.each`.
+
+        A tensor that was read stays here until somebody wants it.
 
         Args:
             work: what to do.
@@ -117,7 +119,8 @@ class Model:
         for made in work(Passing(self._source, number, take), *given):
             while read:
                 name, tensor = read.pop(0)
-                yield Told(self._brought, tensor, name)
+                yield Told(self._brought, None, name)
+                yield tensor
             yield Told(self._brought, made)
 
 

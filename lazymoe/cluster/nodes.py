@@ -1,4 +1,4 @@
-"""A merge on a cluster of Ray, from the process that merges, fits and writes.
+"""A merge on a cluster of Ray, from the process that merges and fits.
 
 Each model has an actor on one of the machines. What is asked of one that dies is asked again of another in its place,
 which does the same: nothing of it is kept but what it has read.
@@ -19,24 +19,18 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import (
-    ActorUnschedulableError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
+from lazymoe.cluster.asking import LOST, alive, begin_on, hear, lost, wait
 from lazymoe.cluster.model import Model, Told, Wanted, by_bytes
-from lazymoe.computing.places import Asked, Take, Work
-from lazymoe.errors import LazyMoEError, error, failure, printable
+from lazymoe.cluster.writing import Spread, begin_writing
+from lazymoe.computing.places import Asked, Here, Take, Work
+from lazymoe.errors import error, printable
 from lazymoe.hub.accounts import find_token
 from lazymoe.hub.ranges import Place, Ranges
+from lazymoe.output.shards import Taker
+from lazymoe.output.writer import Sink
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.remote import Remote
@@ -44,14 +38,9 @@ from lazymoe.progress import Progress
 from lazymoe.recipe.reference import Reference
 from lazymoe.version import versions
 
-# what is raised of a machine that died, or isn't known to have died yet
-LOST = (
-    ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError,
-)  # fmt: skip
 TRIES = 4  # how often a model is begun anew before anything comes of it
 SAME = "Install the same versions on all machines of the cluster, and on this one."
 PATIENCE = 10.0  # seconds to wait for a cluster's first answer
-TICK = 0.2  # seconds between two looks at whether something has arrived
 
 
 @contextmanager
@@ -149,6 +138,8 @@ class Cluster:
                 self._seats[part.source].written.add(part.tensor.name)
         self._each_once = list(seats.values())
         self._died = Counter[str]()  # actors, by the machine
+        self._spread = False  # whether what is read is written where it is, or elsewhere, but not here
+        self._broke = 0  # how often writing did since something was kept
 
     def begin(self) -> None:
         """Begin an actor for each model, and read by it from now on."""
@@ -185,6 +176,33 @@ class Cluster:
             begun.append((number, ask, self._seats[number].actor, ask()))
         return (self._answers(*one, take) for one in begun)
 
+    def writer(
+        self, plan: Plan, out: Path, work: Path, seed: int, taker: Taker | None, progress: Progress
+    ) -> Sink[Any]:
+        """Make what writes the files, on all machines that see the folder if it isn't just this one; see `Places`."""
+        actors = begin_writing(work, self.tell)
+        self._spread = bool(actors)
+        if not actors:
+            return Here(plan.sources).writer(plan, out, work, seed, taker, progress)
+        return Spread(self, actors, plan, out, work, seed, taker, progress)
+
+    def kept(self) -> None:
+        """Note that what was written until now isn't lost any more."""
+        self._broke = 0
+
+    def broke(self, e: Exception) -> None:
+        """Count that something which writes died.
+
+        Args:
+            e: what was raised of it.
+
+        Raises:
+            ClusterError: if too many have.
+        """
+        self._broke += 1
+        if self._broke > TRIES:
+            raise lost("what writes the mixture", "--on", e)
+
     def _ask(self, seat: int, *work: Any) -> Any:
         return self._seats[seat].actor.work.remote(*work)
 
@@ -194,11 +212,12 @@ class Cluster:
         seat, known = self._seats[number], 0
         while True:
             try:
-                for told in itertools.islice(self._listen(stream), known, None):
+                for told, read in itertools.islice(self._listen(stream), known, None):
+                    value = read if self._spread or not told.name else hear(read, self.tell)
                     known += 1
                     self._hear(seat, told)
                     if told.name:
-                        take(number, told.name, told.value)
+                        take(number, told.name, value)
                     else:
                         yield told.value
                 return
@@ -206,21 +225,24 @@ class Cluster:
                 self._replace(seat, actor, e)
                 actor, stream = seat.actor, ask()
 
-    def _listen(self, stream: Any) -> Iterator[Told]:
+    def _listen(self, stream: Any) -> Iterator[tuple[Told, Any]]:
+        """Yield what is said, with what stands for a tensor that was read, if it is of one."""
         while True:
-            self._wait(stream)
+            wait(stream, self.tell)
             try:
-                said = next(stream)
+                told = hear(next(stream), self.tell)
             except StopIteration:
                 return
-            yield self._get(said)
+            if told.name:
+                wait(stream, self.tell)
+            yield told, next(stream) if told.name else None
 
     def _read(self, seat: _Seat, _: Ranges, place: Place) -> bytearray:
         """Read bytes of a model's file where it is read; stands for `Ranges.read`."""
         while True:
             actor = seat.actor
             try:
-                told = self._get(actor.read.remote(place.file, place.begin, place.end - place.begin))
+                told = hear(actor.read.remote(place.file, place.begin, place.end - place.begin), self.tell)
                 self._hear(seat, told)
                 return bytearray(told.value)
             except LOST as e:
@@ -228,44 +250,24 @@ class Cluster:
 
     def _hear(self, seat: _Seat, told: Told) -> None:
         seat.brought, seat.failed = seat.before + told.brought, 0
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         brought = sum(seat.brought for seat in self._each_once)
         if self._total:
             self._progress("download", min(brought, self._total), self._total)
-
-    def _wait(self, said: Any) -> None:
-        while not ray.wait([said], timeout=TICK)[0]:
-            self._tell()  # a way to stop it
-
-    def _get(self, said: Any) -> Any:
-        """Wait for what an actor says.
-
-        Raises:
-            LazyMoEError: what it raised.
-        """
-        self._wait(said)
-        try:
-            return ray.get(said)
-        except RayTaskError as e:
-            if isinstance(e.cause, LazyMoEError):
-                raise failure(e.cause.problems) from None  # made anew: an exception's own text doesn't travel
-            raise
 
     def _start(self, seat: _Seat) -> None:
         """Begin an actor, on the machine where the fewest have died, and that has the fewest; on this one last."""
         seat.node, here = "", ray.get_runtime_context().get_node_id()
         taken = Counter(seat.node for seat in self._each_once)
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        seat.node = min(nodes, key=lambda node: (self._died[node], taken[node], node == here))
-        where = NodeAffinitySchedulingStrategy(seat.node, soft=False)
+        seat.node = min(alive(), key=lambda node: (self._died[node], taken[node], node == here))
         wanted = Wanted(
             Reference.parse(seat.source.pinned), Path.cwd(), seat.where, seat.source.fingerprint, self._allow_pickle,
             frozenset(seat.written), self._kept,
         )  # fmt: skip
         seat.before = seat.brought
-        seat.actor = ray.remote(Model).options(num_cpus=0, scheduling_strategy=where).remote()
+        seat.actor = begin_on(seat.node, Model)
         found = find_token()  # not before the actor is there: who begins one is kept with what it was begun with
         seat.begun = seat.actor.begin.remote(wanted, torch.get_num_threads(), found and found[0])
 
@@ -276,7 +278,7 @@ class Cluster:
             LazyMoEError: if it can't have it.
         """
         try:
-            there = self._get(seat.begun)
+            there = hear(seat.begun, self.tell)
         except LOST as e:
             return self._replace(seat, seat.actor, e)
         if other := [name for name, here in versions().items() if there[name] != here]:
@@ -296,10 +298,7 @@ class Cluster:
         if "No module named 'lazymoe" in str(e):
             raise error("cluster.versions", "--on", "a machine has no or another LazyMoE", SAME)
         if seat.failed > TRIES:
-            said = printable(str(e).partition("\n")[0]).rstrip(".:")
-            what = f"what reads {seat.source.reference} dies on one machine after the other ({said})"
-            remedy = "Look at Ray's logs there, then run it again: it goes on from here."
-            raise error("cluster.lost", seat.where, what, remedy)
+            raise lost(f"what reads {seat.source.reference}", seat.where, e)
         ray.kill(actor)  # it may live, and be out of reach
         self._start(seat)
         self._settle(seat)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from lazymoe.errors import Problem
 from lazymoe.files import is_sound, write_sealed
 from lazymoe.floats import encode
 from lazymoe.forward.device import pick_device
-from lazymoe.output.writer import Writer
+from lazymoe.output.writer import Sink
 from lazymoe.planning.memory import sweeps, tells_routing
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
@@ -35,7 +35,7 @@ PARALLEL = 0.95  # cosine above which two rows send nearly the same tokens to bo
 def compute(
     prepared: Prepared,
     plan: Plan,
-    writer: Writer,
+    writer: Sink[Any],
     folder: Path,
     seed: int,
     device: str | None,

@@ -1,23 +1,47 @@
-"""Where a model's part of the work is done: here, one model after the other, or on the machines that read them."""
+"""Where a model's part of the work is done and files are written: here, one by one, or on several machines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
+from lazymoe.output.shards import Taker, shards_of
+from lazymoe.output.writer import Sink, Writer
+from lazymoe.planning.plan import Plan
+from lazymoe.progress import Progress
 
 # a function of a model and of what else it takes: what comes of it. Iterators among that are gone through once.
 Work = Callable[..., Iterator[Tensor]]
 Asked = Iterable[tuple[int, tuple[Any, ...]]]  # numbers of sources, and what the work takes beside each
 Each = Callable[[Work, Asked], Iterator[Iterator[Tensor]]]  # gives what comes of each, in the order of the asked
-Take = Callable[[int, str, Tensor], None]  # takes a tensor that was read: the number of its source, its name, and it
+# takes a tensor that was read: the number of its source, its name, and it, or what stands for it and a `Sink` can take
+Take = Callable[[int, str, Any], None]
+
+
+class Interrupted(Exception):
+    """Raised of a machine that died with what it had written since it was last noted: what goes on from there must be
+    begun anew."""
 
 
 class Places(Protocol):
-    """What has work done."""
+    """What has work done, and files written."""
+
+    def writer(
+        self, plan: Plan, out: Path, work: Path, seed: int, taker: Taker | None, progress: Progress
+    ) -> Sink[Any]:
+        """Make what writes the files of a plan's tensors; what is there already stays.
+
+        Args:
+            plan, out, work, seed, taker: as `shards_of` has them.
+            progress: told of the bytes written, stage ``write``.
+
+        Raises:
+            Interrupted: if a machine dies; so do the sink's own functions.
+        """
 
     def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:
         """Have a piece of work done for several models.
@@ -40,6 +64,10 @@ class Here:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
+
+    def writer(self, plan: Plan, out: Path, work: Path, seed: int, taker: Taker | None, progress: Progress) -> Writer:
+        """Make what writes the files of a plan's tensors; see `Places`."""
+        return Writer(shards_of(plan, out, work, seed, taker), progress)
 
     def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:
         """Have a piece of work done for several models; see `Places`."""

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from lazymoe.computing.walk import Walk, merge_read, unknown
 from lazymoe.forward.device import give_back
 from lazymoe.forward.inputs import Inputs
 from lazymoe.forward.routing import Routing
-from lazymoe.output.writer import Writer
+from lazymoe.output.writer import Sink
 from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
@@ -40,7 +41,7 @@ Weigh = Callable[[Inputs], None]  # told what maps have read so far, before thes
 def sweep(
     recipe: Recipe,
     plan: Plan,
-    writer: Writer,
+    writer: Sink[Any],
     folder: Path,
     device: str,
     progress: Progress,
@@ -68,7 +69,7 @@ def sweep(
     """
     order, places = canonical(recipe, plan), places or Here(plan.sources)
 
-    def take(number: int, name: str, tensor: Tensor) -> None:
+    def take(number: int, name: str, tensor: Any) -> None:
         if not plan.weighted:
             writer.pass_by(number, name, [tensor])
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from lazymoe.forward.mixture import answers, fill, mix
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.routing import Routing, Tally, add_shared, leave_out, route
 from lazymoe.forward.stream import Stream
-from lazymoe.output.writer import Writer
+from lazymoe.output.writer import Sink
 from lazymoe.planning.memory import reads_states
 from lazymoe.planning.plan import Computed, Plan
 from lazymoe.recipe.schema import Recipe
@@ -47,7 +48,7 @@ class Walk:
         self,
         recipe: Recipe,
         plan: Plan,
-        writer: Writer,
+        writer: Sink[Any],
         folder: Path,
         average: Average,
         groups: Sequence[Group],

@@ -5,7 +5,7 @@ So an upload that breaks off leaves nothing half-made, and the next one sends on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,15 @@ class Upload:
         self._operations.append(added)
         return True
 
+    def elsewhere(self, path: Path) -> Callable[[], tuple[str, bool]]:
+        """Give what sends a large file from another machine, and tells its SHA-256 and whether it was sent.
+
+        Args:
+            path: where it is, on that machine; it has the same name in the repository.
+        """
+        assert isinstance(self._api.token, str)
+        return partial(_send, self._repo, self._api.token, path)
+
     def stream(self, name: str) -> Stream | None:
         """Begin to send a large file of which not all is there yet; None where that can't be done.
 
@@ -166,3 +175,10 @@ class Upload:
         create = partial(self._api.create_commit, self._repo, self._operations, commit_message=message)
         with without_bars():
             ask(self._about, create)
+
+
+def _send(repo: str, token: str, path: Path) -> tuple[str, bool]:
+    """Send a large file to a repository that is there; see `Upload.elsewhere`."""
+    upload = Upload(repo, token, private=False, make=False)
+    sent = upload.send(path.name, path)
+    return upload.sent[path.name], sent

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from lazymoe.checkpoint.safetensors import Stored
-from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import read_into
 from lazymoe.floats import encode, finite
 from lazymoe.planning.plan import Computed, Constant, Output, Part, Piece
+from lazymoe.recipe.reference import Reference
 from lazymoe.seeding import generator
 
 if TYPE_CHECKING:
@@ -267,16 +267,16 @@ class Slot(NamedTuple):
         return put
 
 
-def slots_of(outputs: Iterable[Output], sources: Sequence[Source], seed: int) -> list[Slot]:
+def slots_of(outputs: Iterable[Output], references: Sequence[Reference], seed: int) -> list[Slot]:
     """List the parts of tensors, one after the other.
 
     Args:
         outputs: the tensors.
-        sources: what they are made of, by number.
+        references: what names the models that they are made of, by number.
         seed: of noise.
     """
     return [
-        Slot(output, number, seed, None if isinstance(part, Constant) else sources[part.source].reference)
+        Slot(output, number, seed, None if isinstance(part, Constant) else references[part.source])
         for output in outputs
         for number, part in enumerate(output.parts)
     ]

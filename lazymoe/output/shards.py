@@ -15,12 +15,12 @@ from contextlib import suppress
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lazymoe.checkpoint.safetensors import write_header
 from lazymoe.checkpoint.tensors import BITS
 from lazymoe.files import SEAL, checksum_of, combined, is_sealed, read_seal, readable, seal, settle, write_whole
-from lazymoe.output.parts import Looker, PlainPen, slots_of
+from lazymoe.output.parts import Looker, PlainPen, Slot, slots_of
 from lazymoe.planning.plan import Output, Plan
 
 NOTES = ".parts"  # ends the name of the file that holds the checksums of another's parts
@@ -39,6 +39,12 @@ class Taker(Protocol):
     def take(self, path: Path, outputs: Sequence[Output]) -> None:
         """Take a finished one, which holds these tensors."""
 
+    def elsewhere(self, path: Path, outputs: Sequence[Output]) -> Callable[[], Any]:
+        """Look at a finished one, and give what takes it from any machine that sees it."""
+
+    def took(self, path: Path, said: Any) -> None:
+        """Note that one was taken elsewhere, by what that gave."""
+
     def finish(self, folder: Path) -> None:
         """Take the other files, which are in this folder, when all weights were taken."""
 
@@ -53,7 +59,7 @@ def shards_of(plan: Plan, out: Path, work: Path, seed: int, taker: Taker | None 
         seed: of the experts' noise.
         taker: is given each shard when it is finished, if anybody is.
     """
-    return [Shard(plan, name, outputs, out, work, seed, taker) for name, outputs in plan.shards]
+    return [Shard(name, slots_of(outputs, plan.references, seed), out, work, taker) for name, outputs in plan.shards]
 
 
 class Shard:
@@ -64,14 +70,18 @@ class Shard:
         lacking: the numbers of the parts that aren't there, in order.
     """
 
-    def __init__(
-        self, plan: Plan, name: str, outputs: Sequence[Output], out: Path, work: Path, seed: int, taker: Taker | None
-    ) -> None:
-        """Find what is there of it; see `shards_of`."""
-        self._outputs, self._out, self._taker = outputs, out / name, taker
+    def __init__(self, name: str, slots: list[Slot], out: Path, work: Path, taker: Taker | None = None) -> None:
+        """Find what is there of it.
+
+        Args:
+            name: of the file.
+            slots: its parts.
+            out, work, taker: as in `shards_of`.
+        """
+        self._outputs, self._out, self._taker = [slot.output for slot in slots if not slot.number], out / name, taker
         self._half, self._kept, self._notes = work / name, work / f"{name}{SEAL}", work / f"{name}{NOTES}"
-        self._header = write_header((o.name, o.dtype, o.shape) for o in outputs)
-        self.slots = slots_of(outputs, plan.sources, seed)
+        self._header = write_header((o.name, o.dtype, o.shape) for o in self._outputs)
+        self.slots = slots
         self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in self.slots]
         self._places = list(accumulate(self.sizes, initial=len(self._header)))  # the first byte of each, and the end
         self.lacking = dict.fromkeys(range(len(self.slots)))

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from lazymoe.architectures.records import Dense, Host, MoE, Place, shape
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import BITS, CODES, FLOATS, TensorInfo
+from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.schema import Recipe, SharedWeights
 
 WORK = ".lazymoe"  # folder in the output for what is half-made
@@ -139,6 +140,11 @@ class Plan:
     @property
     def layers(self) -> int:
         return int(self.config["num_hidden_layers"])
+
+    @property
+    def references(self) -> list[Reference]:
+        """What names the sources, by number."""
+        return [source.reference for source in self.sources]
 
     @property
     def expert_sources(self) -> tuple[Source, ...]:

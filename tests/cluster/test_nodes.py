@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,7 @@ from test_remote import TEXTS, give_tokenizer
 import lazymoe.hub.client
 from lazymoe import ClusterError, LazyMoEError, Recipe, SourceError, merge, merge_to_hub
 from lazymoe.cli import main
+from lazymoe.output.folder import WORK
 from lazymoe.planning.prepared import prepare
 from lazymoe.planning.remote import remote
 
@@ -63,16 +66,35 @@ def test_what_a_cluster_cannot_do_is_said(make: Make, tmp_path: Path) -> None:
 def test_the_files_are_those_of_one_process_and_each_byte_is_brought_once(
     given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path
 ) -> None:
-    prepared, told = prepare(given, source="remote"), []
+    """And they are written by those that read: this process opens none of them."""
+    prepared, told, writing = prepare(given, source="remote"), [], set[int]()
     needed = remote(prepared.prompts, prepared.sound_plan).nbytes
     clean_hub.sent_to = Counter()
-    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=lambda *step: told.append(step), **SMALL).folder
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+        if stage == "sweep":
+            writing.update(writers(tmp_path / "moe"))
+
+    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
+    assert len(writing) == 3 and os.getpid() not in writing
     brought = {model: n for model, n in clean_hub.sent_to.items() if n > 100_000}
     assert len({node for node, _ in brought}) == len({repo for _, repo in brought}) == len(brought) == 3, brought
     assert "" not in {node for node, _ in brought}  # this process, which read their headers
     assert needed <= sum(brought.values()) <= 1.02 * needed
     assert [done for stage, done, _ in told if stage == "download"][-1] == needed
     assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+def writers(folder: Path) -> set[int]:
+    """The processes that have a half-made file of weights open."""
+    family, half = [psutil.Process(), *psutil.Process().children(recursive=True)], str(folder / WORK / "model-")
+    found = set[int]()
+    for process in family:
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if any(file.path.startswith(half) for file in process.open_files()):
+                found.add(process.pid)
+    return found
 
 
 @pytest.mark.slow
@@ -101,6 +123,36 @@ def test_a_node_that_dies_is_done_without(stage: str, done: int, given: Recipe, 
 
 
 @pytest.mark.slow
+def test_one_that_writes_and_dies_is_done_without(given: Recipe, nodes: Nodes, tmp_path: Path) -> None:
+    killed = set[int]()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "sweep" and done == 2:
+            killed.add(dying := min(writers(tmp_path / "moe")))
+            psutil.Process(dying).kill()
+
+    moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
+    assert killed
+    assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="the system has no folder that is another for each")
+def test_a_folder_that_only_this_process_has_is_written_by_it(
+    given: Recipe, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    writing = set[int]()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        writing.update(writers(tmp_path / "moe"))
+
+    merge(given, Path("/proc/self/cwd/moe"), on=nodes.address, progress=progress, **SMALL)
+    assert writing == {os.getpid()}
+    assert contents(tmp_path / "moe") == contents(merge(given, tmp_path / "here", **SMALL).folder)
+
+
+@pytest.mark.slow
 def test_stopped_it_goes_on_in_one_process_and_the_other_way_round(given: Recipe, nodes: Nodes, tmp_path: Path) -> None:
     def stop(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("sweep", 2):
@@ -117,11 +169,22 @@ def test_stopped_it_goes_on_in_one_process_and_the_other_way_round(given: Recipe
 
 
 @pytest.mark.slow
-def test_straight_to_the_hub(given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
-    merge_to_hub(given, "writer/on-cluster", tmp_path / "work", on=nodes.address, **SMALL)
-    merge_to_hub(given, "writer/from-here", tmp_path / "work", **SMALL)
-    one, other = (clean_hub.repos[f"writer/{name}"].commits[-1].files for name in ("on-cluster", "from-here"))
+@pytest.mark.parametrize("dies", [False, True], ids=["", "a node dies"])
+def test_straight_to_the_hub(dies: bool, given: Recipe, nodes: Nodes, clean_hub: Hub, tmp_path: Path) -> None:
+    repos = [f"writer/on-cluster-{dies}", f"writer/from-here-{dies}"]
+    killed, asked = [], len(clean_hub.requests)
+
+    def progress(stage: str, done: int, _: int) -> None:
+        if dies and not killed and stage == "upload" and done:
+            killed.append(nodes.kill())
+
+    merge_to_hub(given, repos[0], tmp_path / "work", on=nodes.address, progress=progress, **SMALL)
+    merge_to_hub(given, repos[1], tmp_path / "work", **SMALL)
+    one, other = (clean_hub.repos[name].commits[-1].files for name in repos)
     assert one.keys() == other.keys() and all(one[name] == other[name] for name in one if name != "README.md")
+    assert len(clean_hub.repos[repos[0]].commits) == 2 and not (tmp_path / "work").exists()
+    sending = {r.machine for r in clean_hub.requests[asked:] if f"{repos[0]}/preupload" in r.path}
+    assert len(sending - {""}) == 3 and bool(killed) == dies
 
 
 @pytest.mark.slow
@@ -152,13 +215,13 @@ def test_nobody_sees_the_token(
 
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(lazymoe.hub.client, "_typed", TOKEN)
-    monkeypatch.setitem(clean_hub.tokens, TOKEN, User("acme", "read"))
+    monkeypatch.setitem(clean_hub.tokens, TOKEN, User("acme", "write"))
     for repo in clean_hub.repos.values():
         repo.private = True
     seen: dict[str, bytes] = {}
 
     def look(stage: str, done: int, total: int) -> None:
-        if stage != "sweep" or done != 2:
+        if (stage, done) != ("sweep", SIZES["num_hidden_layers"]):
             return
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
         seen["logs"] = b"".join(path.read_bytes() for path in session.rglob("logs/*") if path.is_file())
@@ -169,7 +232,7 @@ def test_nobody_sees_the_token(
             if process.name() in ("gcs_server", "raylet"):
                 seen[f"{process.pid} memory of {process.name()}"] = memory_of(own)
 
-    merge(given, tmp_path / "moe", on=nodes.address, progress=look, **SMALL)
+    merge_to_hub(given, "acme/moe", tmp_path / "moe", on=nodes.address, progress=look, **SMALL)
     told = {what.partition(" ")[2]: data for what, data in seen.items()}
     assert b"lazymoe.cluster.model" in told["memory of gcs_server"]  # it is where actors are known
     assert any(b"HF_HUB_USER_AGENT_ORIGIN" in data for what, data in seen.items() if what.endswith("environment"))

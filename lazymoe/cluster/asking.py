@@ -1,0 +1,89 @@
+"""Actors: begun on a machine, asked, and lost with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lazymoe.errors import LazyMoEError, error, failure, printable
+
+# what is raised of a machine that died, or isn't known to have died yet
+LOST = (
+    ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError,
+)  # fmt: skip
+TICK = 0.2  # seconds between two looks at whether something has arrived
+
+
+def alive() -> list[str]:
+    """List the machines of the cluster, by what Ray knows them."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def begin_on(node: str, kind: type, beside: dict[str, int] | None = None) -> Any:
+    """Begin an actor.
+
+    Args:
+        node: the machine.
+        kind: the actor's class.
+        beside: what it does beside all else, and how much of that at once.
+    """
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(concurrency_groups=beside or {}, num_cpus=0)(kind).options(scheduling_strategy=where).remote()
+
+
+def wait(said: Any, tick: Callable[[], None]) -> None:
+    """Wait until something is said.
+
+    Args:
+        said: what stands for it.
+        tick: called now and then; what it raises ends the wait.
+    """
+    while not ray.wait([said], timeout=TICK)[0]:
+        tick()
+
+
+def hear(said: Any, tick: Callable[[], None]) -> Any:
+    """Wait for what an actor says, and give it.
+
+    Args:
+        said, tick: as in `wait`.
+
+    Raises:
+        LazyMoEError, OSError: what it raised.
+    """
+    wait(said, tick)
+    try:
+        return ray.get(said)
+    except RayTaskError as e:
+        if isinstance(e.cause, LazyMoEError):
+            raise failure(e.cause.problems) from None  # made anew: an exception's own text doesn't travel
+        if isinstance(e.cause, OSError):
+            raise e.cause from None
+        if isinstance(e.cause, RuntimeError) and "shutdown" in str(e.cause):
+            raise WorkerCrashedError from None  # its machine has died, and it is about to
+        raise
+
+
+def lost(what: str, where: str, e: Exception) -> LazyMoEError:
+    """Say that something dies again and again.
+
+    Args:
+        what: it does.
+        where: how messages name the place that asked for it.
+        e: what was raised of it the last time.
+    """
+    said = printable(str(e).partition("\n")[0]).rstrip(".:")
+    remedy = "Look at Ray's logs there, then run it again: it goes on from here."
+    return error("cluster.lost", where, f"{what} dies on one machine after the other ({said})", remedy)
