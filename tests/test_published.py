@@ -195,12 +195,12 @@ def test_places_on_this_machine_are_not_published(clean_hub: Hub, moe: Path) -> 
         assert b"private-place" not in content and b"/tmp" not in content, name
     shown = Recipe.from_yaml(files(clean_hub)[RECIPE].decode())
     assert (shown.base_model, shown.experts[0].source_model) == ("base", "expert-a")
-    assert [getattr(p, "file", p) for p in shown.experts[0].positive_prompts or []] == ["prompts-1.jsonl", "words"]
+    assert [getattr(p, "file", p) for p in shown.experts[0].positive_prompts or []] == ["texts.txt", "words"]
     kept = Recipe.from_file(moe / RECIPE)
     assert "private-place" in kept.base_model and without_places(kept) == shown
     text = card(moe, REPO)
     assert "private-place" not in text and "of models or prompts that lay in folders" in text
-    assert "source_model: expert-a" in text and "file: prompts-1.jsonl" in text
+    assert "source_model: expert-a" in text and "file: texts.txt" in text
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.output.shards import Taker, shards_of
@@ -14,10 +12,13 @@ from lazymoe.output.writer import Sink, Writer
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # a function of a model and of what else it takes: what comes of it. Iterators among that are gone through once.
-Work = Callable[..., Iterator[Tensor]]
+Work = Callable[..., "Iterator[Tensor]"]
 Asked = Iterable[tuple[int, tuple[Any, ...]]]  # numbers of sources, and what the work takes beside each
-Each = Callable[[Work, Asked], Iterator[Iterator[Tensor]]]  # gives what comes of each, in the order of the asked
+Each = Callable[[Work, Asked], "Iterator[Iterator[Tensor]]"]  # gives what comes of each, in the order of the asked
 # takes a tensor that was read: the number of its source, its name, and it, or what stands for it and a `Sink` can take
 Take = Callable[[int, str, Any], None]
 
