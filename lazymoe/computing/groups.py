@@ -15,6 +15,8 @@ from lazymoe.planning.memory import LIMIT, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import Recipe
 
+FEW = 32  # tokens of prompts that are keywords: with other tokens in their place they would mean something else
+
 
 @dataclass(frozen=True)
 class Group:
@@ -60,12 +62,13 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
         for sign, texts in ((1, asked.positive), (-1, asked.negative if fitted else []))
         if texts
     ]
-    again = [s for *_, packed in sides for order in packed.orders[1::2] for s in order] if fitted else []
-    variety = Variety(plan.sources[0], torch.cat(again), device) if again else None
+    again = [packed.orders[1::2] if fitted and packed.given >= FEW else [] for *_, packed in sides]
+    replaced = [s for orders in again for order in orders for s in order]
+    variety = Variety(plan.sources[0], torch.cat(replaced), device) if replaced else None
     found = []
-    for place, sign, packed in sides:
+    for (place, sign, packed), others in zip(sides, again, strict=True):
         tokens = min(packed.given, LIMIT)
-        own, others = (packed.orders[::2], packed.orders[1::2]) if variety else (packed.orders, [])
+        own = packed.orders[::2] if others else packed.orders
         found.append(Group(place, sign, batches(list(chain(*own))), tokens))
         if variety and others:
             found.append(Group(place, sign, batches(variety.copies(list(chain(*others)))), tokens, varied=True))

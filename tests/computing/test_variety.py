@@ -58,7 +58,7 @@ def test_alike_or_empty_embeddings_do_no_harm(make: Make) -> None:
 
 
 def test_every_second_order_is_of_copies_for_the_router_alone(demo_models: Path) -> None:
-    """Not of what is long enough to be read once."""
+    """Not of what is long enough to be read once, nor of keywords."""
     prompts = ["import os\n" * 700], ["calm sea"], ["A ship came in, and the sea was calm again as it had been."] * 5
     experts = [{"source_model": str(demo_models / "english"), "positive_prompts": p} for p in prompts]
     experts[1]["negative_prompts"] = prompts[2]
@@ -77,7 +77,7 @@ def test_every_second_order_is_of_copies_for_the_router_alone(demo_models: Path)
     ]  # fmt: skip
     assert found["fit"] == [
         (0, 1, False, whole),
-        (1, 1, False, keyword[0]), (1, 1, True, keyword[1]),
+        (1, 1, False, sum(keyword)),
         (1, -1, False, sentences[0]), (1, -1, True, sentences[1]),
         (2, 1, False, sentences[0]), (2, 1, True, sentences[1]),
     ]  # fmt: skip
