@@ -24,6 +24,7 @@ from lazymoe.architectures.records import Dense
 from lazymoe.architectures.watching import decoder_of, layers_of
 from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.errors import LazyMoEError, error
+from lazymoe.forward.device import give_back
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
 from lazymoe.forward.spilling import room_for_states
 
@@ -131,6 +132,7 @@ class Stream:
                 raise error("source.broken", self.source.folder, what, remedy)
             self.states[i] = states
         layer.to("meta")  # lets the weights go
+        give_back()
         self.next += 1
 
     def _run(self, layer: nn.Module, batch: int) -> Tensor:
