@@ -20,7 +20,8 @@ from lazymoe.files import stamp
 from lazymoe.forward.likelihoods import Means, Run, layers_of
 from lazymoe.forward.loading import load, load_dense
 from lazymoe.forward.mixture import InMixture, run
-from lazymoe.forward.stream import Stream, Weights, settled_config
+from lazymoe.forward.skeleton import Weights, settled_config
+from lazymoe.forward.stream import Stream
 from lazymoe.forward.tokens import load_tokenizer
 from lazymoe.output.folder import CONFIG, Finished
 from lazymoe.planning.plan import Plan

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lazymoe.files import existing
 from lazymoe.forward.head import predict
-from lazymoe.forward.stream import Stream, Weights
+from lazymoe.forward.skeleton import Weights
+from lazymoe.forward.stream import Stream
 from lazymoe.forward.tokens import batches
 
 # Sends batches of token ids [B, T] through a model's layers, tells after each layer how many are done, and puts what

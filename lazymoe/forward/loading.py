@@ -21,7 +21,7 @@ from lazymoe.errors import error
 from lazymoe.files import absolute, readable
 from lazymoe.forward.device import pick_device
 from lazymoe.forward.packing import load_packed
-from lazymoe.forward.stream import Weights, settled_config
+from lazymoe.forward.skeleton import Weights, settled_config
 from lazymoe.output.folder import CONFIG, Finished, check_code, open_finished, trusted
 from lazymoe.progress import Progress, silent
 

@@ -13,7 +13,8 @@ from lazymoe.forward.head import predict
 from lazymoe.forward.llama import Told
 from lazymoe.forward.mixture import run
 from lazymoe.forward.routing import Routing, Tally
-from lazymoe.forward.stream import Stream, Weights
+from lazymoe.forward.skeleton import Weights
+from lazymoe.forward.stream import Stream
 from lazymoe.planning.plan import Plan
 
 

@@ -16,8 +16,9 @@ from lazymoe.checkpoint.tensors import TensorInfo
 from lazymoe.forward.inputs import Inputs, Watch
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.routing import add_shared, route
+from lazymoe.forward.skeleton import Weights
 from lazymoe.forward.spilling import room_for_states
-from lazymoe.forward.stream import Stream, Weights
+from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from lazymoe.architectures.records import LAYER
 from lazymoe.architectures.watching import layers_of, width_of
 from lazymoe.errors import error
-from lazymoe.forward.stream import Weights, allocate, unweighted
+from lazymoe.forward.skeleton import Weights, allocate, unweighted
 from lazymoe.planning.plan import BLOCK_4, BLOCK_8
 from lazymoe.progress import Progress, silent, without_loading_bars
 

@@ -8,47 +8,26 @@ time: what a layer needs while it runs depends on the largest batch, what is kep
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, modeling_utils
 from transformers import __version__ as transformers_version
 
-from lazymoe.architectures.learned import learn, transformers_config
+from lazymoe.architectures.learned import learn
 from lazymoe.architectures.records import Dense
 from lazymoe.architectures.watching import decoder_of, layers_of
-from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.errors import LazyMoEError, error
+from lazymoe.errors import error
 from lazymoe.forward.device import give_back
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
+from lazymoe.forward.skeleton import Weights, allocate, skeleton
 from lazymoe.forward.spilling import room_for_states
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
-
-
-class Weights(Protocol):
-    """What a pass reads: a `Source`, or what gives tensors as one does."""
-
-    @property
-    def config(self) -> dict[str, Any]: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
-
-    @property
-    def dense(self) -> Dense | None: ...
-
-    def load(self, name: str) -> Tensor: ...
-
-    def rows(self, name: str, indices: Iterable[int]) -> Tensor: ...
 
 
 class Stream:
@@ -77,7 +56,7 @@ class Stream:
             SourceError: if there is a token that its embeddings lack.
         """
         self.source, self.device, self.next = source, device, 0
-        self._model = _skeleton(source)
+        self._model = skeleton(source)
         _, self._layers = layers_of(self._model)
         self._decoder = decoder_of(self._model)
         self._ids = [batch.to(device) for batch in batches]
@@ -296,72 +275,3 @@ def _promised(source: Weights, name: str) -> Tensor:
     except KeyError:
         what = f"it lacks '{name}', which a model of its config.json has"
         raise error("source.incomplete", source.folder, what, "Mend its config.json, or download it again.") from None
-
-
-def settled_config(source: Weights) -> Any:
-    """Make transformers' config of a dense model, from its completed config.json.
-
-    Args:
-        source: the model.
-
-    Raises:
-        SourceError: if transformers can't.
-    """
-    try:
-        return transformers_config(source.config)
-    except Exception as e:  # whatever its values make the class raise, or a transformers that is too old
-        raise _unmade(source, e) from None
-
-
-def _unmade(source: Weights, e: Exception) -> LazyMoEError:
-    """Say in one line why transformers can't make a model of a config."""
-    why = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
-    kind = source.config["model_type"]
-    what = f"transformers {transformers_version} can't make a {kind} of its config.json ({why})"
-    return error("source.config", source.folder, what, "Mend it, or use a newer transformers.")
-
-
-def _skeleton(source: Weights) -> Any:
-    """Make the model without weights; only what it computes for itself (rotary tables, scales) is real."""
-    config = settled_config(source)
-    try:
-        config.use_cache = False
-        with unweighted():
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
-    except Exception as e:  # whatever a config's values make the class raise
-        raise _unmade(source, e) from None
-
-
-@contextmanager
-def unweighted() -> Iterator[None]:
-    """Have modules that are made meanwhile keep their parameters nowhere; buffers are real."""
-    register = nn.Module.register_parameter
-
-    def nowhere(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    uninitialized = getattr(modeling_utils, "no_init_weights", nullcontext)  # transformers 4 would set some to values
-    nn.Module.register_parameter = nowhere  # type: ignore[method-assign, assignment]
-    try:
-        with uninitialized():
-            yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def allocate(module: nn.Module, device: str, recurse: bool = True) -> None:
-    """Give a module's parameters memory, of whatever is there, and bring its buffers along.
-
-    Args:
-        module: it, changed in place.
-        device: where they go.
-        recurse: whether the modules in it are meant too.
-    """
-    for part in module.modules() if recurse else [module]:
-        for name, parameter in part._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                part._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
-        for name, buffer in part._buffers.items():
-            part._buffers[name] = buffer if buffer is None else buffer.to(device)

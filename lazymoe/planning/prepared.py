@@ -14,7 +14,8 @@ from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import some
 from lazymoe.errors import LazyMoEError, Problem, error, failure
 from lazymoe.planning.compatibility import adapters, differences, misfits, uncorrectable, unmergeable, unusable
-from lazymoe.planning.plan import SHARD_SIZE, Plan, make_plan
+from lazymoe.planning.composing import make_plan
+from lazymoe.planning.plan import SHARD_SIZE, Plan
 from lazymoe.planning.vocabularies import forget, same_tokens
 from lazymoe.progress import Progress, silent
 from lazymoe.recipe.beside import put_beside

@@ -11,7 +11,7 @@ from lazymoe.architectures.registry import dense_of, find_host
 from lazymoe.checkpoint.safetensors import Stored
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.planning.plan import make_plan
+from lazymoe.planning.composing import make_plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.reference import Reference
 from lazymoe.recipe.schema import Recipe

@@ -18,7 +18,7 @@ from lazymoe.files import absolute
 from lazymoe.forward.device import pick_device
 from lazymoe.forward.losses import Average, dense_losses, mixture_losses
 from lazymoe.forward.mixture import run
-from lazymoe.forward.stream import Weights
+from lazymoe.forward.skeleton import Weights
 from lazymoe.forward.tokens import WINDOW, load_tokenizer, windows
 from lazymoe.output.folder import open_finished, reopen
 from lazymoe.planning.prepared import Prepared

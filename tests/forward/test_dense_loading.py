@@ -16,7 +16,7 @@ from lazymoe import SourceError
 from lazymoe.checkpoint.opening import open_folder, open_source
 from lazymoe.forward.loading import load_dense
 from lazymoe.forward.packing import load_packed
-from lazymoe.forward.stream import settled_config
+from lazymoe.forward.skeleton import settled_config
 from lazymoe.recipe.reference import Reference
 
 ROUTERS = ("gate", "router", "conv")  # and the kernels of LFM2's convolutions

@@ -14,7 +14,8 @@ from lazymoe.architectures.dense import LLAMA
 from lazymoe.architectures.hosts.mixtral import MIXTRAL
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.data import ready_made
-from lazymoe.planning.plan import Computed, Piece, make_plan
+from lazymoe.planning.composing import make_plan
+from lazymoe.planning.plan import Computed, Piece
 from lazymoe.planning.prepared import prepare
 
 MISTRAL_7B = {
