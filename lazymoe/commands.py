@@ -153,15 +153,16 @@ def card(options: Options) -> Told:
 
 def publish(options: Options) -> Told:
     """Put a mixture or GGUF files on the Hub."""
-    from lazymoe.cards.card import find_license
+    from lazymoe.cards.filling import license_of
     from lazymoe.output.quantized import open_either
     from lazymoe.publishing import publish
     from lazymoe.recipe.beside import along
     from lazymoe.units import gigabytes
 
-    problems = () if options.license else find_license(options.folder).problems
+    mixture = open_either(absolute(options.folder))
+    problems = () if options.license else license_of(mixture).problems
     warn(options, problems)
-    note(options, *along(list(open_either(absolute(options.folder)).texts)))
+    note(options, *along(mixture.carried))
     given = {key: getattr(options, key) for key in ("private", "license", "template")}
     with bars(options.quiet) as progress:
         done = publish(options.folder, options.repo, **given, progress=progress)

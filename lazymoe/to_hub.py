@@ -145,9 +145,11 @@ class _Sender:
         """Tell whether a file was sent to this repository before, by what is kept of that."""
         self._wait()
         self._names.add(name)
+        if name in self._upload.sent:  # by this process: the writing was begun anew
+            return True
         kept = readable(self._sent(name))
-        if kept.get("repo") != self._repo or name in self._upload.sent:
-            return name in self._upload.sent
+        if kept.get("repo") != self._repo:
+            return False
         self._upload.recall(name, kept["sha256"], kept["bytes"])
         self._there += kept["bytes"]
         return True

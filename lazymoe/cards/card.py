@@ -127,7 +127,7 @@ def _known(done: Finished, license: str) -> dict[str, Any]:
         "memory_16bit": gigabytes(record.bytes_16bit),
         "memory_4bit": gigabytes(record.bytes_4bit),
         "command": _command(record),
-        "texts": list(done.texts),
+        "texts": done.carried,
         "complete": _complete(done),
         "versions": record.versions,
         "report": done.report,
@@ -153,8 +153,8 @@ def _command(record: Record) -> str:
 
 def _complete(done: Finished) -> bool:
     """Tell whether the recipe names nothing that lies on one machine only, but what lies beside it."""
-    prompts = [p for e in done.recipe.every_expert for p in (e.positive_prompts or []) + (e.negative_prompts or [])]
-    written = all(isinstance(p, str) or p.dataset or p.file in done.texts for p in prompts)
+    carried = done.carried
+    written = all(isinstance(p, str) or p.dataset or p.file in carried for p in done.recipe.prompts)
     adapters = [Reference.parse(m.reference.adapter) for m in done.recipe.models if m.reference.adapter]
     return written and all(r.revision for r in (*(m.reference for m in done.recipe.models), *adapters))
 

@@ -6,10 +6,9 @@ import os
 import re
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
 
 from lazymoe.recipe.reference import HUB_ID, Reference
-from lazymoe.recipe.schema import SIDES, Recipe, Texts
+from lazymoe.recipe.schema import Recipe, Texts
 
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # how a path begins there
 
@@ -30,14 +29,9 @@ def without_places(recipe: Recipe) -> Recipe:
     Args:
         recipe: as the folder of a finished mixture keeps it.
     """
-    experts = []
-    for expert in recipe.every_expert:
-        changed: dict[str, Any] = {"source_model": _named(expert.source_model)}
-        for side in SIDES:
-            if prompts := getattr(expert, side):
-                changed[side] = [_texts(p) if isinstance(p, Texts) else p for p in prompts]
-        experts.append(expert.model_copy(update=changed))
-    return recipe.with_experts(experts).with_fields(base_model=_named(recipe.base_model))
+    named = recipe.with_texts(_texts)
+    experts = [e.model_copy(update={"source_model": _named(e.source_model)}) for e in named.every_expert]
+    return named.with_experts(experts).with_fields(base_model=_named(recipe.base_model))
 
 
 def _named(model: str) -> str:

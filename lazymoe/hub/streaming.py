@@ -51,7 +51,8 @@ def open_stream(api: HfApi, repo: str, name: str) -> Stream | None:
     try:
         from huggingface_hub.utils import _xet
 
-        session, kind = _xet.get_xet_session(), _xet.XetTokenType.WRITE  # type: ignore[no-untyped-call]  # the client's own: another would be locked out
+        # the client's own session: what that keeps on the disk, it locks
+        session, kind = _xet.get_xet_session(), _xet.XetTokenType.WRITE  # type: ignore[no-untyped-call]
     except (ImportError, AttributeError):  # a client of before 1.0
         return None
     headers = api._build_hf_headers()

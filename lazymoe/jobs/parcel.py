@@ -20,7 +20,7 @@ from lazymoe.errors import Problem, error, failure
 from lazymoe.jobs.there import ASKED, RECIPE
 from lazymoe.planning.prepared import Prepared
 from lazymoe.recipe.beside import files_of, is_own
-from lazymoe.recipe.schema import SIDES, Texts
+from lazymoe.recipe.schema import Texts
 
 THERE = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
 CPU_ONLY = """
@@ -54,7 +54,7 @@ def check_sendable(prepared: Prepared) -> None:
         prepared: the recipe.
 
     Raises:
-        RecipeError: with each model that is here alone.
+        RecipeError: with each model that is here alone, and each file of prompts that isn't the recipe's own.
     """
     if problems := list(_left_here(prepared)):
         raise failure(problems)
@@ -149,7 +149,6 @@ def requirements(prepared: Prepared, *extras: str) -> list[str]:
         marker, requirement.marker = requirement.marker, None
         if marker is None or any(marker.evaluate({**THERE, "extra": extra}) for extra in wanted):
             found.append(str(requirement))
-    every = [p for e in prepared.recipe.every_expert for side in SIDES for p in getattr(e, side) or ()]
-    if any(isinstance(prompt, Texts) and prompt.dataset for prompt in every):
+    if any(isinstance(prompt, Texts) and prompt.dataset for prompt in prepared.recipe.prompts):
         found.append("pyarrow")  # its files may be .parquet
     return found

@@ -78,7 +78,7 @@ class Publish:
             worst = report.get("verdict") if is_bad(report) else next(iter(doubts), None)
             self.doubts.show("warning", *filter(None, [worst]))
             with self.told.guard(""):
-                self.doubts.add("note", *along(list(open_finished(folder).texts)))
+                self.doubts.add("note", *along(open_finished(folder).carried))
 
     def _previewed(self, change: dict[str, Any]) -> None:
         if change["new"] is None:

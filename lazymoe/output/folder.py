@@ -122,15 +122,19 @@ class Finished:
         return host
 
     @property
+    def carried(self) -> list[str]:
+        """Names of the files of texts that lie beside its recipe."""
+        return [name for name in files_beside(self.recipe) if (self.folder / name).exists()]
+
+    @property
     def texts(self) -> dict[str, bytes]:
-        """The files of texts beside its recipe that are there, name to contents.
+        """These files, name to contents.
 
         Raises:
             OutputError: if one can't be read.
         """
-        there = [self.folder / name for name in files_beside(self.recipe) if (self.folder / name).exists()]
         try:
-            return {path.name: path.read_bytes() for path in there}
+            return {name: (self.folder / name).read_bytes() for name in self.carried}
         except OSError as e:
             raise error("output.damaged", self.folder, f"its prompts can't be read ({e.strerror})", AGAIN) from None
 

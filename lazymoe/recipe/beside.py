@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lazymoe.recipe.schema import SIDES, Recipe, Texts
+from lazymoe.recipe.schema import Recipe, Texts
 from lazymoe.recipe.texts import found_at
 
 NAME = re.compile(r"prompts-[0-9]+\.jsonl")
@@ -33,14 +33,7 @@ def put_beside(recipe: Recipe, taken: Mapping[Texts, list[str]]) -> tuple[Recipe
         names[given] = Texts(file=f"prompts-{i}.jsonl", limit=len(texts))
         files[f"prompts-{i}.jsonl"] = "".join(f"{json.dumps(text, ensure_ascii=False)}\n" for text in texts).encode()
 
-    def renamed(prompt: str | Texts) -> str | Texts:
-        return names.get(prompt, prompt) if isinstance(prompt, Texts) else prompt
-
-    experts = []
-    for expert in recipe.every_expert:
-        sides = {side: getattr(expert, side) for side in SIDES if getattr(expert, side)}
-        experts.append(expert.model_copy(update={side: list(map(renamed, found)) for side, found in sides.items()}))
-    return recipe.with_experts(experts), files
+    return recipe.with_texts(lambda given: names.get(given, given)), files
 
 
 def is_own(recipe: Recipe, file: str) -> bool:
@@ -60,8 +53,7 @@ def files_of(recipe: Recipe) -> list[str]:
     Args:
         recipe: as it was given.
     """
-    prompts = [prompt for expert in recipe.every_expert for side in SIDES for prompt in getattr(expert, side) or ()]
-    files = [prompt.file for prompt in prompts if isinstance(prompt, Texts) and not prompt.dataset]
+    files = [prompt.file for prompt in recipe.prompts if isinstance(prompt, Texts) and not prompt.dataset]
     return list(dict.fromkeys(filter(None, files)))
 
 

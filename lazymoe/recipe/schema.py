@@ -10,7 +10,7 @@ import difflib
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -308,6 +308,24 @@ class Recipe(_Strict):
     def every_expert(self) -> list[Expert]:
         """The experts, then the shared ones."""
         return [*self.experts, *(self.shared_experts or [])]
+
+    @property
+    def prompts(self) -> list[str | Texts]:
+        """The prompts of all experts, of both sides."""
+        return [prompt for expert in self.every_expert for side in SIDES for prompt in getattr(expert, side) or ()]
+
+    def with_texts(self, change: Callable[[Texts], Texts]) -> Recipe:
+        """Copy the recipe with other names of files and data sets of prompts.
+
+        Args:
+            change: gives the name that takes a name's place.
+        """
+        every = []
+        for expert in self.every_expert:
+            sides = {side: getattr(expert, side) for side in SIDES if getattr(expert, side)}
+            named = {s: [change(p) if isinstance(p, Texts) else p for p in listed] for s, listed in sides.items()}
+            every.append(expert.model_copy(update=named))
+        return self.with_experts(every)
 
     def with_experts(self, every: list[Expert]) -> Recipe:
         """Copy the recipe with others in place of `every_expert`.
