@@ -224,7 +224,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     about = "compare a finished mixture with its parts on benchmarks, by EleutherAI's lm-eval"
     example = "lazymoe evaluate my-moe --tasks arc_easy,hellaswag --limit 100"
     sub = command("evaluate", commands.evaluate, about, example, "the same command goes on from here")
-    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}; with --on a published one, USER/NAME")
+    sub.add_argument("folder", metavar="FOLDER", help=f"{mixture_help}; with --on hf-jobs a published one, USER/NAME")
     about = "lm-eval's, NAME:5 for five examples in the prompt; JSONL files of questions; suites: "
     sub.add_argument("--tasks", default="", metavar="NAME[,NAME...]", help=f"{about}{', '.join(SUITES)}")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
@@ -236,7 +236,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument("--memory", type=_size, metavar="SIZE", help=about)
     sub.add_argument("--device", metavar="NAME", help="where to compute (default: cuda if there is one)")
     source_option(sub)
-    rented(sub, elsewhere.evaluate)
+    rented(sub, elsewhere.evaluate, "on a Ray cluster's machines; or ", "ray")
     common(sub)
 
     about = "print the model card of a finished mixture, or of its GGUF files"
@@ -267,7 +267,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argume
     sub.add_argument("out", nargs="?", metavar="OUT", help=about)
     sub.add_argument("--to", metavar="USER/NAME", help="of a recipe: put them on the Hub; nothing stays in OUT")
     sub.add_argument("--private", action="store_true", help="a new repository of --to: only you can see it")
-    rented(sub, elsewhere.gguf, "with --to: ")
+    rented(sub, elsewhere.gguf, "of a recipe: on a Ray cluster's machines; or with --to ", "ray")
     gguf_options(sub)
     made_by(sub)
     recipe_options(sub)

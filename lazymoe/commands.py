@@ -48,8 +48,6 @@ def merge(options: Options) -> Told:
     if not options.folder and not options.to:
         raise error("input.usage", "FOLDER", "there is none", "Name a folder, or with --to a repository on the Hub.")
     folder = absolute(options.folder or options.to.rpartition("/")[2])
-    if options.gguf and options.on:
-        raise error("input.usage", "--gguf", "GGUF isn't made on a cluster", "Leave --on out: it is made here.")
     if options.gguf:
         return _merge_to_gguf(options, options.recipe, options.gguf, folder)
     prepared = prepare(
@@ -134,7 +132,7 @@ def evaluate(options: Options) -> Told:
     with bars(options.quiet) as progress:
         found = evaluate(
             folder, options.tasks, limit=options.limit, models=options.models, texts=texts, memory=options.memory,
-            device=options.device, source=options.source, progress=progress,
+            device=options.device, source=options.source, on=options.on, progress=progress,
         )  # fmt: skip
     found.save(folder)
     file = str(shown(folder / EVALUATION))
@@ -182,6 +180,9 @@ def gguf(options: Options) -> Told:
     if not given.is_dir():
         name = options.to.rpartition("/")[2] if options.to else f"{given.stem}{ENDING}"
         return _merge_to_gguf(options, options.given, options.types, absolute(options.out or name))
+    if options.on:
+        what = "a finished mixture is read on one machine"
+        raise error("input.usage", "--on", what, "Leave it out, or name the recipe instead of the folder.")
     if options.to or options.private:
         what, remedy = "this is a folder, whose files stay here", "Make them without it, and run: lazymoe publish"
         raise error("input.usage", "--to" if options.to else "--private", what, remedy)
@@ -200,6 +201,7 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     from lazymoe.checking_gguf import known
     from lazymoe.exporting import LARGEST, kinds_of, threads_of
     from lazymoe.gguf_to_hub import carry_gguf_to_hub
+    from lazymoe.making import source_on
     from lazymoe.merging_to_gguf import carry_to_gguf
     from lazymoe.planning.prepared import prepare
     from lazymoe.recipe.beside import along, own_files
@@ -207,9 +209,9 @@ def _merge_to_gguf(options: Options, recipe: str, types: str, out: Path) -> Told
     kinds = kinds_of(types)
     wanted: dict[str, Any] = {
         "imatrix": known(options.imatrix), "seed": options.seed, "device": options.device,
-        "threads": threads_of(options.threads), "largest": options.shard_size or LARGEST,
+        "on": options.on, "threads": threads_of(options.threads), "largest": options.shard_size or LARGEST,
     }  # fmt: skip
-    prepared = prepare(given, allow_pickle=options.allow_pickle, source=options.source)
+    prepared = prepare(given, allow_pickle=options.allow_pickle, source=source_on(options.on, options.source))
     warn(options, prepared.warnings)
     note(options, *(along(own_files(prepared.recipe)) if options.to else []))
     with bars(options.quiet) as progress:

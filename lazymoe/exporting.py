@@ -19,7 +19,7 @@ from lazymoe.output.folder import AGAIN, CONFIG, INDEX, WORK, Finished, is_finis
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot
 from lazymoe.output.quantized import ENDING, MATRIX, describe, is_quantized, open_quantized
-from lazymoe.output.writer import Writer
+from lazymoe.output.writer import Sink, Writer
 from lazymoe.planning.disk import by_disk
 from lazymoe.planning.plan import Output, Piece
 from lazymoe.planning.prepared import Prepared
@@ -32,7 +32,6 @@ from lazymoe.quantizing.scheme import make_scheme
 from lazymoe.units import gigabytes
 
 LARGEST = 48 * 10**9  # bytes of a file; the Hub takes none over 50 GB
-STAGE = "quantize"  # of the progress
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def to_gguf(
             if matrix:
                 weights |= read_importance(matrix.path)
             export.open(threads)
-            with closing(Writer([export], progress, STAGE)) as writer:
+            with closing(Writer([export], progress, "quantize")) as writer:
                 write_layers(writer, done.config["num_hidden_layers"])
             describe(goal, done.recipe, done.texts, done.record, done.config, done.chats)
     except OSError as e:
@@ -194,7 +193,7 @@ def check_goal(goal: Path, fingerprint: str) -> None:
         raise error("output.taken", goal, what, "Name another output folder, or delete this one.")
 
 
-def write_layers(writer: Writer, layers: int) -> None:
+def write_layers(writer: Sink[Any], layers: int) -> None:
     """Write what isn't there yet, so that a rerun goes on from the last layer.
 
     Args:

@@ -11,7 +11,7 @@ from lazymoe.checking_gguf import known, lay, weighted
 from lazymoe.exporting import LARGEST, gains, kinds_of, threads_of
 from lazymoe.files import absolute, write_whole
 from lazymoe.hub.uploading import Upload
-from lazymoe.making import fingerprint_of
+from lazymoe.making import fingerprint_of, source_on
 from lazymoe.merging_to_gguf import carry_to_gguf
 from lazymoe.output.claims import clear
 from lazymoe.output.folder import RECIPE, REPORT, WORK
@@ -41,6 +41,7 @@ def merge_gguf_to_hub(
     allow_pickle: bool = False,
     device: str | None = None,
     source: Where = "auto",
+    on: str | None = None,
     threads: int | None = None,
     largest: int = LARGEST,
     progress: Progress = silent,
@@ -50,7 +51,7 @@ def merge_gguf_to_hub(
     A GGUF file can be sent when it is whole; one commit shows all of them. If it breaks off, the same call goes on.
 
     Args:
-        recipe, types, imatrix, seed, allow_pickle, device, source, threads, largest: as in `merge_to_gguf`.
+        recipe, types, imatrix, seed, allow_pickle, device, source, on, threads, largest: as in `merge_to_gguf`.
         repo, private, license, template, token: as in `publish`. The right to write there is looked at first.
         folder: for the files until they are there; by default one by the repository's name. Nothing of it stays, unless
             it held GGUF files before.
@@ -64,7 +65,7 @@ def merge_gguf_to_hub(
     """
     kinds, threads = kinds_of(types), threads_of(threads)
     return carry_gguf_to_hub(
-        prepare(recipe, allow_pickle=allow_pickle, source=source),
+        prepare(recipe, allow_pickle=allow_pickle, source=source_on(on, source)),
         kinds,
         repo,
         absolute(folder or repo.rpartition("/")[2]),
@@ -75,6 +76,7 @@ def merge_gguf_to_hub(
         imatrix=known(imatrix),
         seed=seed,
         device=device,
+        on=on,
         threads=threads,
         largest=largest,
         progress=progress,
@@ -94,6 +96,7 @@ def carry_gguf_to_hub(
     imatrix: Importance | bool = True,
     seed: int = 0,
     device: str | None = None,
+    on: str | None = None,
     threads: int = 1,
     largest: int = LARGEST,
     progress: Progress = silent,
@@ -102,7 +105,7 @@ def carry_gguf_to_hub(
 
     Args:
         prepared: the recipe.
-        kinds, goal, imatrix, seed, device, threads, largest: as in `carry_to_gguf`.
+        kinds, goal, imatrix, seed, device, on, threads, largest: as in `carry_to_gguf`.
         repo, private, license, template, token, progress: as in `merge_gguf_to_hub`.
 
     Raises:
@@ -120,6 +123,7 @@ def carry_gguf_to_hub(
             imatrix=imatrix,
             seed=seed,
             device=device,
+            on=on,
             threads=threads,
             largest=largest,
             progress=progress,

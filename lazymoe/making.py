@@ -53,28 +53,6 @@ def doubtful(prepared: Prepared, plan: Plan) -> list[Problem]:
     return []
 
 
-@contextmanager
-def reading(plan: Plan, remote: Remote | None, work: Path, progress: Progress) -> Iterator[None]:
-    """Read models on the Hub ahead while they are needed, if they stay there.
-
-    Args:
-        plan: what is made.
-        remote: what is read of them; None if they don't stay there.
-        work: the folder for what is half-made.
-        progress: as in `lazymoe.merge`.
-    """
-    if remote is None:
-        yield
-        return
-    from lazymoe.hub.ahead import Ahead
-
-    models = [source.origin.ranges for source in plan.sources if source.origin and source.origin.ranges]
-    place = work / REMOTE if remote.disk else None
-    room = remote.disk - remote.held or remote.memory
-    with Ahead(models, place, room, remote.nbytes, progress, remote.kept):
-        yield
-
-
 def source_on(on: str | None, source: Where) -> Where:
     """Choose where the weights of models on the Hub are read: on a cluster by its machines.
 
@@ -85,16 +63,40 @@ def source_on(on: str | None, source: Where) -> Where:
     Raises:
         LazyMoEError: if that isn't possible there, or there is no such place.
     """
+    _check_place(on)
     if on is None:
         return source
-    if on.partition(":")[0] != "ray":
-        raise error(
-            "input.usage", "on", f"'{on}' isn't a cluster", "Say ray, or ray:ADDRESS such as ray:10.0.0.1:6379."
-        )
     if source == "local":
         what = "a cluster's machines read models where they are, and none of them is downloaded"
         raise error("input.usage", "source", what, "Leave it out.")
     return "remote"
+
+
+def _check_place(on: str | None) -> None:
+    """Look whether a place other than this machine is a cluster."""
+    if on is not None and on.partition(":")[0] != "ray":
+        remedy = "Say ray, or ray:ADDRESS such as ray:10.0.0.1:6379."
+        raise error("input.usage", "on", f"'{on}' isn't a cluster", remedy)
+
+
+def device_on(on: str | None, device: str | None) -> str | None:
+    """Choose where it is computed: on a cluster by processors. What isn't there is told before the downloads.
+
+    Args:
+        on: as `lazymoe.merge` has it.
+        device: what is asked for.
+
+    Raises:
+        LazyMoEError: if it isn't there, or there is no such place.
+    """
+    _check_place(on)
+    if on and device not in (None, "cpu"):
+        raise error("input.usage", "device", "a cluster computes on processors", "Leave it out, or say 'cpu'.")
+    if device:
+        from lazymoe.forward.device import pick_device
+
+        pick_device(device)
+    return "cpu" if on else device
 
 
 def connected(on: str | None) -> AbstractContextManager[None]:
@@ -115,18 +117,39 @@ def connected(on: str | None) -> AbstractContextManager[None]:
     return connected(on.partition(":")[2])
 
 
-def on_cluster(
-    prepared: Prepared, plan: Plan, remote: Remote | None, progress: Progress
-) -> AbstractContextManager[Places]:
-    """Have the machines of a cluster read the models, and do their part of the work.
+@contextmanager
+def places_for(
+    prepared: Prepared, plan: Plan, remote: Remote | None, work: Path, on: str | None, progress: Progress
+) -> Iterator[Places]:
+    """Have models read and work done: here, where models on the Hub are read ahead if they stay there, or on a cluster.
 
     Args:
         prepared, plan: what is made.
-        remote, progress: as in `reading`.
-    """
-    from lazymoe.cluster.nodes import seated
+        remote: what is read of models on the Hub; None if they don't stay there.
+        work: the folder for what is half-made.
+        on, progress: as in `lazymoe.merge`.
 
-    return seated(prepared, plan, remote, progress)
+    Raises:
+        LazyMoEError: if a machine of the cluster can't have its model.
+    """
+    if on:
+        from lazymoe.cluster.nodes import seated
+
+        with seated(prepared, plan, remote, progress) as cluster:
+            yield cluster
+        return
+    from lazymoe.computing.places import Here
+
+    if remote is None:
+        yield Here(plan.sources)
+        return
+    from lazymoe.hub.ahead import Ahead
+
+    models = [source.origin.ranges for source in plan.sources if source.origin and source.origin.ranges]
+    place = work / REMOTE if remote.disk else None
+    room = remote.disk - remote.held or remote.memory
+    with Ahead(models, place, room, remote.nbytes, progress, remote.kept):
+        yield Here(plan.sources)
 
 
 @contextmanager

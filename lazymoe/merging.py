@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lazymoe.computing.compute import compute, degenerate
-from lazymoe.computing.places import Here, Interrupted
-from lazymoe.errors import Problem, error, failure
+from lazymoe.computing.places import Interrupted
+from lazymoe.errors import Problem, failure
 from lazymoe.files import SEAL, absolute, read_seal, seal, seal_of, shown, write_whole
-from lazymoe.forward.device import pick_device
 from lazymoe.making import (
     connected,
+    device_on,
     doubtful,
     dump,
     fingerprint_of,
-    on_cluster,
-    reading,
+    places_for,
     record_of,
     routing_of,
     small_files,
@@ -142,11 +141,7 @@ def carry_out(
     Raises:
         LazyMoEError: as `merge`; or of the taker's.
     """
-    if on and device not in (None, "cpu"):
-        raise error("input.usage", "device", "a cluster computes on processors", "Leave it out, or say 'cpu'.")
-    device = "cpu" if on else device
-    if device:
-        pick_device(device)  # before the downloads, if it isn't there
+    device = device_on(on, device)
     found = judge(prepared, folder, to_hub=taker is not None)
     if found.errors:
         raise failure(found.errors)
@@ -159,8 +154,7 @@ def carry_out(
     with connected(on):
         prepared.fetch(progress, remote=away is not None)
         work = claim(folder, fingerprint, plan)
-        there = on_cluster(prepared, plan, away, progress) if on else reading(plan, away, work, progress)
-        with locked(work), there as places:
+        with locked(work), places_for(prepared, plan, away, work, on, progress) as places:
             made = _fill(prepared, plan, folder, fingerprint, seed, device, progress, taker, places)
             warnings = (*found.warnings, *made)
             if taker:
@@ -178,7 +172,7 @@ def _fill(
     device: str | None,
     progress: Progress,
     taker: Taker | None,
-    places: Places | None,
+    places: Places,
 ) -> list[Problem]:
     """Compute, write, verify and finish, in a folder that is claimed; give the warnings.
 
@@ -188,7 +182,6 @@ def _fill(
     work = folder / WORK
     with undone(folder, lambda: discard(plan, folder)):
         doubts = doubtful(prepared, plan)
-        places = places or Here(plan.sources)
         while True:
             with suppress(Interrupted), closing(places.writer(plan, folder, work, seed, taker, progress)) as writer:
                 compute(prepared, plan, writer, work, seed, device, progress, places=places)

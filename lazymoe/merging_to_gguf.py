@@ -9,16 +9,26 @@ from pathlib import Path
 
 from lazymoe.checking_gguf import doubtful_gguf, known, lay, name_of, weighted
 from lazymoe.computing.compute import compute, degenerate
+from lazymoe.computing.places import Interrupted
 from lazymoe.errors import failure
-from lazymoe.exporting import LARGEST, STAGE, Exported, kinds_of, threads_of, write_layers
+from lazymoe.exporting import LARGEST, Exported, kinds_of, threads_of, write_layers
 from lazymoe.files import absolute
-from lazymoe.forward.device import pick_device
 from lazymoe.forward.inputs import Inputs
-from lazymoe.making import chats, doubtful, fingerprint_of, reading, record_of, routing_of, undone
+from lazymoe.making import (
+    chats,
+    connected,
+    device_on,
+    doubtful,
+    fingerprint_of,
+    places_for,
+    record_of,
+    routing_of,
+    source_on,
+    undone,
+)
 from lazymoe.output.claims import check_sources, claim, clear, locked
 from lazymoe.output.folder import RECORD, WORK
 from lazymoe.output.quantized import MATRIX, describe
-from lazymoe.output.writer import Writer
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared, Where, prepare
@@ -39,6 +49,7 @@ def merge_to_gguf(
     allow_pickle: bool = False,
     device: str | None = None,
     source: Where = "auto",
+    on: str | None = None,
     threads: int | None = None,
     largest: int = LARGEST,
     progress: Progress = silent,
@@ -49,8 +60,8 @@ def merge_to_gguf(
     mixture, to the byte. Again after an interruption: it goes on from the last layer.
 
     Args:
-        recipe, seed, allow_pickle, device, source: as in `lazymoe.merge`.
-        types, imatrix, threads, largest: as in `lazymoe.to_gguf`.
+        recipe, seed, allow_pickle, device, source, on: as in `lazymoe.merge`.
+        types, imatrix, threads, largest: as in `lazymoe.to_gguf`; on a cluster so many threads on each machine.
         out: the folder for the files, which are called as it is, without ``-GGUF`` at its end.
         progress: as in `lazymoe.merge`, but for ``write``; and ``quantize`` (bytes of the mixture).
 
@@ -65,12 +76,13 @@ def merge_to_gguf(
     """
     kinds, threads = kinds_of(types), threads_of(threads)
     return carry_to_gguf(
-        prepare(recipe, allow_pickle=allow_pickle, source=source),
+        prepare(recipe, allow_pickle=allow_pickle, source=source_on(on, source)),
         kinds,
         absolute(out),
         imatrix=known(imatrix),
         seed=seed,
         device=device,
+        on=on,
         threads=threads,
         largest=largest,
         progress=progress,
@@ -85,6 +97,7 @@ def carry_to_gguf(
     imatrix: Importance | bool = True,
     seed: int = 0,
     device: str | None = None,
+    on: str | None = None,
     threads: int = 1,
     largest: int = LARGEST,
     progress: Progress = silent,
@@ -96,13 +109,12 @@ def carry_to_gguf(
         kinds: the types of files, as `exporting.kinds_of` gives them.
         goal: the folder for the files, absolute.
         imatrix: how much columns count; or whether that is to be found out on the way, where a type gains by it.
-        seed, device, threads, largest, progress: as in `merge_to_gguf`.
+        seed, device, on, threads, largest, progress: as in `merge_to_gguf`.
 
     Raises:
         LazyMoEError: as `merge_to_gguf`.
     """
-    if device:
-        pick_device(device)  # before the downloads, if it isn't there
+    device = device_on(on, device)
     prepared = weighted(prepared, kinds, imatrix)
     importance = {} if isinstance(imatrix, bool) else imatrix
     export = lay(prepared, kinds, goal, importance, seed, largest)
@@ -116,8 +128,7 @@ def carry_to_gguf(
     if export.whole and not (goal / WORK / RECORD).exists():  # nor anything that is still to be done
         return Exported(export.paths, tuple(warnings))
 
-    prepared.fetch(progress, remote=away is not None)
-    work = claim(goal, f"{fingerprint_of(prepared, seed)} as GGUF", plan)
+    work = goal / WORK
 
     def undo() -> None:
         export.discard()
@@ -125,24 +136,28 @@ def carry_to_gguf(
         with suppress(OSError):
             goal.rmdir()  # if nothing else is in it
 
-    with locked(work), reading(plan, away, work, progress), undone(goal, undo), closing(export):
-        warnings += doubtful(prepared, plan)
-        export.open(threads)
-        with closing(Writer([export], progress, STAGE)) as writer:
-            if plan.weighted:
-                weights = _Weights(plan, importance)
-                compute(prepared, plan, writer, work, seed, device, progress, weights.learn)
+    with connected(on):
+        prepared.fetch(progress, remote=away is not None)
+        claim(goal, f"{fingerprint_of(prepared, seed)} as GGUF", plan)
+        there = places_for(prepared, plan, away, work, on, progress)
+        with locked(work), there as places, undone(goal, undo), closing(export):
+            warnings += doubtful(prepared, plan)
+            weights = _Weights(plan, importance) if plan.weighted else None
+            weigh = weights.learn if weights else None
+            while True:
+                with suppress(Interrupted), closing(places.exporter(export, work, threads, progress)) as writer:
+                    compute(prepared, plan, writer, work, seed, device, progress, weigh, places)
+                    write_layers(writer, plan.layers)
+                    break
+            if weights:
                 weights.write(goal / f"{name_of(goal)}{MATRIX}")
-            else:
-                compute(prepared, plan, writer, work, seed, device, progress)
-            write_layers(writer, plan.layers)
-        check_sources(goal, plan)
-        routing = routing_of(prepared, plan, work)
-        if routing:
-            routing.write(goal)
-        record = record_of(prepared, plan, fingerprint_of(prepared, seed), seed, {})
-        describe(goal, *prepared.kept, record, plan.config, chats(plan))
-        warnings += routing.problems() if routing else degenerate(plan, work)
+            check_sources(goal, plan)
+            routing = routing_of(prepared, plan, work)
+            if routing:
+                routing.write(goal)
+            record = record_of(prepared, plan, fingerprint_of(prepared, seed), seed, {})
+            describe(goal, *prepared.kept, record, plan.config, chats(plan))
+            warnings += routing.problems() if routing else degenerate(plan, work)
     clear(work, RECORDS)
     return Exported(export.paths, tuple(warnings))
 

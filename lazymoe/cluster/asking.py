@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -18,11 +18,13 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lazymoe.errors import LazyMoEError, error, failure, printable
+from lazymoe.version import versions
 
 # what is raised of a machine that died, or isn't known to have died yet
 LOST = (
     ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError,
 )  # fmt: skip
+SAME = "Install the same versions on all machines of the cluster, and on this one."
 TICK = 0.2  # seconds between two looks at whether something has arrived
 
 
@@ -74,6 +76,20 @@ def hear(said: Any, tick: Callable[[], None]) -> Any:
         if isinstance(e.cause, RuntimeError) and "shutdown" in str(e.cause):
             raise WorkerCrashedError from None  # its machine has died, and it is about to
         raise
+
+
+def check_versions(there: Mapping[str, str]) -> None:
+    """Look whether a machine has the same versions as this one.
+
+    Args:
+        there: its own, by name.
+
+    Raises:
+        ClusterError: if it hasn't.
+    """
+    for name, here in versions().items():
+        if there[name] != here:
+            raise error("cluster.versions", "--on", f"a machine has {name} {there[name]}, this one {here}", SAME)
 
 
 def lost(what: str, where: str, e: Exception) -> LazyMoEError:

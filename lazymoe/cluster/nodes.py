@@ -22,13 +22,15 @@ import torch
 from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
-from lazymoe.cluster.asking import LOST, alive, begin_on, hear, lost, wait
+from lazymoe.cluster.asking import LOST, SAME, alive, begin_on, check_versions, hear, lost, wait
+from lazymoe.cluster.exporting import spread_export
 from lazymoe.cluster.model import Model, Told, Wanted, by_bytes
-from lazymoe.cluster.writing import Spread, begin_writing
+from lazymoe.cluster.writing import begin_writing, spread_shards
 from lazymoe.computing.places import Asked, Here, Take, Work
 from lazymoe.errors import error, printable
 from lazymoe.hub.accounts import find_token
 from lazymoe.hub.ranges import Place, Ranges
+from lazymoe.output.gguf import Export
 from lazymoe.output.shards import Taker
 from lazymoe.output.writer import Sink
 from lazymoe.planning.plan import Piece, Plan
@@ -36,10 +38,8 @@ from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.remote import Remote
 from lazymoe.progress import Progress
 from lazymoe.recipe.reference import Reference
-from lazymoe.version import versions
 
 TRIES = 4  # how often a model is begun anew before anything comes of it
-SAME = "Install the same versions on all machines of the cluster, and on this one."
 PATIENCE = 10.0  # seconds to wait for a cluster's first answer
 
 
@@ -128,7 +128,7 @@ class Cluster:
     """The models of a plan on the machines of a cluster: `Places`, and what reads them on the Hub; see `seated`."""
 
     def __init__(self, prepared: Prepared, plan: Plan, remote: Remote | None, progress: Progress) -> None:
-        self._progress, self._total = progress, remote.nbytes if remote else 0
+        self._plan, self._progress, self._total = plan, progress, remote.nbytes if remote else 0
         self._kept, self._allow_pickle = remote.kept if remote else frozenset[str](), prepared.allow_pickle
         seats: dict[Reference, _Seat] = {}
         named = zip(prepared.recipe.models, plan.sources, strict=True)
@@ -184,7 +184,23 @@ class Cluster:
         self._spread = bool(actors)
         if not actors:
             return Here(plan.sources).writer(plan, out, work, seed, taker, progress)
-        return Spread(self, actors, plan, out, work, seed, taker, progress)
+        return spread_shards(self, actors, plan, out, work, seed, taker, progress)
+
+    def exporter(self, export: Export, work: Path, threads: int, progress: Progress) -> Sink[Any]:
+        """Make what writes GGUF files, on the machines that see the folder: each writes those of some types; see
+        `Places`.
+
+        Raises:
+            LazyMoEError: if a file of a source is to be copied.
+        """
+        if export.copies:
+            what = "GGUF files of these types would be copied as they are, and no machine of a cluster reads them so"
+            raise error("input.usage", "--on", what, "Leave --on out: copying takes no computing.")
+        actors = begin_writing(work, self.tell)
+        self._spread = bool(actors)
+        if not actors:
+            return Here(self._plan.sources).exporter(export, work, threads, progress)
+        return spread_export(self, actors, self._plan, export, threads, progress)
 
     def kept(self) -> None:
         """Note that what was written until now isn't lost any more."""
@@ -278,12 +294,9 @@ class Cluster:
             LazyMoEError: if it can't have it.
         """
         try:
-            there = hear(seat.begun, self.tell)
+            check_versions(hear(seat.begun, self.tell))
         except LOST as e:
-            return self._replace(seat, seat.actor, e)
-        if other := [name for name, here in versions().items() if there[name] != here]:
-            what = f"a machine has {other[0]} {there[other[0]]}, this one {versions()[other[0]]}"
-            raise error("cluster.versions", "--on", what, SAME)
+            self._replace(seat, seat.actor, e)
 
     def _replace(self, seat: _Seat, actor: Any, e: Exception) -> None:
         """Begin another actor in place of one that died, unless that is done.

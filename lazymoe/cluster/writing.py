@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,13 @@ from lazymoe.cluster.model import by_bytes
 from lazymoe.computing.places import Interrupted, Passing
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
+from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot, Taken, slots_of
 from lazymoe.output.shards import Shard, Taker
-from lazymoe.output.writer import Sink, Writer
+from lazymoe.output.writer import Sink, Target, Writer
 from lazymoe.planning.plan import Output, Piece, Plan
 from lazymoe.progress import Progress
+from lazymoe.quantizing.importance import Importance
 from lazymoe.version import versions
 
 if TYPE_CHECKING:
@@ -59,15 +62,13 @@ class Writing:
                 return versions()
         return {}
 
-    def open(self, shards: Sequence[tuple[str, list[Slot]]], out: Path, work: Path) -> list[list[int]]:
+    def open(self, make: Callable[[], Sequence[Target]]) -> list[list[int]]:
         """Find what is there of files; give of each the numbers of the parts that aren't.
 
         Args:
-            shards: the files, their names and parts.
-            out, work: as `shards_of` has them.
+            make: gives the files.
         """
-        self._moved = 0
-        targets = [Shard(name, slots, out, work) for name, slots in shards]
+        self._targets = targets = make()
         self._writer = Writer(targets, self._tell)
         self._before = self._done = sum(n for t in targets for i, n in enumerate(t.sizes) if i not in t.lacking)
         return [list(target.lacking) for target in targets]
@@ -84,6 +85,13 @@ class Writing:
         """Write what takes of a tensor; see `Sink.write`. The blocks are where they were made until they are wanted."""
         self._writer.write(taken, map(ray.get, blocks))
         return self._written()
+
+    def learn(self, news: Importance) -> int:
+        """Take how much columns count, for what is quantized from now on."""
+        for target in self._targets:
+            if isinstance(target, Export):
+                target.importance |= news
+        return 0
 
     def finish(self, within: str) -> int:
         """Write what is of one value, and give what is complete its name; see `Sink.finish`."""
@@ -155,37 +163,38 @@ class Spread(Sink[Away]):
         cluster: Cluster,
         actors: Sequence[Any],
         plan: Plan,
-        out: Path,
-        work: Path,
-        seed: int,
-        taker: Taker | None,
+        files: Sequence[Away],
+        makes: Sequence[Callable[[], Sequence[Target]]],
         progress: Progress,
+        stage: str = "write",
+        taker: Taker | None = None,
+        news: Callable[[], Importance] = dict,
     ) -> None:
         """Deal the files out, and find what is there.
 
         Args:
             cluster: that has the models.
             actors: `Writing`, one on each machine.
-            plan, out, work, seed, taker: as `shards_of` has them.
-            progress: as `Sink` has it.
+            plan: what is written.
+            files: those of all actors.
+            makes: for each actor, what gives the files there that are its own and not gone.
+            progress, stage: as `Sink` has them.
+            taker: as `shards_of` has it.
+            news: gives how much columns count, as far as that has been learned since it was asked last.
 
         Raises:
             Interrupted: if a machine dies.
         """
         self._cluster, self._plan, self._actors, self._taker = cluster, plan, actors, taker
+        self._news = news
         self._asked: deque[Any] = deque()
         self._going: deque[tuple[Away, Any]] = deque()  # files on their way to the taker
-        files: list[Away] = []
-        for (name, outputs), actor in zip(plan.shards, cycle(actors)):
-            slots = slots_of(outputs, plan.references, seed)
-            sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
-            files.append(Away(actor, out / name, slots, sizes, {}, gone=bool(taker and taker.has(name))))
-        dealt = [[file for file in files if file.actor is actor and not file.gone] for actor in actors]
-        begun = [actor.open.remote(list(map(_bare, own)), out, work) for actor, own in zip(actors, dealt, strict=True)]
-        for own, said in zip(dealt, begun, strict=True):
+        begun = [actor.open.remote(make) for actor, make in zip(actors, makes, strict=True)]
+        for actor, said in zip(actors, begun, strict=True):
+            own = [file for file in files if file.actor is actor and not file.gone]
             for file, lacking in zip(own, self._hear(said), strict=True):
                 file.lacking.update(dict.fromkeys(lacking))
-        super().__init__(files, progress)
+        super().__init__(files, progress, stage)
 
     def write(self, taken: Taken, blocks: Iterable[Any]) -> None:
         """Have written what takes of a tensor, unless it is there; see `Sink`."""
@@ -194,6 +203,8 @@ class Spread(Sink[Away]):
             there = [block if isinstance(block, ray.ObjectRef) else ray.put(block) for block in blocks]
             for file, i in lacking:
                 del file.lacking[i]
+            if news := self._news():
+                self._asked += [actor.learn.remote(news) for actor in self._actors]
             self._asked += [actor.write.remote(taken, there) for actor in {file.actor for file, _ in lacking}]
 
     def finish(self, within: str = "") -> None:
@@ -291,13 +302,52 @@ def passed_on(model: Passing, names: Sequence[str]) -> Iterator[Tensor]:
         yield torch.empty(0)
 
 
-def _bare(file: Away) -> tuple[str, list[Slot]]:
-    """Give a file's name and its parts without what reads them: that doesn't travel."""
+def spread_shards(
+    cluster: Cluster,
+    actors: Sequence[Any],
+    plan: Plan,
+    out: Path,
+    work: Path,
+    seed: int,
+    taker: Taker | None,
+    progress: Progress,
+) -> Spread:
+    """Have the shards of a mixture written, each by one of the actors.
+
+    Args:
+        cluster, actors, progress: as `Spread` has them.
+        plan, out, work, seed, taker: as `shards_of` has them.
+
+    Raises:
+        Interrupted: if a machine dies.
+    """
+    files: list[Away] = []
+    for (name, outputs), actor in zip(plan.shards, cycle(actors)):
+        slots = slots_of(outputs, plan.references, seed)
+        sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
+        files.append(Away(actor, out / name, slots, sizes, {}, gone=bool(taker and taker.has(name))))
+    makes = [
+        partial(_shards, [(f.path.name, bare(f.slots)) for f in files if f.actor is actor and not f.gone], out, work)
+        for actor in actors
+    ]
+    return Spread(cluster, actors, plan, files, makes, progress, taker=taker)
+
+
+def _shards(files: Sequence[tuple[str, list[Slot]]], out: Path, work: Path) -> list[Shard]:
+    return [Shard(name, slots, out, work) for name, slots in files]
+
+
+def bare(slots: Sequence[Slot]) -> list[Slot]:
+    """Give parts without what reads them: that doesn't travel.
+
+    Args:
+        slots: the parts.
+    """
     outputs: dict[str, Output] = {}
-    for output in file.outputs:
+    for output in (slot.output for slot in slots if not slot.number):
         parts = (
             replace(part, tensor=replace(part.tensor, reader=NOTHING)) if isinstance(part, Piece) else part
             for part in output.parts
         )
         outputs[output.name] = replace(output, parts=tuple(parts))
-    return file.path.name, [slot._replace(output=outputs[slot.output.name]) for slot in file.slots]
+    return [slot._replace(output=outputs[slot.output.name]) for slot in slots]

@@ -15,6 +15,8 @@ from lazymoe.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lazymoe.output.gguf import Export
+
 # a function of a model and of what else it takes: what comes of it. Iterators among that are gone through once.
 Work = Callable[..., "Iterator[Tensor]"]
 Asked = Iterable[tuple[int, tuple[Any, ...]]]  # numbers of sources, and what the work takes beside each
@@ -44,6 +46,20 @@ class Places(Protocol):
             Interrupted: if a machine dies; so do the sink's own functions.
         """
 
+    def exporter(self, export: Export, work: Path, threads: int, progress: Progress) -> Sink[Any]:
+        """Make what writes GGUF files; what is there already stays.
+
+        Args:
+            export: the files, laid out; what else is learned of how much columns count is looked at.
+            work: a folder of what is half-made of them.
+            threads: how many quantize, on each machine.
+            progress: told of the bytes written, in the plan's dtype, stage ``quantize``.
+
+        Raises:
+            Interrupted: as `writer`.
+            OutputError: if something can't be written where it should.
+        """
+
     def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:
         """Have a piece of work done for several models.
 
@@ -69,6 +85,11 @@ class Here:
     def writer(self, plan: Plan, out: Path, work: Path, seed: int, taker: Taker | None, progress: Progress) -> Writer:
         """Make what writes the files of a plan's tensors; see `Places`."""
         return Writer(shards_of(plan, out, work, seed, taker), progress)
+
+    def exporter(self, export: Export, work: Path, threads: int, progress: Progress) -> Writer:
+        """Make what writes GGUF files; see `Places`."""
+        export.open(threads)
+        return Writer([export], progress, "quantize")
 
     def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:
         """Have a piece of work done for several models; see `Places`."""

@@ -25,9 +25,9 @@ from lazymoe.computing.order import canonical
 from lazymoe.computing.places import Each, Here, Passing, Places
 from lazymoe.computing.shared_weights import Average, in_blocks, means, merge_head
 from lazymoe.computing.walk import Walk, merge_read, unknown
-from lazymoe.forward.device import give_back
 from lazymoe.forward.inputs import Inputs
 from lazymoe.forward.routing import Routing
+from lazymoe.memory import give_back
 from lazymoe.output.writer import Sink
 from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts
 from lazymoe.planning.plan import Plan

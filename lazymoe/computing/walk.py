@@ -3,7 +3,6 @@ make of it. After each layer the states can be kept."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from lazymoe.computing.shared_weights import Average, Read, as_bytes, finite, me
 from lazymoe.files import SEAL, is_sound, write_sealed
 from lazymoe.forward.device import coarsely
 from lazymoe.forward.inputs import Inputs, Map
-from lazymoe.forward.mixture import answers, fill, mix
+from lazymoe.forward.mixture import Rows, answers, fill, mix, run_rows
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.routing import Routing, Tally, add_shared, leave_out, route
 from lazymoe.forward.stream import Stream
@@ -134,7 +133,9 @@ class Walk:
 
         scales = [expert.residual_scale for expert in self.recipe.every_expert]
 
-        def corrected(expert: int, rows: Iterable[Tensor]) -> Iterator[Tensor]:
+        def corrected(
+            expert: int, rows: Iterable[Tensor], counting: Iterable[Tensor] | None = None
+        ) -> Iterator[Tensor]:
             left.remove(expert)
             own = Passing(plan.sources[expert + 1], expert + 1, self.take)
             fill(plan.dense, module, own.load, layer, scales[expert])
@@ -142,13 +143,22 @@ class Walk:
             self.corrected.append((expert + 1, name, weight.cpu()))
             if not self.inputs:
                 self.give()  # at once: it takes memory
-            yield from map(functools.partial(type(module).forward, module), rows)
+            yield from run_rows(module, rows, counting)
 
-        def answering(asked: Sequence[tuple[int, Iterable[Tensor]]]) -> Iterator[Iterator[Tensor]]:
-            plain = [(e + 1, (plan.dense, module, layer, scales[e], rows)) for e, rows in asked if e not in left]
-            made = self.each(answers, plain)
-            for expert, rows in asked:
-                yield corrected(expert, rows) if expert in left else next(made)
+        names = f"{plan.dense.within(layer)}{plan.dense.module}."
+
+        def answering(asked: Sequence[Rows]) -> Iterator[Iterator[Tensor]]:
+            counted = [self.inputs.counting(where) if self.inputs else None for _, where, _ in asked]
+            given = list(zip(asked, counted, strict=True))
+            plain = [
+                (e + 1, (plan.dense, module, layer, scales[e], rows, counting))
+                for (e, _, rows), counting in given
+                if e not in left
+            ]
+            elsewhere = self.each(answers, plain)
+            for (expert, where, rows), counting in given:
+                made = corrected(expert, rows, counting) if expert in left else next(elsewhere)
+                yield self.inputs.expert(expert, names, module, where, made) if self.inputs else made
 
         whose = {i: expert for expert, batches in zip(self.order.tolist(), self.own, strict=True) for i in batches}
         routed = []
@@ -158,12 +168,10 @@ class Walk:
             if i in whose:
                 self.tally.add(layer, whose[i], chosen[real.flatten()], weights[real.flatten()])
             routed.append(add_shared(plan, own, rows, *leave_out(chosen, weights)))
-        names = f"{plan.dense.within(layer)}{plan.dense.module}."
-        watch = [self.inputs.experts(names, module)] if self.inputs else []
         with coarsely():
             order = [*self.order.tolist(), *range(plan.experts, plan.experts + plan.shared_experts)]
             out: list[Tensor] = []
-            mix(answering, x, routed, order, out, *watch)
+            mix(answering, x, routed, order, out)
             for expert in sorted(left):  # no token went to it
                 list(corrected(expert, ()))
             return out

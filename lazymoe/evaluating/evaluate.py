@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
-import torch
+from typing import Literal
 
 from lazymoe.errors import error
-from lazymoe.evaluating.bringing import bringing
+from lazymoe.evaluating.asking import Asking, Seated, Wanted, opened
 from lazymoe.evaluating.evaluation import Evaluation
 from lazymoe.evaluating.gathering import gather
-from lazymoe.evaluating.kept import AGAIN, key_of
-from lazymoe.evaluating.models import choose, open_models, read_for
+from lazymoe.evaluating.kept import AGAIN
+from lazymoe.evaluating.models import choose
 from lazymoe.evaluating.questions import OWN
 from lazymoe.evaluating.suites import KINDS
-from lazymoe.evaluating.tasks import Row, check_harness, load_rows
+from lazymoe.evaluating.tasks import check_harness
 from lazymoe.files import absolute, cache, unwritten
 from lazymoe.forward.device import pick_device
-from lazymoe.output.folder import Finished, open_finished, reopen
+from lazymoe.making import connected, device_on
 from lazymoe.planning.prepared import Where
 from lazymoe.progress import Progress, silent
-from lazymoe.reporting.measuring import Texts, by_expert
+from lazymoe.reporting.measuring import Texts
 from lazymoe.units import gigabytes
 from lazymoe.version import __version__
 
-SHARE = 0.25  # of the memory that is free: what states may take of it
 SPARE = 0.9  # of the memory that is free: what a model that is loaded may take of it
 
 
@@ -46,6 +43,7 @@ def evaluate(
     memory: int | None = None,
     device: str | None = None,
     source: Where = "auto",
+    on: str | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Ask the base model, each expert, the plain average of these and the mixture the same questions.
@@ -66,6 +64,7 @@ def evaluate(
             less, weights are read more often, or states go to the disk.
         device: where to compute; a CUDA device if there is one by default.
         source: where the weights of models on the Hub are read, as in `lazymoe.merge`.
+        on: the cluster whose machines share the models that are asked, as in `lazymoe.merge`.
         progress: told of the questions that are answered, stage ``evaluate``, and of the bytes of models that have
             arrived, stage ``download``.
 
@@ -79,47 +78,28 @@ def evaluate(
             found or used; as the subclass of its kind.
     """
     check_harness()
-    from lazymoe.evaluating.harness import ask
-
-    names, kinds, device = split(tasks), choose(split(models)), pick_device(device)
+    names, kinds, device = split(tasks), choose(split(models)), pick_device(device_on(on, device))
     if limit is not None and limit < 1:
         raise error("input.limit", "limit", f"{limit} is no number of questions", "Say 100, or leave it out.")
-    path = absolute(folder)
-    done, prepared = open_finished(path), reopen(path, source)
-    experts = prepared.recipe.names
-    rows = load_rows(names, dict(zip(experts, by_expert(texts, experts), strict=True)) if texts else {})
-    bits, left_out = _ways_to_write(done, rows, device)
-    left_out |= {row.name: row.barred for row in rows if row.barred}
-    rows = [row for row in rows if row.name not in left_out]
-    if not rows:
-        why = "; ".join(f"{name} is left out: {why}" for name, why in left_out.items())
-        raise error("input.tasks", "tasks", why, "Name tasks that only ask what is likely.")
-
-    size = sum(row.questions(limit) for row in rows)
-    found: dict[str, dict[str, Any]] = {}
-    total = size * sum(len(experts) if kind == "experts" else 1 for kind in kinds)
-    progress("evaluate", 0, total)
-    groups = [group for kind in kinds for group in read_for(prepared, kind)]
-    place = absolute(cache())
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with bringing(prepared, groups, key_of(done.record.fingerprint), progress) as reading:
-            for model in open_models(done, prepared, kinds, device):
-                before = size * len(found)
-
-                def passed(answered: int, before: int = before) -> None:
-                    progress("evaluate", before + answered, total)
-
-                with reading(model.sources):
-                    means = model.means(memory or int(SHARE * _free(device)), place)
-                    found[model.name] = ask(model, rows, limit, means=means, bits=bits, device=device, passed=passed)
-    except OSError as e:
-        raise unwritten(e, place, "the evaluation stopped", AGAIN) from None
+    asking = opened(Wanted(absolute(folder), names, texts, kinds, limit, memory, device, source))
+    with connected(on), _seated(on, asking) as seated:
+        bits, left_out = _ways_to_write(asking, seated.free)
+        left_out |= {row.name: row.barred for row in asking.rows if row.barred}
+        asking.leave_out(left_out)
+        if not asking.rows:
+            why = "; ".join(f"{name} is left out: {why}" for name, why in left_out.items())
+            raise error("input.tasks", "tasks", why, "Name tasks that only ask what is likely.")
+        total = asking.questions * len(asking.models)
+        progress("evaluate", 0, total)
+        try:
+            found = seated.ask(bits, progress)
+        except OSError as e:
+            raise unwritten(e, absolute(cache()), "the evaluation stopped", AGAIN) from None
     progress("evaluate", total, total)
     return Evaluation(
-        fingerprint=done.record.fingerprint,
+        fingerprint=asking.done.record.fingerprint,
         models=list(found),
-        results=gather(rows, found, bits),
+        results=gather(asking.rows, found, bits),
         left_out=left_out,
         limit=limit,
         command=command_of(names, limit, kinds, bool(texts)),
@@ -138,18 +118,23 @@ def split(words: str | Sequence[str]) -> list[str]:
     return [word.strip() for word in listed if word.strip()]
 
 
-def _free(device: str) -> int:
-    """Find how many bytes of memory are free on a device."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+@contextmanager
+def _seated(on: str | None, asking: Asking) -> Iterator[Seated]:
+    """Have models asked here, or on a cluster's machines."""
+    if on is None:
+        yield asking
+        return
+    from lazymoe.evaluating.machines import machines
+
+    with machines(asking) as found:
+        yield found
 
 
-def _ways_to_write(done: Finished, rows: Sequence[Row], device: str) -> tuple[Literal[4] | None, dict[str, str]]:
+def _ways_to_write(asking: Asking, free: int) -> tuple[Literal[4] | None, dict[str, str]]:
     """Find how models are loaded that must write texts: bits as `load` takes them, the same for all; and the tasks that
     are left out, with the reason, as the largest, the mixture, has no room."""
-    wanted = [row.name for row in rows if row.generates]
-    room, record = SPARE * _free(device), done.record
+    wanted = [row.name for row in asking.rows if row.generates]
+    room, record = SPARE * free, asking.done.record
     if record.bytes < room:
         return None, {}
     if record.bytes_4bit < room and find_spec("bitsandbytes"):
@@ -157,7 +142,7 @@ def _ways_to_write(done: Finished, rows: Sequence[Row], device: str) -> tuple[Li
     what, takes = "it wants texts of the model, which takes", f"{gigabytes(record.bytes_4bit)} of memory in 4 bit"
     if record.bytes_4bit < room:
         takes = f"{gigabytes(record.bytes)} of memory, or the package bitsandbytes for 4 bit"
-    return None, dict.fromkeys(wanted, f"{what} {takes}; {gigabytes(int(_free(device)))} are free")
+    return None, dict.fromkeys(wanted, f"{what} {takes}; {gigabytes(free)} are free")
 
 
 def command_of(tasks: Sequence[str], limit: int | None, kinds: Sequence[str], texts: bool) -> str:

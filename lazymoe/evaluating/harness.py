@@ -14,16 +14,18 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
 from lazymoe.errors import error
-from lazymoe.evaluating.kept import Kept, key_of
+from lazymoe.evaluating.kept import Answers, key_of
 from lazymoe.evaluating.models import Model
 from lazymoe.evaluating.tasks import GENERATES, Row, quietly
-from lazymoe.forward.device import coarsely, exactly, give_back
+from lazymoe.forward.device import coarsely, exactly
 from lazymoe.forward.likelihoods import Answered, Asked, Means, likelihoods
+from lazymoe.memory import give_back
 from lazymoe.progress import without_loading_bars
 
 ALL = 1 << 40  # requests that lm-eval hands over at a time
 TOGETHER = 16  # texts that are written between two times that answers are kept
 SEED = 1234  # lm-eval's, of the examples in a prompt
+FOUND = ("samples", "results", "higher_is_better", "versions")  # what is taken of that which it gives
 CHOICES = "multiple_choice"  # a kind of task whose requests are those of another
 
 
@@ -34,12 +36,19 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """
 
     def __init__(
-        self, model: Model, means: Means, bits: Literal[4] | None, device: str, passed: Callable[[str, float], None]
+        self,
+        model: Model,
+        kept: Answers,
+        means: Means,
+        bits: Literal[4] | None,
+        device: str,
+        passed: Callable[[str, float], None],
     ) -> None:
         """Make it, without weights.
 
         Args:
             model: who is asked.
+            kept: its answers.
             means: to send tokens through it with.
             bits: as in `Model.load`, for what it writes.
             device: where it runs.
@@ -49,7 +58,7 @@ class Streamed(HFLM):  # type: ignore[misc]  # lm-eval has no types
             skeleton = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
         super().__init__(pretrained=skeleton, tokenizer=model.tokenizer, backend="causal", batch_size=ALL)
         self._asked, self._means, self._bits, self._passed = model, means, bits, passed
-        self._together, self._kept = 1 if device == "cpu" else TOGETHER, Kept(model.fingerprint)
+        self._together, self._kept = 1 if device == "cpu" else TOGETHER, kept
         self._kind = "loglikelihood"
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -138,6 +147,7 @@ def ask(
     rows: Sequence[Row],
     limit: int | None,
     *,
+    kept: Answers,
     means: Means,
     bits: Literal[4] | None,
     device: str,
@@ -149,11 +159,11 @@ def ask(
         model: who is asked.
         rows: what.
         limit: the most questions of each task, the first ones.
-        means, bits, device: as in `Streamed`.
+        kept, means, bits, device: as in `Streamed`.
         passed: told how many questions, about, are answered.
 
     Returns:
-        What lm-eval found, as its ``evaluate`` gives it, with what came of each question.
+        Of what lm-eval's ``evaluate`` gives, that which `gather` takes, with what came of each question.
 
     Raises:
         LazyMoEError: if the model is broken, or lacks tokens that its tokenizer has.
@@ -176,10 +186,10 @@ def ask(
                 task.set_fewshot_seed(SEED)
         tasks = {task.task_name: task for row in rows for task in row.tasks}
         random.seed(0)
-        asked = Streamed(model, means, bits, device, moved)
+        asked = Streamed(model, kept, means, bits, device, moved)
         try:
             found: dict[str, Any] = lm_eval.evaluate(asked, {"tasks": tasks}, limit=limit, bootstrap_iters=0)
         except OverflowError:
             what = "a perplexity is beyond all numbers: the model is broken, or a text has words without end"
             raise error("input.tasks", model.name, what, "Leave out the tasks that measure it.") from None
-    return found
+    return {key: found[key] for key in FOUND}

@@ -14,33 +14,21 @@ from lazymoe.files import absolute, cache, unwritten
 AGAIN = "evaluate again: it goes on with what is still to be asked."
 
 
-class Kept:
-    """The answers of one model.
+class Answers:
+    """The answers of one model."""
 
-    A line for each, which is added whole or, where a power cut leaves half of it, isn't believed. They lie among the
-    user's caches and not beside a mixture: its base model and its experts are other mixtures' too.
-    """
-
-    def __init__(self, fingerprint: str) -> None:
-        """Read what is there.
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        """Begin with what is known.
 
         Args:
-            fingerprint: of the model.
+            known: answers, each by its key.
         """
-        self._path = answers_folder() / f"{fingerprint}.jsonl"
-        self._answers: dict[str, Any] = {}
-        if not self._path.exists():
-            return
-        data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self._path, len(whole))
-        for line in whole.splitlines():
-            try:
-                key, answer = json.loads(line)
-            except (ValueError, TypeError):  # it wasn't written by this
-                continue
-            self._answers[str(key)] = answer
+        self._answers = dict(known)
+
+    @property
+    def all(self) -> dict[str, Any]:
+        """All answers, by their keys."""
+        return dict(self._answers)
 
     def get(self, key: str) -> Any:
         """Give an answer; None if there is none yet.
@@ -60,6 +48,39 @@ class Kept:
             OutputError: if they can't be written.
         """
         self._answers |= answers
+
+
+class Kept(Answers):
+    """The answers of one model, on the disk.
+
+    A line for each, which is added whole or, where a power cut leaves half of it, isn't believed. They lie among the
+    user's caches and not beside a mixture: its base model and its experts are other mixtures' too.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        """Read what is there.
+
+        Args:
+            fingerprint: of the model.
+        """
+        super().__init__({})
+        self._path = answers_folder() / f"{fingerprint}.jsonl"
+        if not self._path.exists():
+            return
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self._path, len(whole))
+        for line in whole.splitlines():
+            try:
+                key, answer = json.loads(line)
+            except (ValueError, TypeError):  # it wasn't written by this
+                continue
+            self._answers[str(key)] = answer
+
+    def add(self, answers: Mapping[str, Any]) -> None:
+        """Keep answers; see `Answers`."""
+        super().add(answers)
         lines = "".join(json.dumps([key, answer]) + "\n" for key, answer in answers.items())
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,6 +81,13 @@ class Model:
         return Means(room, *self.vectors, self.nbytes + (FAR - 1) * whole(self.sources).nbytes, place)
 
 
+class Found(NamedTuple):
+    """One who can be asked: the models that it is read from, as `Model.sources` has them, and what opens it."""
+
+    sources: tuple[Source, ...]
+    open: Callable[[], Model]
+
+
 def choose(names: Sequence[str]) -> tuple[str, ...]:
     """Take the kinds of models that are named, in the order of tables.
 
@@ -109,8 +117,8 @@ def read_for(prepared: Prepared, kind: str) -> list[tuple[Source, ...]]:
     return found.get(kind, [])
 
 
-def open_models(done: Finished, prepared: Prepared, kinds: Sequence[str], device: str) -> Iterator[Model]:
-    """Open those who are asked, one after the other.
+def find_models(done: Finished, prepared: Prepared, kinds: Sequence[str], device: str) -> list[Found]:
+    """List those who are asked.
 
     Args:
         done: the mixture.
@@ -122,16 +130,25 @@ def open_models(done: Finished, prepared: Prepared, kinds: Sequence[str], device
     own = load_tokenizer(open_folder(done.folder))
     names = {BASE: [BASE], EXPERTS: [f"expert {name}" if name in KINDS else name for name in prepared.recipe.names]}
     dtype = getattr(torch, plan.config["dtype"])
+
+    def average(read: tuple[Source, ...]) -> Model:
+        marks = [AVERAGE, *map(_mark, (plan.sources[0], *plan.expert_sources))]
+        return _dense(AVERAGE, marks, Average(plan, range(plan.experts)), own, dtype, device, read)
+
+    def single(name: str, source: Source) -> Model:
+        return _dense(name, _mark(source), source, _tokenizer(source, own), dtype, device, (source,))
+
+    found: list[Found] = []
     for kind in kinds:
         read = read_for(prepared, kind)
         if kind == MIXTURE:
-            yield _mixture(done, plan, own, dtype, device)
+            found.append(Found((), partial(_mixture, done, plan, own, dtype, device)))
         elif kind == AVERAGE:
-            marks = [AVERAGE, *map(_mark, (plan.sources[0], *plan.expert_sources))]
-            yield _dense(AVERAGE, marks, Average(plan, range(plan.experts)), own, dtype, device, read[0])
+            found.append(Found(read[0], partial(average, read[0])))
         else:
-            for name, (source,) in zip(names[kind], read, strict=True):
-                yield _dense(name, _mark(source), source, _tokenizer(source, own), dtype, device, (source,))
+            named = zip(names[kind], read, strict=True)
+            found += [Found((source,), partial(single, name, source)) for name, (source,) in named]
+    return found
 
 
 def _dense(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from lazymoe.errors import error
 
@@ -61,9 +60,3 @@ def _precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def give_back() -> None:
-    """Give memory that was freed back to the system, where the C library would keep it for later, as glibc does."""
-    with suppress(OSError, AttributeError, TypeError):  # another one, or Windows
-        ctypes.CDLL(None).malloc_trim(0)

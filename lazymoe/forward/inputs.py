@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
 Map = tuple[int, str]  # number of its source in the plan, and the name of its weight there
-# told of an expert, by its number, and of the rows [n] of a batch, by its number, that it runs on, while it does
-Watch = Callable[[int, int, Tensor], AbstractContextManager[None]]
+Some = tuple[int, Tensor, Tensor]  # tokens of a batch, by its number: which [n], and which of its choices each is [n]
 
 
 class Inputs:
@@ -43,35 +41,80 @@ class Inputs:
         for batch, counted in enumerate(self._counted):
             x = read(batch)[counted]
             for name in names:
-                self._add((0, name), x)
+                self._add((0, name), _squares(x), len(x))
 
-    def experts(self, prefix: str, module: nn.Module) -> Watch:
-        """Give what looks at the maps of a layer's experts while these run.
+    def counting(self, where: Iterable[Some]) -> list[Tensor]:
+        """Tell which of the rows of an expert count, bool ``[n]`` each.
 
         Args:
-            prefix: of their weights' names: the layer's, and its feed-forward module's.
-            module: that runs them.
+            where: the rows, some of a batch at a time.
         """
+        return [self._counted[batch].flatten()[token] for batch, token, _ in where]
 
-        @contextmanager
-        def watch(expert: int, batch: int, rows: Tensor) -> Iterator[None]:
-            counted = self._counted[batch].flatten()[rows]
+    def expert(
+        self, number: int, prefix: str, module: nn.Module, where: Iterable[Some], made: Iterator[Tensor]
+    ) -> Iterator[Tensor]:
+        """Look at what the maps of an expert read.
 
-            def looking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-                return lambda _, given: self._add((expert + 1, name), given[0][counted])
+        Args:
+            number: of the expert.
+            prefix: of their weights' names: the layer's, and its feed-forward module's.
+            module: as the one that runs it.
+            where: the rows that it runs on.
+            made: what `looked_at` gives there.
 
-            maps = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-            hooks = [part.register_forward_pre_hook(looking(f"{prefix}{name}.weight")) for name, part in maps]
-            try:
-                yield
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        Yields:
+            What comes of the rows.
+        """
+        for real in self.counting(where):
+            yield next(made)
+            for name, _ in maps_of(module):
+                self._add((number + 1, f"{prefix}{name}.weight"), next(made), int(real.sum()))
 
-        return watch
+    def _add(self, which: Map, sums: Tensor, n: int) -> None:
+        """Add the sums of the squares of so many rows ``[in]``."""
+        self.sums[which] = self.sums[which] + sums if which in self.sums else sums
+        self.counts[which] = self.counts.get(which, 0) + n
 
-    def _add(self, which: Map, x: Tensor) -> None:
-        """Add rows ``[n, in]``."""
-        own = x.square().sum(0).cpu().double()
-        self.sums[which] = self.sums[which] + own if which in self.sums else own
-        self.counts[which] = self.counts.get(which, 0) + len(x)
+
+def looked_at(module: nn.Module, given: Iterable[Tensor], counting: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Run a feed-forward module, and look at what its maps read.
+
+    Args:
+        module: with the weights of an expert.
+        given: rows, some ``[n, H]`` at a time.
+        counting: which of them count, bool ``[n]`` each.
+
+    Yields:
+        What comes of some ``[n, H]``, and after it of each map the sums of the squares of what counts, float64
+        ``[in]``.
+    """
+    read: dict[str, Tensor] = {}
+
+    def looking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, x: read.update({name: x[0]})
+
+    for rows, real in zip(given, counting, strict=True):
+        hooks = [part.register_forward_pre_hook(looking(name)) for name, part in maps_of(module)]
+        try:
+            made: Tensor = type(module).forward(module, rows)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        sums = [_squares(read.pop(name)[real]) for name, _ in maps_of(module)]
+        yield made
+        yield from sums
+
+
+def maps_of(module: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """List the linear maps of a module, with their names.
+
+    Args:
+        module: a feed-forward module.
+    """
+    return [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sum up the squares of rows ``[n, in]``: float64 ``[in]``."""
+    return x.square().sum(0).cpu().double()

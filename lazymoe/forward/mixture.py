@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.forward.inputs import Inputs, Watch
+from lazymoe.forward.inputs import Inputs, Some, looked_at
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.routing import add_shared, route
 from lazymoe.forward.skeleton import Weights
@@ -22,9 +21,8 @@ from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 
-# what experts, by their numbers, make of rows [n, H]: of each expert what comes of them, one by one
-Answering = Callable[[Sequence[tuple[int, Iterable[Tensor]]]], Iterator[Iterator[Tensor]]]
-Some = tuple[int, Tensor, Tensor]  # tokens of a batch, by its number: which [n], and which of its choices each is [n]
+Rows = tuple[int, Sequence[Some], Iterable[Tensor]]  # an expert's number, its tokens, and what it reads, [n, H] each
+Answering = Callable[[Sequence[Rows]], Iterator[Iterator[Tensor]]]  # what each makes of them, one by one
 
 
 def fill(
@@ -47,7 +45,13 @@ def fill(
 
 
 def answers(
-    expert: Weights, dense: Dense, module: nn.Module, layer: int, scale: float | None, rows: Iterable[Tensor]
+    expert: Weights,
+    dense: Dense,
+    module: nn.Module,
+    layer: int,
+    scale: float | None,
+    rows: Iterable[Tensor],
+    counting: Iterable[Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Run a layer's feed-forward network with the weights of an expert.
 
@@ -55,12 +59,21 @@ def answers(
         expert: the model.
         dense, module, layer, scale: as in `fill`.
         rows: what it reads, some ``[n, H]`` at a time.
+        counting: which of them count, if what the maps read is looked at.
 
     Yields:
-        What comes of them, ``[n, H]`` each.
+        What comes of them, ``[n, H]`` each; with ``counting`` as `looked_at` has it.
     """
     fill(dense, module, expert.load, layer, scale)
-    yield from map(functools.partial(type(module).forward, module), rows)
+    yield from run_rows(module, rows, counting)
+
+
+def run_rows(module: nn.Module, rows: Iterable[Tensor], counting: Iterable[Tensor] | None) -> Iterator[Tensor]:
+    """Run a feed-forward module that has its weights; see `answers`."""
+    if counting is None:
+        yield from map(functools.partial(type(module).forward, module), rows)
+    else:
+        yield from looked_at(module, rows, counting)
 
 
 def mix(
@@ -69,7 +82,6 @@ def mix(
     routed: Sequence[tuple[Tensor, Tensor]],
     order: Sequence[int],
     out: MutableSequence[Tensor],
-    watch: Watch = lambda *_: nullcontext(),
 ) -> None:
     """Run the chosen experts on their tokens, and add up what they make of these.
 
@@ -79,13 +91,12 @@ def mix(
         routed: experts of each of its tokens, -1 for none, and their weights, both ``[n, k]``.
         order: the order in which experts are added up.
         out: empty; of each batch what comes of it is put there ``[n, H]``.
-        watch: told of each expert while it runs.
     """
     for rows in x:
         out.append(torch.zeros_like(rows))
     found = ((expert, list(_tokens(routed, expert))) for expert in order)
     where = [(expert, some) for expert, some in found if some]
-    made = answering([(expert, _rows(x, expert, some, watch)) for expert, some in where])
+    made = answering([(expert, some, _rows(x, some)) for expert, some in where])
     for (_, some), parts in zip(where, made, strict=True):
         for (batch, token, place), part in zip(some, parts, strict=True):
             weights = routed[batch][1][token, place, None]  # [n, 1]
@@ -99,11 +110,10 @@ def _tokens(routed: Sequence[tuple[Tensor, Tensor]], expert: int) -> Iterator[So
         yield from ((batch, token, place) for token, place in zip(*found, strict=True) if len(token))
 
 
-def _rows(x: Sequence[Tensor], expert: int, where: Iterable[Some], watch: Watch) -> Iterator[Tensor]:
-    """Yield the rows of tokens ``[n, H]``; the expert is watched until the next are asked for."""
+def _rows(x: Sequence[Tensor], where: Iterable[Some]) -> Iterator[Tensor]:
+    """Yield the rows of tokens ``[n, H]``."""
     for batch, token, _ in where:
-        with watch(expert, batch, token):
-            yield x[batch][token]
+        yield x[batch][token]
 
 
 class InMixture:
@@ -194,13 +204,16 @@ def run(
             chosen, weights = route(router, rows, plan.top_k, plan.host.scores)
             seen(stream.next, batch, chosen, weights)
             routed.append(add_shared(plan, own, rows, chosen, weights))
-        watch = [inputs.experts(f"{plan.dense.within(stream.next)}{plan.dense.module}.", module)] if inputs else []
+        prefix = f"{plan.dense.within(stream.next)}{plan.dense.module}."
 
-        def answering(asked: Sequence[tuple[int, Iterable[Tensor]]]) -> Iterator[Iterator[Tensor]]:
-            return (answers(experts[n], plan.dense, module, stream.next, None, rows) for n, rows in asked)
+        def answering(asked: Sequence[Rows]) -> Iterator[Iterator[Tensor]]:
+            for n, where, rows in asked:
+                counting = inputs.counting(where) if inputs else None
+                made = answers(experts[n], plan.dense, module, stream.next, None, rows, counting)
+                yield inputs.expert(n, prefix, module, where, made) if inputs else made
 
         out = room_for_states(place, device)
-        mix(answering, x, routed, range(plan.experts + plan.shared_experts), out, *watch)
+        mix(answering, x, routed, range(plan.experts + plan.shared_experts), out)
         return out
 
     def put(names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:

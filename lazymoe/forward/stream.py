@@ -22,10 +22,10 @@ from lazymoe.architectures.learned import learn
 from lazymoe.architectures.records import Dense
 from lazymoe.architectures.watching import decoder_of, layers_of
 from lazymoe.errors import error
-from lazymoe.forward.device import give_back
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
 from lazymoe.forward.skeleton import Weights, allocate, skeleton
 from lazymoe.forward.spilling import room_for_states
+from lazymoe.memory import give_back
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 

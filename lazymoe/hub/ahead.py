@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from lazymoe.files import read_into
 from lazymoe.hub.ranges import Place, Ranges
+from lazymoe.memory import give_back
 from lazymoe.progress import Progress
 
 BLOCK = 1 << 23  # bytes of a range
@@ -68,6 +69,7 @@ class Ahead:
         self._writing = Lock()
         self._held: OrderedDict[Block, Future[Held]] = OrderedDict()  # the one to let go of first comes first
         self._nbytes = 0  # of those
+        self._freed = 0  # bytes of blocks that were let go of since memory was given back
         self._seen = set[Block]()
         self._done = 0  # bytes of those
         self._names, self._order = itertools.count(), _Order()
@@ -154,6 +156,9 @@ class Ahead:
             for block in sorted(others, key=lambda block: block not in self._seen):  # what was never read goes last
                 if self._nbytes > room:
                     self._let_go(block)
+        if self._freed > self._room:
+            self._freed = 0
+            give_back()
         for block in soon:
             self._want(block)
 
@@ -180,6 +185,7 @@ class Ahead:
 
     def _let_go(self, block: Block) -> None:
         self._nbytes -= block.nbytes
+        self._freed += block.nbytes
         future = self._held.pop(block)
         if not future.cancel():
             future.add_done_callback(_remove)

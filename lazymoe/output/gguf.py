@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from lazymoe.quantizing.gguf_file import GgufFile, row_bytes
 from lazymoe.quantizing.importance import Importance, of_expert
 from lazymoe.quantizing.layout import Part
 from lazymoe.quantizing.metadata import of_shard, says
-from lazymoe.quantizing.native import Quantize, quantizer, rate
+from lazymoe.quantizing.native import quantizer, rate
 from lazymoe.quantizing.scheme import ROPE_FACTORS, Scheme
 
 BLOCK = 1 << 22  # weights that are in memory at a time
@@ -37,6 +38,7 @@ class Export:
     Attributes:
         files: by type.
         slots, sizes, lacking: as every target has them.
+        importance: how much columns count, as far as that is known; looked at whenever something is quantized.
     """
 
     def __init__(self, scheme: Scheme, slots: Sequence[Slot], importance: Importance) -> None:
@@ -45,7 +47,7 @@ class Export:
         Args:
             scheme: what goes where, in which types.
             slots: all parts of the mixture's tensors, in order.
-            importance: how much columns count, as far as that is known; looked at whenever something is quantized.
+            importance: see above.
 
         Raises:
             LazyMoEError: if nothing here quantizes.
@@ -54,8 +56,9 @@ class Export:
         self.slots = list(slots)
         self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
         self.lacking: dict[int, None] = {}
-        self._scheme, self._importance = scheme, importance
-        self._quantize: Quantize | None = None if scheme.plain else quantizer()
+        self._scheme, self.importance = scheme, importance
+        if not scheme.plain:
+            quantizer()
         self._threads: ThreadPoolExecutor | None = None
         self._parts = [_rows_of(slot, scheme.parts[slot.output.name]) for slot in slots]
         self._keys = [f"{slot.output.name}:{slot.number}" for slot in slots]  # what a file's note calls it
@@ -84,6 +87,18 @@ class Export:
                 within = {tensor: shapes[tensor] for tensor in group}
                 path = out / f"{name}-{kind}{end}.gguf"
                 self.files[kind].append(GgufFile(path, out / WORK, own, within, chosen, made_of))
+
+    def only(self, kinds: Sequence[str], slots: Sequence[Slot]) -> Export:
+        """Give the files of some types, to be written elsewhere. None must have been opened.
+
+        Args:
+            kinds: the types.
+            slots: the parts, as they are there.
+        """
+        types = {kind: self._scheme.types[kind] for kind in kinds}
+        some = Export(replace(self._scheme, types=types), slots, dict(self.importance))
+        some.files = {kind: self.files[kind] for kind in kinds}
+        return some
 
     def find(self) -> None:
         """Look what is there of the files: all that is believed is read."""
@@ -137,7 +152,7 @@ class Export:
             values = _changed(values, part)
             shape = self._scheme.shapes[part.target]
             experts = shape[0] if len(shape) == 3 else 1
-            importance = of_expert(self._importance, part.target, part.expert(experts), experts, part.width)
+            importance = of_expert(self.importance, part.target, part.expert(experts), experts, part.width)
             for file in files:
                 if part.target in file.shapes:
                     data = self._encode(part, file.types[part.target], values, importance)
@@ -187,6 +202,11 @@ class Export:
         found = stored_rows(piece.tensor.part(piece.start, piece.elements))
         fits = found and [(found.rows, found.kind, True)] == [(t.rows, types[t.target], t.as_it_lies) for t in targets]
         return found if fits else None
+
+    @property
+    def copies(self) -> bool:
+        """Whether something is copied as a GGUF file of a source has it."""
+        return any(self.copied(i, types) for types in self._scheme.types.values() for i in range(len(self.slots)))
 
     def _copy(self, i: int, file: GgufFile) -> bool:
         """Copy a part into a file as it is, if a source has it so."""
@@ -248,8 +268,8 @@ class Export:
                 what = f"{part.target} has values that {kind} can't hold"
                 raise error("input.type", "TYPE", what, "Choose BF16, or a quantized type.")
             return cast.reshape(rows, -1)
-        assert self._quantize and self._threads, "open it first"
-        quantize, number, step = self._quantize, int(GGMLQuantizationType[kind]), max(1, CHUNK // width)
+        assert self._threads, "open it first"
+        quantize, number, step = quantizer(), int(GGMLQuantizationType[kind]), max(1, CHUNK // width)
         out = np.empty((rows, row_bytes(kind, width)), np.uint8)
         if importance is None and kind in STARVED:  # of this tensor nothing is known: all columns count alike
             importance = np.ones(width, np.float32)

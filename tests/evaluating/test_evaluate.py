@@ -20,7 +20,8 @@ import lazymoe
 import lazymoe.evaluating.kept
 from lazymoe.cli import main
 from lazymoe.demonstration.models import domains
-from lazymoe.evaluating import evaluate as asking
+from lazymoe.evaluating import asking
+from lazymoe.evaluating import evaluate as ways
 from lazymoe.evaluating.evaluation import Evaluation
 from lazymoe.files import cache
 from lazymoe.forward import spilling
@@ -63,7 +64,7 @@ def test_a_task_that_wants_texts_is_written_by_the_loaded_models(
     if bits:
         pytest.importorskip("bitsandbytes")
         record = open_finished(moe).record
-        monkeypatch.setattr(asking, "_free", lambda device: (record.bytes + record.bytes_4bit) // 2)
+        monkeypatch.setattr(asking, "free_memory", lambda device: (record.bytes + record.bytes_4bit) // 2)
     found = lazymoe.evaluate(moe, "gsm8k:1", limit=2, models="base,average,mixture", device="cpu")
     [result] = found.results
     assert (result.metric, result.n, result.shots) == ("exact_match,strict-match", 2, 1)
@@ -125,7 +126,7 @@ def test_what_is_wrong_is_told_in_a_line(
 def test_where_nothing_can_be_loaded_nothing_is_written(
     moe: Path, own: list[str], benchmarks: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "_free", lambda device: 10_000)
+    monkeypatch.setattr(asking, "free_memory", lambda device: 10_000)
     found = lazymoe.evaluate(moe, [*own, "gsm8k"], limit=2, models="base,mixture", device="cpu")
     assert [result.task for result in found.results] == ["closed", "open"]
     assert "it wants texts of the model, which takes" in found.left_out["gsm8k"]
@@ -138,8 +139,8 @@ def test_without_bitsandbytes_nothing_is_written_in_4_bit(
     moe: Path, own: list[str], benchmarks: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = open_finished(moe).record
-    monkeypatch.setattr(asking, "_free", lambda device: (record.bytes + record.bytes_4bit) // 2)
-    monkeypatch.setattr(asking, "find_spec", lambda name: None)
+    monkeypatch.setattr(asking, "free_memory", lambda device: (record.bytes + record.bytes_4bit) // 2)
+    monkeypatch.setattr(ways, "find_spec", lambda name: None)
     found = lazymoe.evaluate(moe, [*own, "gsm8k"], limit=2, models="mixture", device="cpu")
     assert "or the package bitsandbytes for 4 bit" in found.left_out["gsm8k"]
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lazymoe.computing.shared_weights import Average
 from lazymoe.evaluating.harness import ask
-from lazymoe.evaluating.models import KINDS, Model, open_models
+from lazymoe.evaluating.kept import Kept
+from lazymoe.evaluating.models import KINDS, Model, find_models
 from lazymoe.evaluating.tasks import Row, load_rows
 from lazymoe.output.folder import open_finished
 from lazymoe.reporting.measuring import reopen
@@ -27,8 +28,8 @@ FAR = 10**15  # bytes to read a model once more, if it is far away
 
 @pytest.fixture(scope="module")
 def models(moe: Path) -> dict[str, Model]:
-    opened = open_models(open_finished(moe), reopen(moe), KINDS, "cpu")
-    return {model.name: model for model in opened}
+    found = find_models(open_finished(moe), reopen(moe), KINDS, "cpu")
+    return {model.name: model for model in (each.open() for each in found)}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,9 @@ def said(found: dict[str, Any], task: str) -> list[Any]:
 def asked(model: Model, rows: list[Row], limit: int | None = None, **means: Any) -> dict[str, Any]:
     """What comes of asking a model, with little memory for states."""
     given = model.means(SMALL, Path(tempfile.gettempdir()))._replace(**means)
-    return ask(model, rows, limit, means=given, bits=None, device="cpu", passed=lambda _: None)
+    return ask(
+        model, rows, limit, kept=Kept(model.fingerprint), means=given, bits=None, device="cpu", passed=lambda _: None
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,10 @@ def test_what_is_sampled_differs_each_time_and_is_the_same_after_a_stop(
 
     def ask_all() -> list[list[str]]:
         means = models["base"].means(SMALL, tmp_path)
-        found = ask(models["base"], [row], None, means=means, bits=bits, device="cpu", passed=lambda _: None)
+        found = ask(
+            models["base"], [row], None, kept=Kept(models["base"].fingerprint), means=means, bits=bits, device="cpu",
+            passed=lambda _: None,
+        )  # fmt: skip
         return [sample["resps"][0] for sample in found["samples"][row.name]]
 
     found = ask_all()
@@ -151,7 +157,8 @@ def test_what_is_sampled_differs_each_time_and_is_the_same_after_a_stop(
 def test_progress_goes_up_to_the_end(models: dict[str, Model], rows: list[Row], tmp_path: Path) -> None:
     told: list[int] = []
     means = models["python"].means(SMALL, tmp_path)
-    ask(models["python"], rows[:3], 4, means=means, bits=None, device="cpu", passed=told.append)
+    kept = Kept(models["python"].fingerprint)
+    ask(models["python"], rows[:3], 4, kept=kept, means=means, bits=None, device="cpu", passed=told.append)
     assert told == sorted(told) and told[-1] == sum(row.questions(4) for row in rows[:3])
     assert len(set(told)) > 3
     assert np.isfinite(told).all()

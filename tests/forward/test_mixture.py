@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lazymoe.architectures.registry import HOSTS
 from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward import mixture as module
 from lazymoe.forward import spilling
-from lazymoe.forward.mixture import InMixture, mix, run
+from lazymoe.forward.mixture import InMixture, Rows, mix, run
 from lazymoe.forward.routing import route
 
 
@@ -31,8 +31,8 @@ def test_each_token_gets_what_its_experts_make_of_it(most: int, monkeypatch: pyt
     routed = list(zip(chosen.split(batches), weights.split(batches), strict=True))
     ran: list[int] = []
 
-    def answering(asked: Sequence[tuple[int, Iterable[torch.Tensor]]]) -> Iterator[Iterator[torch.Tensor]]:
-        for expert, rows in asked:
+    def answering(asked: Sequence[Rows]) -> Iterator[Iterator[torch.Tensor]]:
+        for expert, _, rows in asked:
             ran.append(expert)
             yield (some @ matrices[expert].T for some in rows)
 
@@ -50,9 +50,9 @@ def test_an_expert_without_tokens_does_not_run() -> None:
     chosen = torch.zeros(4, 1, dtype=torch.int64)
     ran: list[int] = []
 
-    def answering(asked: Sequence[tuple[int, Iterable[torch.Tensor]]]) -> Iterator[Iterator[torch.Tensor]]:
-        ran.extend(expert for expert, _ in asked)
-        return (iter(rows) for _, rows in asked)
+    def answering(asked: Sequence[Rows]) -> Iterator[Iterator[torch.Tensor]]:
+        ran.extend(expert for expert, *_ in asked)
+        return (iter(rows) for *_, rows in asked)
 
     out: list[torch.Tensor] = []
     mix(answering, [torch.ones(4, 2)], [(chosen, torch.ones(4, 1))], range(3), out)
