@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from crossing import crossed
 from hub_server import Hub
 from small_models import contents, make_model, recipe
 
@@ -171,8 +172,7 @@ def test_five_thousand_damaged_folders(
     assert wrong == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("content", WHOLE, ids=lambda content: repr(content[:12]))
+@pytest.mark.parametrize(("content", "name"), crossed(WHOLE, NAMES))
 def test_a_file_of_something_else(moe: Path, clean_hub: Hub, name: str, content: bytes) -> None:
     (moe / name).write_bytes(content)
     if name == "report.json":

@@ -42,6 +42,24 @@ print("RESULT", json.dumps([[[t["id"], t["logprob"]] for t in top] for top in to
 """
 
 
+@pytest.fixture(scope="session")
+def mergekit(request: pytest.FixtureRequest) -> str:
+    """mergekit-moe, if it is named; looked for before any model is made."""
+    return named(request, "mergekit")
+
+
+@pytest.fixture(scope="session")
+def llamacpp(request: pytest.FixtureRequest) -> str:
+    """A Python that has llama.cpp, if it is named."""
+    return named(request, "llamacpp")
+
+
+def named(request: pytest.FixtureRequest, option: str) -> str:
+    if not request.config.getoption(option):
+        pytest.skip(f"no --{option}")
+    return str(request.config.getoption(option))
+
+
 @pytest.fixture
 def models(request: pytest.FixtureRequest, demo_models: Path, make: Make) -> list[Path]:
     """The demo's, base model first; or small ones of some kind, with the demo's tokenizer."""
@@ -91,11 +109,8 @@ EXPLAINED = {  # what transformers reads otherwise in mergekit-moe's config.json
 @pytest.mark.parametrize("gate_mode", ["hidden", "cheap_embed"])
 @pytest.mark.parametrize(("output", "models"), [(o, kind) for o, (kind, _) in OUTPUTS.items()], indirect=["models"])
 def test_every_tensor_is_mergekits(
-    output: str, models: list[Path], gate_mode: str, fields: dict, tmp_path: Path, request: pytest.FixtureRequest
+    mergekit: str, output: str, models: list[Path], gate_mode: str, fields: dict, tmp_path: Path
 ) -> None:
-    mergekit = request.config.getoption("mergekit")
-    if not mergekit:
-        pytest.skip("no --mergekit")
     given = recipe_of(models, gate_mode, OUTPUTS[output][1], **fields)
     given = given.model_copy(update={"architecture": output.partition(",")[0]})
     file = write_recipe(tmp_path / "recipe.yaml", given)
@@ -144,22 +159,14 @@ def test_every_tensor_is_mergekits(
     indirect=["models"],
 )
 def test_llama_cpp_gives_the_same_probabilities(
-    models: list[Path],
-    architecture: str,
-    top_k: int,
-    shared: dict | None,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
+    llamacpp: str, models: list[Path], architecture: str, top_k: int, shared: dict | None, tmp_path: Path
 ) -> None:
-    python = request.config.getoption("llamacpp")
-    if not python:
-        pytest.skip("no --llamacpp")
     given = recipe_of(models, "fit", shared)
     given = given.model_copy(update={"architecture": architecture, "experts_per_token": top_k})
     merge(given, tmp_path / "moe", device="cpu")
     prompts = [[1, 2, 3, 4, 5], list(range(300, 360)), [270]]  # none of them is answered by an end of text
     done = subprocess.run(
-        [python, "-c", LLAMACPP, tmp_path / "moe"],
+        [llamacpp, "-c", LLAMACPP, tmp_path / "moe"],
         input=json.dumps(prompts),
         check=True,
         capture_output=True,

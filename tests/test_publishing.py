@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from crossing import crossed
 from hub_server import Hub, User
 
 from lazymoe import LazyMoEError, merge
@@ -85,8 +86,7 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("kind", [429, 500, 503, "cut", "slow"])
-@pytest.mark.parametrize("request_name", REQUESTS)
+@pytest.mark.parametrize(("request_name", "kind"), crossed(REQUESTS, [429, 500, 503, "cut", "slow"]))
 def test_a_passing_fault_is_retried(empty_hub: Hub, mixture: Path, request_name: str, kind: int | str) -> None:
     fault = empty_hub.fault(REQUESTS[request_name], kind, times=1 if kind == "slow" else 2, seconds=0)
     publish(mixture, REPO)
@@ -95,20 +95,22 @@ def test_a_passing_fault_is_retried(empty_hub: Hub, mixture: Path, request_name:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        (401, "token: the Hub doesn't know it"),
-        (403, "doesn't allow this"),
-        (409, "somebody else is changing"),
-        (429, "too many requests"),
-        (500, "status 500"),
-        (503, "status 503"),
-        ("cut", "can't be reached"),
-        ("GatedRepo", "doesn't allow this"),
-        ("RepoNotFound", "the repository vanished"),
-    ],
+    ("request_name", "kind", "words"),
+    crossed(
+        ["whoami", "create", "info", "commit"],
+        [
+            (401, "token: the Hub doesn't know it"),
+            (403, "doesn't allow this"),
+            (409, "somebody else is changing"),
+            (429, "too many requests"),
+            (500, "status 500"),
+            (503, "status 503"),
+            ("cut", "can't be reached"),
+            ("GatedRepo", "doesn't allow this"),
+            ("RepoNotFound", "the repository vanished"),
+        ],
+    ),
 )
-@pytest.mark.parametrize("request_name", ["whoami", "create", "info", "commit"])
 def test_a_lasting_fault_stops_with_one_line_and_a_rerun_completes(
     empty_hub: Hub, mixture: Path, request_name: str, kind: int | str, words: str
 ) -> None:

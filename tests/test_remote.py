@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crossing import crossed
 from hub_server import Hub
 from huggingface_hub import constants
 from safetensors.torch import save_file
@@ -83,8 +84,9 @@ def cached(prepared: Prepared) -> list[Path]:
     return [path for store in stores for path in (store / "blobs").iterdir() if path.stat().st_size > 30_000]
 
 
-@pytest.mark.parametrize("gate_mode", ["random", "cheap_embed", "hidden", "fit"])
-@pytest.mark.parametrize("shared", ["base", "average", "regmean"])
+@pytest.mark.parametrize(
+    ("shared", "gate_mode"), crossed(["base", "average", "regmean"], ["random", "cheap_embed", "hidden", "fit"])
+)
 def test_the_files_are_those_of_a_local_merge(gate_mode: str, shared: str, given: Recipe, tmp_path: Path) -> None:
     asked, told = given.with_fields(gate_mode=gate_mode, shared_weights=shared), []
     remote = merge(asked, tmp_path / "remote", source="remote", progress=lambda *p: told.append(p), **SMALL).folder
@@ -141,8 +143,7 @@ def test_what_is_worked_out_of_what_is_read_is_the_same(given: Recipe, clean_hub
     assert contents(remote) == contents(merge(asked, tmp_path / "local", source="local", **SMALL).folder)
 
 
-@pytest.mark.parametrize("block", [500, 10**6])
-@pytest.mark.parametrize("kind", ["llama", "phi3", "granite", "cohere2"])
+@pytest.mark.parametrize(("kind", "block"), crossed(["llama", "phi3", "granite", "cohere2"], [500, 10**6]))
 def test_what_is_needed_is_brought_and_nothing_else(
     kind: str, block: int, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,9 +161,9 @@ def test_what_is_needed_is_brought_and_nothing_else(
     assert way and way.remote and way.remote.nbytes == nbytes and way.download == 0
 
 
-@pytest.mark.parametrize("shared", ["base", "average", "regmean"])
-@pytest.mark.parametrize("gate_mode", ["fit", "random"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("tied", "gate_mode", "shared"), crossed([False, True], ["fit", "random"], ["base", "average", "regmean"])
+)
 def test_a_sweep_brings_every_byte_once(
     tied: bool, gate_mode: str, shared: str, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,8 +177,7 @@ def test_a_sweep_brings_every_byte_once(
     assert away.nbytes <= brought <= 1.02 * away.nbytes
 
 
-@pytest.mark.parametrize("shared", ["base", "average", "regmean"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("tied", "shared"), crossed([False, True], ["base", "average", "regmean"]))
 def test_gguf_is_made_of_them_too_and_every_byte_brought_once(
     tied: bool, shared: str, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,8 +197,7 @@ def test_gguf_is_made_of_them_too_and_every_byte_brought_once(
     assert made[0].read_bytes() == local[0].read_bytes()
 
 
-@pytest.mark.parametrize("after", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("then", ["remote", "local"])
+@pytest.mark.parametrize(("then", "after"), crossed(["remote", "local"], [0.1, 0.5, 0.9]))
 def test_a_rerun_goes_on_from_the_last_finished_file(
     after: float, then: str, given: Recipe, clean_hub: Hub, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from crossing import crossed
 from hub_server import Hub
 from huggingface_hub import constants
 from huggingface_hub.utils import _xet
@@ -57,8 +58,7 @@ def test_the_files_are_those_of_a_merge_and_a_publication(empty_hub: Hub, given:
     assert empty_hub.large_bytes() == stored  # the Hub had these bytes
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["here", "on another machine"])
-@pytest.mark.parametrize("after", [0.1, 0.4, 0.7, 1.0])
+@pytest.mark.parametrize(("after", "kept"), crossed([0.1, 0.4, 0.7, 1.0], [True, False]))
 def test_it_goes_on_from_the_last_file_that_was_sent(
     after: float, kept: bool, empty_hub: Hub, given: Recipe, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crossing import crossed
 from generic_models import FAMILIES, make_family
 from small_models import IDS, apart, load_model, loaded_elsewhere, logits, recipe, tensors_of
 
@@ -28,8 +29,7 @@ NATIVE = {  # what each becomes where a recipe doesn't say
 IN_4 = ("Phi-4 mini", "GLM-4 9B chat", "Seed-OSS", "Granite 4", "Hunyuan")  # whose mixtures transformers 4.57 has too
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", NATIVE)
+@pytest.mark.parametrize(("family", "tied"), crossed(NATIVE, [False, True]))
 def test_equal_experts_give_the_dense_models_logits(family: str, tied: bool, tmp_path: Path) -> None:
     base = make_family(tmp_path, family, tie_word_embeddings=tied)
     assert merge(recipe(base, base, base, base), tmp_path / "moe").plan.host.name == NATIVE[family]

@@ -196,7 +196,10 @@ def test_a_free_licence_gets_a_name_that_the_hub_takes(mixture: Path) -> None:
     assert [str(p) for p in find_license(mixture).problems]  # the demo's models state none
 
 
-def shape(card: str) -> tuple[list[str], list[str], dict[str, Any]]:
+Shape = tuple[list[str], list[str], dict[str, Any]]
+
+
+def shape(card: str) -> Shape:
     """What a card is made of: the kinds of its Markdown pieces, the contents of its code blocks, its front matter."""
     _, front, body = card.split("---\n", 2)
     tokens = MARKDOWN.parse(body)
@@ -206,26 +209,32 @@ def shape(card: str) -> tuple[list[str], list[str], dict[str, Any]]:
     return kinds, [t.content for t in tokens if t.type == "fence"], yaml.safe_load(front)
 
 
+def card_of(word: str, mixture: Path, out: Path) -> tuple[str, Recipe]:
+    """The card of a mixture in which a word is an expert's name, its prompt and the licence; and its recipe."""
+    shutil.copytree(mixture, out)
+    recipe = Recipe.from_file(out / "recipe.yaml")
+    experts = [recipe.experts[0].model_copy(update={"source_model": word, "positive_prompts": [word]})]
+    recipe = recipe.model_copy(update={"experts": [*experts, *recipe.experts[1:]]})
+    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    names = [" ".join(word.split()), *REPORT.names[1:]]
+    losses = {names[0] if name == REPORT.names[0] else name: row for name, row in REPORT.losses.items()}
+    replace(REPORT, names=names, losses=losses).save(out)
+    return render(out, "you/my-moe", license=word), recipe
+
+
+@pytest.fixture(scope="module")
+def harmless(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> Shape:
+    return shape(card_of("harmless", mixture, tmp_path_factory.mktemp("harmless") / "moe")[0])
+
+
 @pytest.mark.parametrize(
     "hostile", [pytest.param(word, marks=[pytest.mark.slow] * bool(i % 3)) for i, word in enumerate(HOSTILE)]
 )
-def test_nothing_from_outside_breaks_the_card(mixture: Path, tmp_path: Path, hostile: str) -> None:
+def test_nothing_from_outside_breaks_the_card(mixture: Path, harmless: Shape, tmp_path: Path, hostile: str) -> None:
     """A hostile name, prompt and licence: the same pieces as with a harmless one, and the words are all there."""
-
-    def card(word: str) -> tuple[str, Recipe]:
-        out = shutil.copytree(mixture, tmp_path / str(len(list(tmp_path.iterdir()))))
-        recipe = Recipe.from_file(out / "recipe.yaml")
-        experts = [recipe.experts[0].model_copy(update={"source_model": word, "positive_prompts": [word]})]
-        recipe = recipe.model_copy(update={"experts": [*experts, *recipe.experts[1:]]})
-        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        names = [" ".join(word.split()), *REPORT.names[1:]]
-        losses = {names[0] if name == REPORT.names[0] else name: row for name, row in REPORT.losses.items()}
-        replace(REPORT, names=names, losses=losses).save(out)
-        return render(out, "you/my-moe", license=word), recipe
-
-    shown, recipe = card(hostile)
+    shown, recipe = card_of(hostile, mixture, tmp_path / "moe")
     kinds, blocks, front = shape(shown)
-    harmless_kinds, _, harmless_front = shape(card("harmless")[0])
+    harmless_kinds, _, harmless_front = harmless
     assert kinds == harmless_kinds
     assert any(Recipe.from_yaml(block) == without_places(recipe) for block in blocks if block.startswith("base_model"))
     assert front.keys() == harmless_front.keys()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crossing import crossed
 from hub_server import Hub
 from safetensors.torch import save_file
 from small_models import Make, configure, load_model, recipe, tensors_of
@@ -60,8 +61,7 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("where", ["folder", "hub"])
-@pytest.mark.parametrize("lay", CHOICES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("lay", "where"), crossed(CHOICES, ["folder", "hub"]))
 def test_the_files_are_those_that_transformers_loads(
     lay: Callable[..., None], where: str, make: Make, hub: Hub
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from crossing import crossed
 from generic_models import make_family
 from safetensors.torch import save_file
 from small_models import SHAPE, Make, contents, load_model, logits, recipe, rewrite, tensors_of
@@ -112,8 +113,7 @@ def published(model: Path, folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize(("kind", "tied"), crossed(OTHERS, [False, True]))
 def test_what_computes_as_llama_does_becomes_a_mixtral_by_renaming(
     kind: str, tied: bool, make: Make, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from crossing import crossed
 from generic_models import make_family
 from hub_server import Hub
 from huggingface_hub import constants
@@ -57,8 +58,7 @@ def opened(name: str) -> Source:
     return open_source(Reference.parse(name), "base_model")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), crossed(SHAPES, ["float32", "bfloat16"]))
 def test_base_and_adapter_are_what_peft_merges(shape: str, dtype: str, make: Make, tmp_path: Path) -> None:
     base = make("base", dtype="float32")
     adapter = adapt(base, tmp_path / "adapter", **SHAPES[shape])

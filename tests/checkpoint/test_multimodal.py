@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+from crossing import crossed
 from generic_models import FAMILIES
 from safetensors.torch import load_file, save_file
 from small_models import KINDS, SHAPE, load_model, logits, recipe, tensors_of
@@ -72,8 +73,7 @@ def earlier(name: str) -> str | None:
     )
 
 
-@pytest.mark.parametrize("names", [None, earlier], ids=["as saved", "as transformers 4 named them"])
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize(("name", "names"), crossed(WRAPPERS, [None, earlier]))
 def test_the_text_model_of_a_wrapper_is_the_whole_on_text(
     name: str, names: Callable[[str], str | None] | None, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from crossing import crossed
 from small_models import KINDS, Make, recipe, rewrite, tensors_of
 from stored_models import EMBEDDINGS, opened, refused, renamed, same
 
@@ -30,8 +31,7 @@ WRAPPERS: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llama", "phi", "lfm2", "gemma4_text"])
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(("wrapper", "kind"), crossed(WRAPPERS, ["llama", "phi", "lfm2", "gemma4_text"]))
 def test_prefixes_of_wrappers_are_taken_off(wrapper: str, kind: str, make: Make) -> None:
     folder = make("model", kind=kind)
     source = open_folder(folder)
@@ -50,8 +50,7 @@ def test_a_wrapped_pickle_merges_to_the_same(make: Make, tmp_path: Path) -> None
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("around", ["", "_orig_mod.", "module.", "base_model.model."])
+@pytest.mark.parametrize(("around", "kind"), crossed(["", "_orig_mod.", "module.", "base_model.model."], KINDS))
 def test_a_decoder_saved_by_itself(around: str, kind: str, make: Make) -> None:
     folder = make("model", kind=kind)
     expected = {k: v for k, v in tensors_of(folder).items() if k.startswith("model.")}

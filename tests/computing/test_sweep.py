@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crossing import crossed
 from generic_models import make_family
 from safetensors.torch import load_file
 from small_models import GATED, KINDS, Make, contents, load_model, rewrite, tensors_of
@@ -39,6 +39,7 @@ CASES = [
     if host.shared or not shared
 ]
 CASES += [("generic", family, shared) for family in ("GPT-2", "Falcon H1") for shared in ("", "two shared experts")]
+FIRST = {(host.name, host.takes[0].model_type, "shared expert" if host.shared else "") for host in HOSTS} | {CASES[-1]}
 MODES = ("fit", "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 CALM = "The sea was calm, and the wind had died down by the evening of that long and cold day in December."
 PROMPTS = ([CALM, "A ship came in."], ["def add(a, b):", "import os"], ["One, two, three, and four."])
@@ -93,7 +94,10 @@ def swept(given: Recipe, folder: Path) -> tuple[Plan, list[Group], list[torch.Te
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize(("family", "kind", "shared"), CASES)
+@pytest.mark.parametrize(
+    ("family", "kind", "shared"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case not in FIRST)) for case in CASES],
+)
 def test_its_states_are_those_of_the_mixture_that_it_makes(
     family: str, kind: str, shared: str, given: Given, tmp_path: Path
 ) -> None:
@@ -152,8 +156,7 @@ def closed_form(base: torch.Tensor, experts: list[torch.Tensor], read: list[torc
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("gate_mode", MODES)
+@pytest.mark.parametrize(("gate_mode", "tied"), crossed(MODES, [False, True]))
 def test_shared_weights_are_merged_by_what_the_mixture_reads(
     gate_mode: str, tied: bool, given: Given, tmp_path: Path
 ) -> None:
@@ -193,6 +196,10 @@ def test_shared_weights_are_merged_by_what_the_mixture_reads(
         assert (found - expected).abs().max() < 1e-3 * (expected - base).abs().max(), reader
 
 
+def is_swept(gate_mode: str, shared: str) -> bool:
+    return gate_mode == "fit" or shared == "regmean" or (gate_mode, shared) == ("hidden", "average")
+
+
 class Stopped(Exception):
     pass
 
@@ -205,8 +212,9 @@ def stop_after(layer: int) -> Callable[[str, int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize(("gate_mode", "shared"), [*itertools.product(("fit", "hidden"), ("regmean", "average")),
-                                                   ("fit", "base"), ("random", "regmean")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gate_mode", "shared"), crossed(("fit", "hidden", "random"), ("regmean", "average", "base"), possible=is_swept)
+)
 def test_stopped_after_any_layer_it_goes_on_there(gate_mode: str, shared: str, given: Given, tmp_path: Path) -> None:
     wanted = given(gate_mode=gate_mode, shared_weights=shared, config={"num_hidden_layers": 3})
     merge(wanted, tmp_path / "whole", device="cpu")

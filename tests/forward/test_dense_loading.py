@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from crossing import crossed
 from small_models import KINDS, Make, configure, load_model, logits, rewrite
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -27,8 +28,7 @@ WIDTHS = {"lfm2": 384}
 STD = 0.16
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "tied"), crossed(KINDS, [False, True]))
 def test_a_dense_model_is_what_transformers_loads(kind: str, tied: bool, make: Make) -> None:
     folder = make("dense", kind=kind, tie_word_embeddings=tied)
     model = load_dense(open_folder(folder), torch.float32)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from crossing import crossed
 from small_models import Make, recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -38,8 +39,7 @@ def made(family: Host, make: Make, folder: Path, **config: object) -> Path:
     return merge(recipe(models[0], *models, architecture=family.name, **shared), folder / "moe").folder
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", [f for f in HOSTS if FIVE or f.since != "5"], ids=lambda family: family.name)
+@pytest.mark.parametrize(("family", "tied"), crossed([f for f in HOSTS if FIVE or f.since != "5"], [False, True]))
 def test_every_matrix_of_a_layer_is_packed(family: Host, tied: bool, make: Make, tmp_path: Path) -> None:
     folder = made(family, make, tmp_path, tie_word_embeddings=tied)
     trust = bool(family.code)

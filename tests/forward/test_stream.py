@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crossing import crossed
 from small_models import KINDS, Make, rewrite
 from transformers import AutoModelForCausalLM
 
@@ -17,9 +18,10 @@ from lazymoe.checkpoint.opening import open_folder
 from lazymoe.forward.stream import Stream
 
 
-@pytest.mark.parametrize("config", [{}, {"sliding_window": 5}, {"tie_word_embeddings": True, "pad_token_id": 63}])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spilled", [False, True])
+@pytest.mark.parametrize(
+    ("spilled", "kind", "config"),
+    crossed([False, True], KINDS, [{}, {"sliding_window": 5}, {"tie_word_embeddings": True, "pad_token_id": 63}]),
+)
 def test_streamed_states_are_those_of_the_whole_model(
     spilled: bool, kind: str, config: dict, make: Make, tmp_path: Path
 ) -> None:

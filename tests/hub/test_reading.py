@@ -12,6 +12,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from crossing import crossed
 from hub_server import Hub
 from small_models import Make, recipe, write_recipe
 
@@ -47,8 +48,10 @@ def test_a_model_is_found_with_its_small_files(model: str, hub: Hub) -> None:
     assert (found.folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-@pytest.mark.parametrize("kind", [429, 503, "cut"])
-@pytest.mark.parametrize("where", ["GET /api/models/", "/resolve/.*/config.json", "GET .*/resolve/.*/model.safe"])
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    crossed(["GET /api/models/", "/resolve/.*/config.json", "GET .*/resolve/.*/model.safe"], [429, 503, "cut"]),
+)
 def test_a_passing_fault_is_retried_everywhere(model: str, hub: Hub, where: str, kind: int | str) -> None:
     fault = hub.fault(where, kind, times=2, seconds=0)
     found = find_model(model, None, "base_model", ["*.json"])
