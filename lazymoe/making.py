@@ -112,7 +112,7 @@ def connected(on: str | None) -> AbstractContextManager[None]:
         return nullcontext()
     if find_spec("ray") is None:
         raise error("cluster.ray", "--on", "a cluster takes the package ray", "Run: pip install 'ray>=2.44'")
-    from lazymoe.cluster.nodes import connected
+    from lazymoe.cluster.asking import connected
 
     return connected(on.partition(":")[2])
 

@@ -1,8 +1,11 @@
-"""Actors: begun on a machine, asked, and lost with it."""
+"""A cluster of Ray, and actors: begun on one of its machines, asked, and lost with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -25,7 +28,44 @@ LOST = (
     ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError,
 )  # fmt: skip
 SAME = "Install the same versions on all machines of the cluster, and on this one."
+PATIENCE = 10.0  # seconds to wait for a cluster's first answer
 TICK = 0.2  # seconds between two looks at whether something has arrived
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be part of a cluster, unless this process is already.
+
+    Args:
+        address: of the cluster, as Ray takes it; empty for the one that this machine is part of.
+
+    Raises:
+        ClusterError: if none answers, or it isn't one that this process can be part of.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    host, _, port = address.rpartition(":")
+    plain = address and "://" not in address
+    if plain and not (host and port.isdigit()):
+        raise error(
+            "cluster.unreachable", "--on", f"'{address}' is no address", "Say HOST:PORT, such as 10.0.0.1:6379."
+        )
+    try:
+        if plain:  # Ray itself tries again for minutes
+            socket.create_connection((host, int(port)), PATIENCE).close()
+        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as e:
+        said = printable(str(e).partition("\n")[0]).rstrip(".:")
+        what = f"no cluster of Ray can be reached {f'at {address}' if address else 'from this machine'} ({said})"
+        remedy = (
+            "Start it with 'ray start --head' on one machine and 'ray start --address=HOST:6379' on each other one."
+        )
+        raise error("cluster.unreachable", "--on", what, remedy) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def alive() -> list[str]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,11 +21,11 @@ from torch import Tensor
 
 from lazymoe.checkpoint.source import Source
 from lazymoe.cluster.asking import LOST, SAME, alive, begin_on, check_versions, hear, lost, wait
-from lazymoe.cluster.exporting import spread_export
+from lazymoe.cluster.dealing import spread_export, spread_shards
 from lazymoe.cluster.model import Model, Told, Wanted, by_bytes
-from lazymoe.cluster.writing import begin_writing, spread_shards
+from lazymoe.cluster.writing import begin_writing
 from lazymoe.computing.places import Asked, Here, Take, Work
-from lazymoe.errors import error, printable
+from lazymoe.errors import error
 from lazymoe.hub.accounts import find_token
 from lazymoe.hub.ranges import Place, Ranges
 from lazymoe.output.gguf import Export
@@ -40,43 +38,6 @@ from lazymoe.progress import Progress
 from lazymoe.recipe.reference import Reference
 
 TRIES = 4  # how often a model is begun anew before anything comes of it
-PATIENCE = 10.0  # seconds to wait for a cluster's first answer
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Be part of a cluster, unless this process is already.
-
-    Args:
-        address: of the cluster, as Ray takes it; empty for the one that this machine is part of.
-
-    Raises:
-        ClusterError: if none answers, or it isn't one that this process can be part of.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    host, _, port = address.rpartition(":")
-    plain = address and "://" not in address
-    if plain and not (host and port.isdigit()):
-        raise error(
-            "cluster.unreachable", "--on", f"'{address}' is no address", "Say HOST:PORT, such as 10.0.0.1:6379."
-        )
-    try:
-        if plain:  # Ray itself tries again for minutes
-            socket.create_connection((host, int(port)), PATIENCE).close()
-        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as e:
-        said = printable(str(e).partition("\n")[0]).rstrip(".:")
-        what = f"no cluster of Ray can be reached {f'at {address}' if address else 'from this machine'} ({said})"
-        remedy = (
-            "Start it with 'ray start --head' on one machine and 'ray start --address=HOST:6379' on each other one."
-        )
-        raise error("cluster.unreachable", "--on", what, remedy) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

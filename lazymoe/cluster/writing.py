@@ -12,9 +12,8 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import cycle, groupby
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +21,14 @@ import ray
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.tensors import BITS, InMemory
 from lazymoe.cluster.asking import LOST, alive, begin_on, hear
 from lazymoe.cluster.model import by_bytes
 from lazymoe.computing.places import Interrupted, Passing
 from lazymoe.errors import LazyMoEError
 from lazymoe.files import write_whole
 from lazymoe.output.gguf import Export
-from lazymoe.output.parts import Slot, Taken, slots_of
-from lazymoe.output.shards import Shard, Taker
+from lazymoe.output.parts import Slot, Taken
+from lazymoe.output.shards import Taker
 from lazymoe.output.writer import Sink, Target, Writer
 from lazymoe.planning.plan import Output, Piece, Plan
 from lazymoe.progress import Progress
@@ -40,7 +38,6 @@ from lazymoe.version import versions
 if TYPE_CHECKING:
     from lazymoe.cluster.nodes import Cluster
 
-NOTHING = InMemory(torch.empty(0))  # reads a tensor that is handed over where it is written
 MARK = "shared"  # a file among what is half-made: who sees it can write there
 TAKEN = "taken"  # what an actor does beside writing
 END = 10.0  # seconds to wait for what is being written when it is stopped
@@ -300,54 +297,3 @@ def passed_on(model: Passing, names: Sequence[str]) -> Iterator[Tensor]:
     for name in names:
         model.load(name)
         yield torch.empty(0)
-
-
-def spread_shards(
-    cluster: Cluster,
-    actors: Sequence[Any],
-    plan: Plan,
-    out: Path,
-    work: Path,
-    seed: int,
-    taker: Taker | None,
-    progress: Progress,
-) -> Spread:
-    """Have the shards of a mixture written, each by one of the actors.
-
-    Args:
-        cluster, actors, progress: as `Spread` has them.
-        plan, out, work, seed, taker: as `shards_of` has them.
-
-    Raises:
-        Interrupted: if a machine dies.
-    """
-    files: list[Away] = []
-    for (name, outputs), actor in zip(plan.shards, cycle(actors)):
-        slots = slots_of(outputs, plan.references, seed)
-        sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
-        files.append(Away(actor, out / name, slots, sizes, {}, gone=bool(taker and taker.has(name))))
-    makes = [
-        partial(_shards, [(f.path.name, bare(f.slots)) for f in files if f.actor is actor and not f.gone], out, work)
-        for actor in actors
-    ]
-    return Spread(cluster, actors, plan, files, makes, progress, taker=taker)
-
-
-def _shards(files: Sequence[tuple[str, list[Slot]]], out: Path, work: Path) -> list[Shard]:
-    return [Shard(name, slots, out, work) for name, slots in files]
-
-
-def bare(slots: Sequence[Slot]) -> list[Slot]:
-    """Give parts without what reads them: that doesn't travel.
-
-    Args:
-        slots: the parts.
-    """
-    outputs: dict[str, Output] = {}
-    for output in (slot.output for slot in slots if not slot.number):
-        parts = (
-            replace(part, tensor=replace(part.tensor, reader=NOTHING)) if isinstance(part, Piece) else part
-            for part in output.parts
-        )
-        outputs[output.name] = replace(output, parts=tuple(parts))
-    return [slot._replace(output=outputs[slot.output.name]) for slot in slots]

@@ -141,7 +141,7 @@ class Asking:
         wanted, place = self.wanted, absolute(cache())
         place.mkdir(parents=True, exist_ok=True)
         some = [self.models[number] for number in numbers]
-        key = key_of(self.done.record.fingerprint)
+        key = key_of(self.done.record.fingerprint, list(numbers))  # machines may have one folder of caches
         with bringing(self.prepared, [found.sources for found in some if found.sources], key, progress) as reading:
             for found in some:
                 model = found.open()

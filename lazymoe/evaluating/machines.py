@@ -73,7 +73,7 @@ class Machine:
         """
         if token:
             use_token(token)
-        torch.set_num_threads(threads)
+        self._threads = threads
         if not wanted.folder.is_dir():
             return None
         with TemporaryDirectory() as place:
@@ -97,6 +97,7 @@ class Machine:
             left_out: names of rows that aren't asked.
             bits, known: as there.
         """
+        torch.set_num_threads(self._threads)  # of this thread
         self._asking.leave_out(left_out)
         sent = Sent(known, self._told)
         [found] = self._asking.answers([number], bits, silent, self._passed, lambda _: sent)
@@ -146,7 +147,7 @@ class Machines:
         """Begin an actor on each machine that has the mixture's folder."""
         wanted, found = self._asking.wanted, find_token()
         files = {name: absolute(name).read_bytes() for name in wanted.names if name.endswith(OWN)}
-        begun = [begin_on(node, Machine) for node in alive()]
+        begun = [begin_on(node, Machine, {ASKING: 1}) for node in alive()]
         asked = [actor.begin.remote(wanted, files, torch.get_num_threads(), found and found[0]) for actor in begun]
         ready: list[Ready] = []
         for actor, said in zip(begun, asked, strict=True):
@@ -185,7 +186,8 @@ class Machines:
         while len(found) < len(opened):
             while idle and left:
                 actor, number = idle.pop(), left.pop()
-                said = actor.ask.remote(number, left_out, bits, kept[number].all)
+                asking_it = actor.ask.options(concurrency_group=ASKING)
+                said = asking_it.remote(number, left_out, bits, kept[number].all)
                 busy[said] = actor, number
             if not busy:
                 raise lost("what asks", "--on", died)

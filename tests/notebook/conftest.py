@@ -107,8 +107,8 @@ def open_lab(browser: Any, tmp_path: Path, hub: Hub, demo_models: Path) -> Open:
         try:
             _wait_for(port)
             page.goto(f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}?token=lab&reset")
-            page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=60_000)
-            page.get_by_text("(ipykernel) | Idle").first.wait_for(timeout=60_000)
+            page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").first.wait_for(timeout=120_000)
+            page.get_by_text("(ipykernel) | Idle").first.wait_for(timeout=120_000)
             page.keyboard.press("Control+b")  # the list of files takes a third of the page
             page.set_viewport_size({"width": width, "height": height})
             yield Lab(page, folder, errors)
