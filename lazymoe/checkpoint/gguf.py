@@ -11,16 +11,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lazymoe.checkpoint.gguf_header import CutError, inspect
+import numpy as np
+
+from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.checkpoint.lfs import refuse_pointer
 from lazymoe.checkpoint.source import CARD
 from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
     import torch
 
 SEALS = "seals.json"  # in the folder of config and tokenizer: what its other files are known by
-HEAD = 1 << 23  # bytes of a file to begin with: names and merges of 128 thousand tokens take nearly as many
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}  # its types that aren't quantized, to safetensors' names
+WHOLE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I8": np.int8, "I16": np.int16, "I32": np.int32,
+         "I64": np.int64}  # types that numpy has, of the gguf package's names  # fmt: skip
 # ends of the names of tensors that transformers takes row for row, but for architectures of which it transposes some
 BY_ROWS = ("token_embd", "output", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 TRANSPOSED = ("gpt2", "bloom", "t5", "t5encoder")
@@ -99,11 +102,10 @@ def stored_rows(tensor: TensorInfo) -> Rows | None:
     if inside or left:
         return None
     known = reader.file if reader.file.exists() else reader.head
-    mapped, _ = _reader(known, reader.folder, stamp(known))
-    stored = next(t for t in mapped.tensors if t.name == reader.name)
+    stored = _mapped(known, reader.folder, stamp(known)).tensors[reader.name]
     nbytes = stored.data.nbytes // len(stored.data)  # of a row
-    lies = Span(reader.file, int(stored.data_offset) + first * nbytes, rows * nbytes)
-    return Rows(stored.tensor_type.name, lies, rows)
+    lies = Span(reader.file, stored.offset + first * nbytes, rows * nbytes)
+    return Rows(stored.kind.name, lies, rows)
 
 
 class Opened(NamedTuple):
@@ -114,47 +116,6 @@ class Opened(NamedTuple):
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     unread: tuple[str, ...]
-
-
-def bring_head(name: str, size: int, read: Callable[[int, int], bytes | bytearray]) -> Path:
-    """Bring as much of a GGUF file as it says of itself.
-
-    Args:
-        name: what tells it from all others.
-        size: of the file, in bytes.
-        read: gives bytes of it, by the first one's offset and how many they are.
-
-    Returns:
-        A file as long as that one, a hole where its weights are.
-    """
-    head = cache() / f"gguf-{hashlib.sha256(name.encode()).hexdigest()[:16]}.head"
-    if not head.exists():
-        head.parent.mkdir(parents=True, exist_ok=True)
-        temporary = head.with_name(f"{head.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as f:
-                length = 0
-                while length < size and not (length and _has_all(temporary)):
-                    more = min(size, max(HEAD, 2 * length)) - length
-                    f.write(read(length, more))
-                    f.flush()
-                    length += more
-                f.truncate(size)
-            settle(temporary, head)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return head
-
-
-def _has_all(beginning: Path) -> bool:
-    """Tell whether there is no need to read on: the beginning of a file has its metadata, or can't be one's."""
-    try:
-        inspect(beginning)
-    except CutError:
-        return False
-    except ValueError:
-        pass  # said when it is opened
-    return True
 
 
 def open_gguf(file: Path, where: str, head: Path | None = None) -> Opened:
@@ -227,39 +188,80 @@ def _tensors(file: Path, folder: Path, head: Path) -> tuple[dict[str, TensorInfo
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-    reader, processor = _reader(head, folder, stamp(head))
+    mapped = _mapped(head, folder, stamp(head))
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    names = get_gguf_hf_weights_map(model, processor)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = get_gguf_hf_weights_map(_Whole(model), mapped.processor)
+    if not mapped.tensors.keys() <= names.keys():
+        names = get_gguf_hf_weights_map(model, mapped.processor)
     tensors = {}
-    for tensor in reader.tensors:
-        if name := names.get(tensor.name):
-            dtype, shape = PLAIN.get(tensor.tensor_type.name, "F32"), shapes[name]
-            width = shape[1] if _is_by_rows(tensor.name, reader) else None
-            tensors[name] = TensorInfo(name, dtype, shape, Dequantized(file, folder, tensor.name, dtype, width, head))
-    return tensors, tuple(tensor.name for tensor in reader.tensors if tensor.name not in names)
+    for stored_name, stored in mapped.tensors.items():
+        if name := names.get(stored_name):
+            dtype, shape = PLAIN.get(stored.kind.name, "F32"), shapes[name]
+            width = shape[1] if _is_by_rows(stored_name, mapped.architecture) else None
+            tensors[name] = TensorInfo(name, dtype, shape, Dequantized(file, folder, stored_name, dtype, width, head))
+    return tensors, tuple(name for name in mapped.tensors if name not in names)
 
 
-def _is_by_rows(name: str, reader: Any) -> bool:
+class _Whole:
+    """A model without its modules: transformers goes through the names of each of these, and makes its table of names
+    anew for it, where those of the whole nearly always are enough."""
+
+    def __init__(self, model: Any) -> None:
+        self.config, self.state_dict = model.config, model.state_dict
+
+    def named_children(self) -> list[Any]:
+        return []
+
+
+def _is_by_rows(name: str, architecture: str) -> bool:
     """Tell whether a tensor of a file is a matrix whose rows are those of the model."""
     stem, _, kind = name.rpartition(".")
-    architecture = reader.fields["general.architecture"].contents()
     return kind == "weight" and stem.rpartition(".")[2] in BY_ROWS and architecture not in TRANSPOSED
 
 
+class Stored(NamedTuple):
+    """A tensor in a file: the type of its weights, the gguf package's, its first byte, and its bytes, mapped: of
+    quantized rows uint8 ``[..., bytes of a row]``."""
+
+    kind: Any
+    offset: int
+    data: np.ndarray
+
+
+class Mapped(NamedTuple):
+    """A file: its architecture, its tensors by name, and what transformers does to these."""
+
+    architecture: str
+    tensors: dict[str, Stored]
+    processor: Any
+
+
 @functools.lru_cache(maxsize=16)
-def _reader(file: Path, folder: Path, stamped: tuple[object, ...]) -> tuple[Any, Any]:
-    """Map the file, and find what transformers does to its tensors; its time of change tells a new file from an old."""
-    from gguf import GGUFReader
+def _mapped(file: Path, folder: Path, stamped: tuple[object, ...]) -> Mapped:
+    """Map a file, and find what transformers does to its tensors; its time of change tells a new file from an old.
+
+    The gguf package's reader makes objects of each word of the vocabulary, which takes it seconds.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quant_shape_to_byte_shape
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-    reader = GGUFReader(file)
+    head, mapped, tensors = inspect(file), np.memmap(file, mode="r"), {}
+    for name, shape, number, offset in head.tensors:
+        kind = GGMLQuantizationType(number)
+        dtype = WHOLE.get(kind.name)
+        held = shape if dtype else quant_shape_to_byte_shape(shape, kind)
+        nbytes = math.prod(held) * np.dtype(dtype or np.uint8).itemsize
+        data = mapped[offset : offset + nbytes]
+        if len(data) < nbytes:
+            raise ValueError("it ends within its tensors")
+        tensors[name] = Stored(kind, offset, data.view(dtype or np.uint8).reshape(held))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    architecture = reader.fields["general.architecture"].contents()
-    kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-    return reader, kind(config=config)
+    kind_of: Any = TENSOR_PROCESSORS.get(head.architecture, TensorProcessor)
+    return Mapped(head.architecture, tensors, kind_of(config=config))
 
 
 def _values(tensor: Dequantized, rows: tuple[int, int] | None) -> torch.Tensor:
@@ -276,11 +278,12 @@ def _kept(tensor: Dequantized, rows: tuple[int, int] | None, stamped: tuple[obje
     import torch
     from gguf import dequantize
 
-    reader, processor = _reader(tensor.file, tensor.folder, stamped)
-    stored = next(t for t in reader.tensors if t.name == tensor.name)
-    data = stored.data if rows is None else stored.data[rows[0] : rows[1]]
-    values = dequantize(data, stored.tensor_type)
+    mapped = _mapped(tensor.file, tensor.folder, stamped)
+    stored = mapped.tensors[tensor.name]
+    values = dequantize(stored.data if rows is None else stored.data[rows[0] : rows[1]], stored.kind)
     if rows is None:
-        processed = processor.process(weights=values, name=tensor.name, tensor_key_mapping={}, parsed_parameters={})
+        processed = mapped.processor.process(
+            weights=values, name=tensor.name, tensor_key_mapping={}, parsed_parameters={}
+        )
         values = processed.weights
     return torch.from_numpy(values.copy()).to(getattr(torch, FLOATS[tensor.dtype]))

@@ -7,9 +7,15 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import functools
+import hashlib
 import mmap
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from lazymoe.files import cache, settle
 
 ELEMENTS = 4_000_000  # of all arrays together; 256 thousand tokens with their kinds and merges have a third of that
 BYTES = 1 << 27  # of metadata
@@ -17,15 +23,33 @@ TENSORS = 100_000
 DIMENSIONS = 4  # of a tensor, as in ggml
 DEPTH = 2  # of arrays in arrays; no known key has any
 SIZES = (1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)  # bytes of a value, by the number of its type
-STRING, ARRAY = 8, 9
+START = 1 << 23  # bytes of a file to begin with: names and merges of 128 thousand tokens take nearly as many
+UINT32, STRING, ARRAY = 4, 8, 9
+ALIGNMENT = 32  # bytes, where a file says no other
+
+
+class Lies(NamedTuple):
+    """Where a tensor lies in a file: its name, its shape, rows last, the number of its type, and its first byte."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+class Head(NamedTuple):
+    """What a file says of itself, of what is needed here: the architecture, empty if it says none, and the tensors."""
+
+    architecture: str
+    tensors: list[Lies]
 
 
 class CutError(ValueError):
     """A file ends within its metadata."""
 
 
-def inspect(file: Path) -> None:
-    """Look whether a GGUF file's metadata are what a model's can be.
+def inspect(file: Path) -> Head:
+    """Look whether a GGUF file's metadata are what a model's can be, and read what is needed of them.
 
     Args:
         file: where it is.
@@ -36,9 +60,50 @@ def inspect(file: Path) -> None:
     """
     with open(file, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            _Walk(data).whole()
+            return _Walk(data).whole()
         except struct.error:
             raise CutError("it ends within its metadata") from None
+
+
+def bring_head(name: str, size: int, read: Callable[[int, int], bytes | bytearray]) -> Path:
+    """Bring as much of a GGUF file as it says of itself.
+
+    Args:
+        name: what tells it from all others.
+        size: of the file, in bytes.
+        read: gives bytes of it, by the first one's offset and how many they are.
+
+    Returns:
+        A file as long as that one, a hole where its weights are.
+    """
+    head = cache() / f"gguf-{hashlib.sha256(name.encode()).hexdigest()[:16]}.head"
+    if not head.exists():
+        head.parent.mkdir(parents=True, exist_ok=True)
+        temporary = head.with_name(f"{head.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as f:
+                length = 0
+                while length < size and not (length and _has_all(temporary)):
+                    more = min(size, max(START, 2 * length)) - length
+                    f.write(read(length, more))
+                    f.flush()
+                    length += more
+                f.truncate(size)
+            settle(temporary, head)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return head
+
+
+def _has_all(beginning: Path) -> bool:
+    """Tell whether there is no need to read on: the beginning of a file has its metadata, or can't be one's."""
+    try:
+        inspect(beginning)
+    except CutError:
+        return False
+    except ValueError:
+        pass  # said when it is opened
+    return True
 
 
 class _Walk:
@@ -50,7 +115,7 @@ class _Walk:
         order = "<" if version != b"\0\0" else ">"  # the version is a small number
         self._u32, self._u64 = struct.Struct(f"{order}I"), struct.Struct(f"{order}Q")
 
-    def whole(self) -> None:
+    def whole(self) -> Head:
         """Pass the metadata, then the list of tensors."""
         if self._data[:4] != b"GGUF":
             raise ValueError("it doesn't begin as one does")
@@ -58,14 +123,30 @@ class _Walk:
         if tensors > TENSORS:
             raise ValueError(f"it claims {tensors} tensors")
         self._count(keys)
+        known: dict[str, str | int] = {}  # of the values those that are read
         for _ in range(keys):
-            self._string()
-            self._value(self._int(), 0)
+            key, kind = self._text(), self._int()
+            if (key, kind) == ("general.architecture", STRING):
+                known[key] = self._text()
+            elif (key, kind) == ("general.alignment", UINT32):
+                known[key] = self._int()
+            else:
+                self._value(kind, 0)
+        found: list[Lies] = []
         for _ in range(tensors):
-            self._string()
+            name = self._text()
             if (dimensions := self._int()) > DIMENSIONS:
                 raise ValueError(f"it claims a tensor of {dimensions} dimensions")
-            self._skip(8 * dimensions + 12)  # how large each is, the type, where it lies
+            shape = tuple(self._long() for _ in range(dimensions))[::-1]  # it has them the other way round
+            found.append(Lies(name, shape, self._int(), self._long()))
+        if len({lies.name for lies in found}) < len(found):
+            raise ValueError("it has two tensors of one name")
+        step = int(known.get("general.alignment", ALIGNMENT)) or ALIGNMENT
+        begin = -(-self._at // step) * step
+        return Head(
+            str(known.get("general.architecture", "")),
+            [lies._replace(offset=begin + lies.offset) for lies in found],
+        )
 
     def _value(self, kind: int, depth: int) -> None:
         """Pass a value of this type, in so many arrays."""
@@ -92,6 +173,11 @@ class _Walk:
         self._elements += n
         if self._elements > ELEMENTS:
             raise ValueError(f"its metadata claim {self._elements} values, where {ELEMENTS} would be many")
+
+    def _text(self) -> str:
+        n = self._long()
+        self._skip(n)
+        return self._data[self._at - n : self._at].decode()
 
     def _string(self) -> None:
         self._skip(self._long())

@@ -18,6 +18,7 @@ from lazymoe.architectures.registry import dense_of
 from lazymoe.checkpoint import gguf
 from lazymoe.checkpoint.choosing import choose, only_gguf
 from lazymoe.checkpoint.dialects import take_apart, translate
+from lazymoe.checkpoint.gguf_header import bring_head
 from lazymoe.checkpoint.leftovers import LEFTOVER, without_leftovers
 from lazymoe.checkpoint.legacy import open_pickle
 from lazymoe.checkpoint.lfs import refuse_pointer
@@ -261,7 +262,7 @@ def _open_gguf(reference: Reference, file: Path, origin: Repository | None, wher
         if file.exists() or origin.ranges is None:
             _bring(origin, [name], where)  # looks whether it is whole
         else:
-            head = gguf.bring_head(f"{file} {size}", size, functools.partial(origin.ranges.read, name))
+            head = bring_head(f"{file} {size}", size, functools.partial(origin.ranges.read, name))
     else:
         name, size = str(file), file.stat().st_size
     opened = gguf.open_gguf(file, where, head)

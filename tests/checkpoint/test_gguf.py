@@ -18,7 +18,7 @@ from stored_models import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from lazymoe import LazyMoEError, check, merge
-from lazymoe.checkpoint import opening
+from lazymoe.checkpoint import gguf_header
 from lazymoe.checkpoint.gguf import stored_rows
 from lazymoe.checkpoint.gguf_header import inspect
 from lazymoe.checkpoint.opening import fetch, open_folder, open_source
@@ -66,7 +66,7 @@ def test_a_mixture_of_one_and_of_its_own_model(file: Path, demo_models: Path, tm
 
 def test_from_the_hub(file: Path, clean_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it says of itself is brought at first, in a few ranges; the weights when they are wanted."""
-    monkeypatch.setattr(opening.gguf, "HEAD", 4096)
+    monkeypatch.setattr(gguf_header, "START", 4096)
     monkeypatch.setattr(duration, "LITTLE", 0)  # that its rate is measured, too
     clean_hub.add("acme/far-gguf", file.parent)
     here, size = open_folder(file), file.stat().st_size
@@ -136,6 +136,10 @@ HOSTILE = {  # what begins a file, and what is said of it
     "endless keys": (header(0, keys=1 << 60), f"claim {1 << 60} values"),
     "endless tensors": (header(1 << 60), f"claims {1 << 60} tensors"),
     "endless dimensions": (header(1, keys=0) + said("t") + struct.pack("<I", 1 << 31), "of 2147483648 dimensions"),
+    "two tensors of a name": (
+        header(2, keys=0) + 2 * (said("t") + struct.pack("<IQIQ", 1, 32, 0, 0)),
+        "two tensors of one name",
+    ),
     "an unknown type": (header(0, said("k") + struct.pack("<I", 77)), "a value of unknown type 77"),
 }
 
@@ -150,10 +154,41 @@ def test_metadata_that_no_model_has_are_refused_at_once(case: str, tmp_path: Pat
     assert problem.code == "source.gguf" and reason in problem.what
 
 
+def test_tensors_lie_where_the_gguf_package_finds_them(tmp_path: Path) -> None:
+    """Of any type and shape, at any alignment."""
+    kinds = [kind for kind in gguf.GGMLQuantizationType if kind.name not in ("Q8_K", "Q8_1")]
+    for alignment in (32, 64):
+        writer = gguf.GGUFWriter(tmp_path / "all.gguf", "llama")
+        writer.add_custom_alignment(alignment)
+        writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "é"])
+        writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
+        for kind in kinds:
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            for shape in ((block * 2,), (3, block), (2, 3, block * 2)):
+                held = (*shape[:-1], shape[-1] // block * size)
+                data = np.random.default_rng(len(shape)).integers(0, 255, held, np.uint8)
+                writer.add_tensor(f"{kind.name}.{len(shape)}", data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        head, theirs = inspect(tmp_path / "all.gguf"), gguf.GGUFReader(tmp_path / "all.gguf")
+        assert head.architecture == "llama"
+        assert head.tensors == [
+            (t.name, tuple(map(int, reversed(t.shape))), int(t.tensor_type), int(t.data_offset)) for t in theirs.tensors
+        ]
+
+
 def test_a_cut_header_is_told(file: Path) -> None:
     os.truncate(file, 3000)
     [problem] = check(recipe(file, file)).errors
     assert problem.code == "source.gguf" and "metadata" in problem.what
+
+
+def test_a_cut_tensor_is_told(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1000)
+    [problem] = check(recipe(file, file)).errors
+    assert problem.code == "source.gguf" and "can't be read as a GGUF model" in problem.what
 
 
 def test_a_large_vocabulary_passes(tmp_path: Path) -> None:
