@@ -12,6 +12,7 @@ import pytest
 from hub_server import Hub
 from ray_nodes import Nodes
 
+pytest.importorskip("ray")
 pytest.importorskip("lm_eval", reason="EleutherAI's lm-eval isn't installed")
 
 from lazymoe import LazyMoEError, evaluate, merge
