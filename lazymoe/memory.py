@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from contextlib import suppress
+
+MMAP_THRESHOLD = -3  # glibc's number of it, see mallopt(3)
+LARGE = 1 << 22  # bytes
 
 
 def give_back() -> None:
     """Give memory that was freed back to the system, where the C library would keep it for later, as glibc does."""
     with suppress(OSError, AttributeError, TypeError):  # another one, or Windows
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@functools.cache
+def give_back_large() -> None:
+    """Have large blocks given back as soon as they are freed. glibc ends that when the first one is: then layers whose
+    tensors are of many sizes leave holes behind that none of the next fits into."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)

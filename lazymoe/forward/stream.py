@@ -25,7 +25,7 @@ from lazymoe.errors import error
 from lazymoe.forward.parts import Enough, FeedForward, Merge, Parts, instead
 from lazymoe.forward.skeleton import Weights, allocate, skeleton
 from lazymoe.forward.spilling import room_for_states
-from lazymoe.memory import give_back
+from lazymoe.memory import give_back, give_back_large
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is given beside its states
 
@@ -55,6 +55,7 @@ class Stream:
         Raises:
             SourceError: if there is a token that its embeddings lack.
         """
+        give_back_large()
         self.source, self.device, self.next = source, device, 0
         self._model = skeleton(source)
         _, self._layers = layers_of(self._model)
