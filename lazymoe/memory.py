@@ -18,7 +18,10 @@ def give_back() -> None:
 
 @functools.cache
 def give_back_large() -> None:
-    """Have large blocks given back as soon as they are freed. glibc ends that when the first one is: then layers whose
-    tensors are of many sizes leave holes behind that none of the next fits into."""
+    """Have large blocks given back as soon as they are freed.
+
+    glibc does so with what is above a threshold, which it raises to the size of each such block: then the tensors of
+    layers, which are of many sizes, leave holes behind that the next ones don't fit into.
+    """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)
