@@ -10,7 +10,7 @@ from pathlib import Path
 from lazymoe.checking_gguf import doubtful_gguf, known, lay, name_of, weighted
 from lazymoe.computing.compute import compute, degenerate
 from lazymoe.computing.places import Interrupted
-from lazymoe.errors import failure
+from lazymoe.errors import error, failure
 from lazymoe.exporting import LARGEST, Exported, kinds_of, threads_of, write_layers
 from lazymoe.files import absolute
 from lazymoe.forward.inputs import Inputs
@@ -122,6 +122,9 @@ def carry_to_gguf(
     found = judge(prepared, goal, to_hub=False, gguf=Gguf(export.sizes_by_type, export.room))
     if found.errors:
         raise failure(found.errors)
+    if on and export.copies:
+        what = "GGUF files of these types would be copied as they are, and no machine of a cluster reads them so"
+        raise error("input.usage", "--on", what, "Leave --on out: copying takes no computing.")
     assert found.way  # or there would be an error
     plan, away = prepared.sound_plan, found.way.remote
     warnings = [*found.warnings, *doubtful_gguf(prepared, export, kinds, goal)]

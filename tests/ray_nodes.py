@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hub_server import Hub
+
+from lazymoe.output.folder import WORK
 
 # Ray reads these when it is imported: nodes, and all their ports, are on 127.0.0.1, and a dead one is noticed soon
 os.environ |= {
@@ -55,3 +59,14 @@ class Nodes:
         """See to it that there are three."""
         while len(self.others) < 2:
             self.add()
+
+
+def writers(folder: Path) -> dict[str, int]:
+    """The processes, this one's and those that it began, that have half-made files of weights open, by their names."""
+    found = dict[str, int]()
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            for path in (Path(file.path) for file in process.open_files()):
+                if path.parent == folder / WORK and (path.suffix == ".gguf" or path.name.startswith("model-")):
+                    found[path.name] = process.pid
+    return found

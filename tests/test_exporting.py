@@ -21,6 +21,7 @@ from small_models import Make, configure, make_model, recipe, rewrite, tensors_o
 from lazymoe import LazyMoEError, OutputError, merge, to_gguf
 from lazymoe.cli import main
 from lazymoe.output import gguf as export
+from lazymoe.output import gguf_rows
 from lazymoe.output.folder import WORK
 from lazymoe.progress import Progress
 from lazymoe.quantizing import native
@@ -127,7 +128,7 @@ def test_quantized_values_are_near_and_q8_0_is_the_package_s_own(moe: Path) -> N
 
 def test_blocks_and_threads_make_no_difference(moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     to_gguf(moe, "Q4_K_M,F16", tmp_path / "one", threads=1)
-    monkeypatch.setattr(export, "BLOCK", 1 << 13)
+    monkeypatch.setattr(gguf_rows, "BLOCK", 1 << 13)
     monkeypatch.setattr(export, "CHUNK", 1 << 10)
     to_gguf(moe, ["Q4_K_M", "F16"], tmp_path / "two", threads=3)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

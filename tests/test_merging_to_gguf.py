@@ -16,6 +16,7 @@ from test_exporting import Killed, contents, killed
 from transformers import AutoModelForCausalLM
 
 import lazymoe.output.gguf
+import lazymoe.output.gguf_rows
 from lazymoe import LazyMoEError, OutputError, Recipe, SourceError, merge, merge_to_gguf, to_gguf
 from lazymoe.cli import main
 from lazymoe.output.quantized import open_quantized
@@ -247,7 +248,7 @@ def test_as_typed(
 
 def test_blocks_make_no_difference(given: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge_to_gguf(given, TYPES, tmp_path / "one" / "moe", device="cpu", threads=1)
-    monkeypatch.setattr(lazymoe.output.gguf, "BLOCK", 1 << 13)
+    monkeypatch.setattr(lazymoe.output.gguf_rows, "BLOCK", 1 << 13)
     monkeypatch.setattr(lazymoe.output.gguf, "CHUNK", 1 << 10)
     merge_to_gguf(given, TYPES, tmp_path / "two" / "moe", device="cpu", threads=3)
     assert contents(tmp_path / "one" / "moe") == contents(tmp_path / "two" / "moe")

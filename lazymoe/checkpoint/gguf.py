@@ -102,7 +102,7 @@ def stored_rows(tensor: TensorInfo) -> Rows | None:
     if inside or left:
         return None
     known = reader.file if reader.file.exists() else reader.head
-    stored = _mapped(known, reader.folder, stamp(known)).tensors[reader.name]
+    stored = _mapped(known, stamp(known)).tensors[reader.name]
     nbytes = stored.data.nbytes // len(stored.data)  # of a row
     lies = Span(reader.file, stored.offset + first * nbytes, rows * nbytes)
     return Rows(stored.kind.name, lies, rows)
@@ -135,10 +135,10 @@ def open_gguf(file: Path, where: str, head: Path | None = None) -> Opened:
         what = f"'{file.name}' is one part of several"
         raise error("source.gguf", where, what, "Join them: llama-gguf-split --merge FIRST JOINED.")
     try:
-        inspect(known)
+        mapped = _mapped(known, stamp(known))
         folder = _settled(known, file.parent / CARD)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return Opened(folder, config, *_tensors(file, folder, known))
+        return Opened(folder, config, *_tensors(file, folder, mapped, known))
     except ImportError:
         what = "reading GGUF takes transformers 5 and the gguf package"
         raise error("source.gguf", where, what, "Install them: pip install -U 'transformers>=5' gguf.") from None
@@ -181,21 +181,20 @@ def _is_sound(folder: Path) -> bool:
     return bool(seals) and all(is_sealed(folder / name, str(kept)) for name, kept in seals.items())
 
 
-def _tensors(file: Path, folder: Path, head: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
-    """List what a file holds as its head says, by transformers' names, and the names of what transformers doesn't
-    read."""
+def _tensors(file: Path, folder: Path, mapped: Mapped, head: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """List what a file holds, by transformers' names, and the names of what transformers doesn't read."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-    mapped = _mapped(head, folder, stamp(head))
+    processor = _processor(mapped.architecture, folder)
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    names = get_gguf_hf_weights_map(_Whole(model), mapped.processor)
+    names = get_gguf_hf_weights_map(_Whole(model), processor)
     if not mapped.tensors.keys() <= names.keys():
-        names = get_gguf_hf_weights_map(model, mapped.processor)
+        names = get_gguf_hf_weights_map(model, processor)
     tensors = {}
     for stored_name, stored in mapped.tensors.items():
         if name := names.get(stored_name):
@@ -232,22 +231,20 @@ class Stored(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """A file: its architecture, its tensors by name, and what transformers does to these."""
+    """A file: its architecture, and its tensors by name."""
 
     architecture: str
     tensors: dict[str, Stored]
-    processor: Any
 
 
 @functools.lru_cache(maxsize=16)
-def _mapped(file: Path, folder: Path, stamped: tuple[object, ...]) -> Mapped:
-    """Map a file, and find what transformers does to its tensors; its time of change tells a new file from an old.
+def _mapped(file: Path, stamped: tuple[object, ...]) -> Mapped:
+    """Map a file; its time of change tells a new one from an old.
 
     The gguf package's reader makes objects of each word of the vocabulary, which takes it seconds.
     """
     from gguf import GGMLQuantizationType
     from gguf.quants import quant_shape_to_byte_shape
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
     head, mapped, tensors = inspect(file), np.memmap(file, mode="r"), {}
     for name, shape, number, offset in head.tensors:
@@ -259,9 +256,16 @@ def _mapped(file: Path, folder: Path, stamped: tuple[object, ...]) -> Mapped:
         if len(data) < nbytes:
             raise ValueError("it ends within its tensors")
         tensors[name] = Stored(kind, offset, data.view(dtype or np.uint8).reshape(held))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind_of: Any = TENSOR_PROCESSORS.get(head.architecture, TensorProcessor)
-    return Mapped(head.architecture, tensors, kind_of(config=config))
+    return Mapped(head.architecture, tensors)
+
+
+@functools.lru_cache(maxsize=16)
+def _processor(architecture: str, folder: Path) -> Any:
+    """Give what transformers does to tensors of files of an architecture, by the config in a folder."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+    kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    return kind(config=json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _values(tensor: Dequantized, rows: tuple[int, int] | None) -> torch.Tensor:
@@ -278,11 +282,11 @@ def _kept(tensor: Dequantized, rows: tuple[int, int] | None, stamped: tuple[obje
     import torch
     from gguf import dequantize
 
-    mapped = _mapped(tensor.file, tensor.folder, stamped)
+    mapped = _mapped(tensor.file, stamped)
     stored = mapped.tensors[tensor.name]
     values = dequantize(stored.data if rows is None else stored.data[rows[0] : rows[1]], stored.kind)
     if rows is None:
-        processed = mapped.processor.process(
+        processed = _processor(mapped.architecture, tensor.folder).process(
             weights=values, name=tensor.name, tensor_key_mapping={}, parsed_parameters={}
         )
         values = processed.weights

@@ -25,7 +25,7 @@ DEPTH = 2  # of arrays in arrays; no known key has any
 SIZES = (1, 1, 2, 2, 4, 4, 4, 1, None, None, 8, 8, 8)  # bytes of a value, by the number of its type
 START = 1 << 23  # bytes of a file to begin with: names and merges of 128 thousand tokens take nearly as many
 UINT32, STRING, ARRAY = 4, 8, 9
-ALIGNMENT = 32  # bytes, where a file says no other
+ALIGNMENT = 32  # bytes, at which each tensor begins where a file says no other
 
 
 class Lies(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lazymoe.checkpoint.tensors import BITS, InMemory
+from lazymoe.checkpoint.tensors import InMemory
 from lazymoe.cluster.writing import Away, Spread
 from lazymoe.output.gguf import Export
 from lazymoe.output.parts import Slot, slots_of
@@ -49,7 +49,7 @@ def spread_shards(
     files: list[Away] = []
     for (name, outputs), actor in zip(plan.shards, cycle(actors)):
         slots = slots_of(outputs, plan.references, seed)
-        sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
+        sizes = [slot.nbytes for slot in slots]
         files.append(Away(actor, out / name, slots, sizes, {}, gone=bool(taker and taker.has(name))))
     makes = [
         partial(_shards, [(f.path.name, _bare(f.slots)) for f in files if f.actor is actor and not f.gone], out, work)
@@ -68,7 +68,7 @@ def spread_export(
     """Have GGUF files written, all of a type by one of the actors.
 
     Args:
-        cluster, actors, plan, progress: as `Spread` has them.
+        cluster, actors, plan, progress: as `Spread` has them; no more actors than types.
         export, threads: as `Places.exporter` has them.
 
     Raises:
@@ -76,15 +76,14 @@ def spread_export(
         LazyMoEError: if nothing quantizes on one.
     """
     kinds, slots = list(export.files), _bare(export.slots)
-    used = actors[: len(kinds)]
-    own = [export.only(kinds[i :: len(used)], slots) for i in range(len(used))]
+    own = [export.only(kinds[i :: len(actors)], slots) for i in range(len(actors))]
     files = [
         Away(actor, next(iter(some.paths.values()))[0], export.slots, export.sizes, {})
-        for actor, some in zip(used, own, strict=True)
+        for actor, some in zip(actors, own, strict=True)
     ]
     makes = [partial(_opened, some, threads) for some in own]
     news = partial(_news, export, set(export.importance))
-    return Spread(cluster, used, plan, files, makes, progress, "quantize", news=news)
+    return Spread(cluster, actors, plan, files, makes, progress, "quantize", news=news)
 
 
 def _opened(export: Export, threads: int) -> list[Export]:

@@ -149,15 +149,8 @@ class Cluster:
 
     def exporter(self, export: Export, work: Path, threads: int, progress: Progress) -> Sink[Any]:
         """Make what writes GGUF files, on the machines that see the folder: each writes those of some types; see
-        `Places`.
-
-        Raises:
-            LazyMoEError: if a file of a source is to be copied.
-        """
-        if export.copies:
-            what = "GGUF files of these types would be copied as they are, and no machine of a cluster reads them so"
-            raise error("input.usage", "--on", what, "Leave --on out: copying takes no computing.")
-        actors = begin_writing(work, self.tell)
+        `Places`."""
+        actors = begin_writing(work, self.tell, len(export.files))
         self._spread = bool(actors)
         if not actors:
             return Here(self._plan.sources).exporter(export, work, threads, progress)

@@ -65,7 +65,7 @@ class Writing:
         Args:
             make: gives the files.
         """
-        self._targets = targets = make()
+        targets = make()
         self._writer = Writer(targets, self._tell)
         self._before = self._done = sum(n for t in targets for i, n in enumerate(t.sizes) if i not in t.lacking)
         return [list(target.lacking) for target in targets]
@@ -85,7 +85,7 @@ class Writing:
 
     def learn(self, news: Importance) -> int:
         """Take how much columns count, for what is quantized from now on."""
-        for target in self._targets:
+        for target in self._writer.files:
             if isinstance(target, Export):
                 target.importance |= news
         return 0
@@ -105,12 +105,13 @@ class Writing:
         return take()
 
 
-def begin_writing(work: Path, tick: Callable[[], None]) -> list[Any]:
+def begin_writing(work: Path, tick: Callable[[], None], most: int | None = None) -> list[Any]:
     """Begin an actor, `Writing`, on each machine that sees a folder; on none if that is this one alone.
 
     Args:
         work: the folder for what is half-made.
         tick: as `asking.wait` has it.
+        most: of them, if there is not enough to write for all.
     """
     text, here = secrets.token_hex(), ray.get_runtime_context().get_node_id()
     write_whole(work / MARK, text)
@@ -121,7 +122,7 @@ def begin_writing(work: Path, tick: Callable[[], None]) -> list[Any]:
         with suppress(*LOST):
             if hear(said, tick) == versions():
                 seeing.append(node)
-    used = [] if seeing == [here] else seeing
+    used = [] if seeing == [here] else seeing[:most]
     for node, actor in begun.items():
         if node not in used:
             ray.kill(actor)

@@ -57,7 +57,6 @@ class Places(Protocol):
 
         Raises:
             Interrupted: as `writer`.
-            OutputError: if something can't be written where it should.
         """
 
     def each(self, work: Work, asked: Asked, take: Take) -> Iterator[Iterator[Tensor]]:

@@ -145,20 +145,11 @@ class Walk:
                 self.give()  # at once: it takes memory
             yield from run_rows(module, rows, counting)
 
-        names = f"{plan.dense.within(layer)}{plan.dense.module}."
-
         def answering(asked: Sequence[Rows]) -> Iterator[Iterator[Tensor]]:
-            counted = [self.inputs.counting(where) if self.inputs else None for _, where, _ in asked]
-            given = list(zip(asked, counted, strict=True))
-            plain = [
-                (e + 1, (plan.dense, module, layer, scales[e], rows, counting))
-                for (e, _, rows), counting in given
-                if e not in left
-            ]
-            elsewhere = self.each(answers, plain)
-            for (expert, where, rows), counting in given:
-                made = corrected(expert, rows, counting) if expert in left else next(elsewhere)
-                yield self.inputs.expert(expert, names, module, where, made) if self.inputs else made
+            plain = [(e + 1, (plan.dense, module, layer, scales[e], *given)) for e, *given in asked if e not in left]
+            made = self.each(answers, plain)
+            for expert, rows, counting in asked:
+                yield corrected(expert, rows, counting) if expert in left else next(made)
 
         whose = {i: expert for expert, batches in zip(self.order.tolist(), self.own, strict=True) for i in batches}
         routed = []
@@ -168,10 +159,12 @@ class Walk:
             if i in whose:
                 self.tally.add(layer, whose[i], chosen[real.flatten()], weights[real.flatten()])
             routed.append(add_shared(plan, own, rows, *leave_out(chosen, weights)))
+        names = f"{plan.dense.within(layer)}{plan.dense.module}."
+        watch = self.inputs.experts(names, module) if self.inputs else None
         with coarsely():
             order = [*self.order.tolist(), *range(plan.experts, plan.experts + plan.shared_experts)]
             out: list[Tensor] = []
-            mix(answering, x, routed, order, out)
+            mix(answering, x, routed, order, out, watch)
             for expert in sorted(left):  # no token went to it
                 list(corrected(expert, ()))
             return out

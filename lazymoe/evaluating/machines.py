@@ -6,7 +6,6 @@ again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import ray
 import torch
 
-from lazymoe.cluster.asking import LOST, TICK, alive, begin_on, check_versions, hear, lost
+from lazymoe.cluster.asking import LOST, alive, begin_on, check_versions, hear, lost
 from lazymoe.evaluating.asking import Asking, Wanted, opened
 from lazymoe.evaluating.kept import Answers, Kept
 from lazymoe.evaluating.questions import OWN
@@ -28,7 +27,7 @@ from lazymoe.progress import Progress, silent
 from lazymoe.version import versions
 
 ASKING = "asking"  # what an actor does beside telling how far it is
-OFTEN = 1.0  # seconds between two times that it is asked that
+OFTEN = 1.0  # seconds between two times that it is asked that, unless one has ended
 
 
 class Ready(NamedTuple):
@@ -173,17 +172,17 @@ class Machines:
         """
         asking = self._asking
         left_out = sorted(set(self._rows) - {row.name for row in asking.rows})
-        opened = [found.open() for found in asking.models]
-        kept = [Kept(model.fingerprint) for model in opened]
-        left = sorted(range(len(opened)), key=lambda number: opened[number].nbytes)
-        found: dict[int, dict[str, Any]] = {}
-        done, idle, busy = dict.fromkeys(left, 0), list(self._actors), dict[Any, tuple[Any, int]]()
-        last, died = time.monotonic(), Exception("there is none that sees the mixture")
+        models = [found.open() for found in asking.models]
+        kept = [Kept(model.fingerprint) for model in models]
+        left = sorted(range(len(models)), key=lambda number: models[number].nbytes)
+        idle, busy = list(self._actors), dict[Any, tuple[Any, int]]()
+        done, found = dict.fromkeys(left, 0), dict[int, dict[str, Any]]()
+        died = Exception("there is none that sees the mixture")
 
         def tell() -> None:
-            progress("evaluate", sum(done.values()), asking.questions * len(opened))
+            progress("evaluate", sum(done.values()), asking.questions * len(models))
 
-        while len(found) < len(opened):
+        while len(found) < len(models):
             while idle and left:
                 actor, number = idle.pop(), left.pop()
                 asking_it = actor.ask.options(concurrency_group=ASKING)
@@ -191,13 +190,12 @@ class Machines:
                 busy[said] = actor, number
             if not busy:
                 raise lost("what asks", "--on", died)
-            ready, _ = ray.wait(list(busy), timeout=TICK)
-            for said, (actor, number) in list(busy.items()) if ready or time.monotonic() > last + OFTEN else ():
+            ready, _ = ray.wait(list(busy), timeout=OFTEN)
+            for said, (actor, number) in list(busy.items()):
                 try:
-                    answered, news = hear(actor.so_far.remote(), tell)
+                    done[number], news = hear(actor.so_far.remote(), tell)
                     if news:
                         kept[number].add(news)
-                    done[number] = answered
                     if said in ready:
                         _, found[number] = hear(said, tell)
                         done[number] = asking.questions
@@ -205,8 +203,7 @@ class Machines:
                         del busy[said]
                 except LOST as e:
                     died = e
-                    del busy[said]
                     left.append(number)
-                last = time.monotonic()
+                    del busy[said]
             tell()
-        return {model.name: found[number] for number, model in enumerate(opened)}
+        return {model.name: found[number] for number, model in enumerate(models)}

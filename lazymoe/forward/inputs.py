@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -41,7 +42,36 @@ class Inputs:
         for batch, counted in enumerate(self._counted):
             x = read(batch)[counted]
             for name in names:
-                self._add((0, name), _squares(x), len(x))
+                self.add((0, name), _squares(x), len(x))
+
+    def add(self, which: Map, sums: Tensor, n: int) -> None:
+        """Add what a map has read.
+
+        Args:
+            which: the map.
+            sums: of the squares of rows, float64 ``[in]``.
+            n: how many rows.
+        """
+        self.sums[which] = self.sums[which] + sums if which in self.sums else sums
+        self.counts[which] = self.counts.get(which, 0) + n
+
+    def experts(self, prefix: str, module: nn.Module) -> Watch:
+        """Give what looks at the maps of a layer's experts.
+
+        Args:
+            prefix: of their weights' names: the layer's, and its feed-forward module's.
+            module: as the ones that run them.
+        """
+        return Watch(self, self._counted, prefix, module)
+
+
+class Watch(NamedTuple):
+    """Looks at what the maps of a layer's experts read, see `Inputs.experts`."""
+
+    inputs: Inputs
+    counted: Sequence[Tensor]
+    prefix: str
+    module: nn.Module
 
     def counting(self, where: Iterable[Some]) -> list[Tensor]:
         """Tell which of the rows of an expert count, bool ``[n]`` each.
@@ -49,32 +79,23 @@ class Inputs:
         Args:
             where: the rows, some of a batch at a time.
         """
-        return [self._counted[batch].flatten()[token] for batch, token, _ in where]
+        return [self.counted[batch].flatten()[token] for batch, token, _ in where]
 
-    def expert(
-        self, number: int, prefix: str, module: nn.Module, where: Iterable[Some], made: Iterator[Tensor]
-    ) -> Iterator[Tensor]:
+    def look(self, expert: int, counting: Iterable[Tensor], made: Iterator[Tensor]) -> Iterator[Tensor]:
         """Look at what the maps of an expert read.
 
         Args:
-            number: of the expert.
-            prefix: of their weights' names: the layer's, and its feed-forward module's.
-            module: as the one that runs it.
-            where: the rows that it runs on.
-            made: what `looked_at` gives there.
+            expert: its number.
+            counting: which of its rows count, as `counting` gives it.
+            made: what `looked_at` gives of them.
 
         Yields:
             What comes of the rows.
         """
-        for real in self.counting(where):
+        for real in counting:
             yield next(made)
-            for name, _ in maps_of(module):
-                self._add((number + 1, f"{prefix}{name}.weight"), next(made), int(real.sum()))
-
-    def _add(self, which: Map, sums: Tensor, n: int) -> None:
-        """Add the sums of the squares of so many rows ``[in]``."""
-        self.sums[which] = self.sums[which] + sums if which in self.sums else sums
-        self.counts[which] = self.counts.get(which, 0) + n
+            for name, _ in maps_of(self.module):
+                self.inputs.add((expert + 1, f"{self.prefix}{name}.weight"), next(made), int(real.sum()))
 
 
 def looked_at(module: nn.Module, given: Iterable[Tensor], counting: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.forward.inputs import Inputs, Some, looked_at
+from lazymoe.forward.inputs import Inputs, Some, Watch, looked_at
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.routing import add_shared, route
 from lazymoe.forward.skeleton import Weights
@@ -21,7 +21,8 @@ from lazymoe.forward.stream import Stream
 from lazymoe.planning.memory import BATCH
 from lazymoe.planning.plan import Constant, Piece, Plan
 
-Rows = tuple[int, Sequence[Some], Iterable[Tensor]]  # an expert's number, its tokens, and what it reads, [n, H] each
+# an expert's number, what it reads, [n, H] each, and which of that count, if what its maps read is looked at
+Rows = tuple[int, Iterable[Tensor], Iterable[Tensor] | None]
 Answering = Callable[[Sequence[Rows]], Iterator[Iterator[Tensor]]]  # what each makes of them, one by one
 
 
@@ -82,6 +83,7 @@ def mix(
     routed: Sequence[tuple[Tensor, Tensor]],
     order: Sequence[int],
     out: MutableSequence[Tensor],
+    watch: Watch | None = None,
 ) -> None:
     """Run the chosen experts on their tokens, and add up what they make of these.
 
@@ -91,13 +93,16 @@ def mix(
         routed: experts of each of its tokens, -1 for none, and their weights, both ``[n, k]``.
         order: the order in which experts are added up.
         out: empty; of each batch what comes of it is put there ``[n, H]``.
+        watch: looks at what the experts' maps read.
     """
     for rows in x:
         out.append(torch.zeros_like(rows))
     found = ((expert, list(_tokens(routed, expert))) for expert in order)
     where = [(expert, some) for expert, some in found if some]
-    made = answering([(expert, some, _rows(x, some)) for expert, some in where])
-    for (_, some), parts in zip(where, made, strict=True):
+    counting = [watch.counting(some) if watch else None for _, some in where]
+    made = answering([(expert, _rows(x, some), real) for (expert, some), real in zip(where, counting, strict=True)])
+    for (expert, some), real, parts in zip(where, counting, made, strict=True):
+        parts = watch.look(expert, real, parts) if watch and real is not None else parts
         for (batch, token, place), part in zip(some, parts, strict=True):
             weights = routed[batch][1][token, place, None]  # [n, 1]
             out[batch] = out[batch].index_add_(0, token, part * weights)
@@ -204,16 +209,13 @@ def run(
             chosen, weights = route(router, rows, plan.top_k, plan.host.scores)
             seen(stream.next, batch, chosen, weights)
             routed.append(add_shared(plan, own, rows, chosen, weights))
-        prefix = f"{plan.dense.within(stream.next)}{plan.dense.module}."
+        watch = inputs.experts(f"{plan.dense.within(stream.next)}{plan.dense.module}.", module) if inputs else None
 
         def answering(asked: Sequence[Rows]) -> Iterator[Iterator[Tensor]]:
-            for n, where, rows in asked:
-                counting = inputs.counting(where) if inputs else None
-                made = answers(experts[n], plan.dense, module, stream.next, None, rows, counting)
-                yield inputs.expert(n, prefix, module, where, made) if inputs else made
+            return (answers(experts[n], plan.dense, module, stream.next, None, rows, real) for n, rows, real in asked)
 
         out = room_for_states(place, device)
-        mix(answering, x, routed, range(plan.experts + plan.shared_experts), out)
+        mix(answering, x, routed, range(plan.experts + plan.shared_experts), out, watch)
         return out
 
     def put(names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:

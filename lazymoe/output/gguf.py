@@ -4,7 +4,7 @@ each part quantized on its way, or copied where a source has it so."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from lazymoe.checkpoint.gguf import Rows, stored_rows
-from lazymoe.checkpoint.tensors import BITS, Span, TensorInfo
 from lazymoe.errors import error
-from lazymoe.files import read_bytes, read_into
-from lazymoe.floats import decode, encode, finite
-from lazymoe.output.parts import COPY, Looker, Slot, not_finite
+from lazymoe.files import read_bytes
+from lazymoe.floats import encode, finite
+from lazymoe.output.gguf_rows import RowPen, changed, rows_of
+from lazymoe.output.parts import COPY, Looker, Slot
 from lazymoe.planning.plan import WORK, Piece, cut
 from lazymoe.quantizing.file_types import FILE_TYPES, PLAIN, STARVED
 from lazymoe.quantizing.gguf_file import GgufFile, row_bytes
@@ -26,8 +26,7 @@ from lazymoe.quantizing.metadata import of_shard, says
 from lazymoe.quantizing.native import quantizer, rate
 from lazymoe.quantizing.scheme import ROPE_FACTORS, Scheme
 
-BLOCK = 1 << 22  # weights that are in memory at a time
-CHUNK = 1 << 16  # and those that a thread takes
+CHUNK = 1 << 16  # weights that a thread takes at a time
 SHARD = "-{:05}-of-{:05}"  # how llama.cpp numbers the files of a model that is cut
 
 
@@ -54,13 +53,13 @@ class Export:
         """
         self.files: dict[str, list[GgufFile]] = {}
         self.slots = list(slots)
-        self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in slots]
+        self.sizes = [slot.nbytes for slot in slots]
         self.lacking: dict[int, None] = {}
         self._scheme, self.importance = scheme, importance
         if not scheme.plain:
             quantizer()
         self._threads: ThreadPoolExecutor | None = None
-        self._parts = [_rows_of(slot, scheme.parts[slot.output.name]) for slot in slots]
+        self._parts = [rows_of(slot, scheme.parts[slot.output.name]) for slot in slots]
         self._keys = [f"{slot.output.name}:{slot.number}" for slot in slots]  # what a file's note calls it
         self._new = set[str]()  # what was written since the last note
 
@@ -139,7 +138,7 @@ class Export:
                 file.put(ROPE_FACTORS, ROPE_FACTORS, 0, self._scheme.factors.view(np.uint8)[None])
         self._look()
 
-    def pen(self, i: int, looker: Looker, moved: Callable[[int], None]) -> _Pen:
+    def pen(self, i: int, looker: Looker, moved: Callable[[int], None]) -> RowPen:
         """Set a pen down to write a part, in the mixture's dtype; see `writer.Target`. It looks at the bytes itself."""
         files = [file for file in self._unfinished(i) if not self._copy(i, file)]
         del self.lacking[i]
@@ -147,9 +146,7 @@ class Export:
 
         def put(part: Part, row: int, values: np.ndarray) -> None:
             """Write rows of a part into files that lack it: float32 ``[n, width]``, from one of its rows on."""
-            if part.head:
-                values = _paired(values, part.head)
-            values = _changed(values, part)
+            values = changed(values, part)
             shape = self._scheme.shapes[part.target]
             experts = shape[0] if len(shape) == 3 else 1
             importance = of_expert(self.importance, part.target, part.expert(experts), experts, part.width)
@@ -158,7 +155,7 @@ class Export:
                     data = self._encode(part, file.types[part.target], values, importance)
                     file.put(self._keys[i], part.target, part.row + row, data)
 
-        return _Pen(self.slots[i].output.dtype, self._parts[i] if files else (), put, moved)
+        return RowPen(self.slots[i].output.dtype, self._parts[i] if files else (), put, moved)
 
     def requantized(self, kind: str) -> dict[int, tuple[int, int]]:
         """Count, of each expert that is a quantized GGUF file, by the number of its source, the matrices that are taken
@@ -279,78 +276,3 @@ class Export:
 
         list(self._threads.map(chunk, range(0, rows, step)))
         return out
-
-
-class _Pen:
-    """Writes a part as rows: gathers its bytes until there are enough of them to quantize."""
-
-    def __init__(
-        self,
-        dtype: str,
-        parts: Sequence[Part],
-        put: Callable[[Part, int, np.ndarray], None],
-        moved: Callable[[int], None],
-    ) -> None:
-        self._dtype, self._put, self._moved = dtype, put, moved
-        self._held = bytearray()
-        self._blocks = _blocks(parts)
-        self._next = next(self._blocks, None)
-
-    def write(
-        self, data: bytes | bytearray | memoryview, tensor: TensorInfo | None = None, where: object = None
-    ) -> None:
-        """Write bytes; of a tensor of this model, look whether they are finite."""
-        if tensor and not finite(np.frombuffer(data, np.uint8), tensor.dtype):
-            raise not_finite(where, tensor)
-        if self._next:
-            self._held += data
-        while self._next:
-            part, row, rows = self._next
-            size = rows * part.width * BITS[self._dtype] // 8
-            if len(self._held) < size:
-                break
-            values = decode(self._held[:size], self._dtype).reshape(rows, part.width)
-            del self._held[:size]
-            self._put(part, row, values)
-            self._next = next(self._blocks, None)
-        self._moved(len(data))
-
-    def copy(self, lies: Span, tensor: TensorInfo | None = None) -> None:
-        """Write bytes of another file; of a tensor, look whether they are finite."""
-        with open(lies.path, "rb", buffering=0) as f:
-            f.seek(lies.offset)
-            for start in range(0, lies.nbytes, COPY):
-                block = bytearray(min(COPY, lies.nbytes - start))
-                read_into(f, memoryview(block))
-                self.write(block, tensor, lies.path)
-
-
-def _rows_of(slot: Slot, parts: Sequence[Part]) -> list[Part]:
-    """List where the rows of a part of a tensor go, of those of the whole tensor, in order."""
-    begin = sum(part.elements for part in slot.output.parts[: slot.number])
-    return sorted((p for p in parts if begin <= p.start < begin + slot.part.elements), key=lambda p: p.start)
-
-
-def _blocks(parts: Sequence[Part]) -> Iterator[tuple[Part, int, int]]:
-    """Yield parts a block at a time: each with the first of its rows, and how many. A head's rows stay together."""
-    for part in parts:
-        step = max(1, BLOCK // part.width)
-        step = max(part.head, step - step % part.head) if part.head else step
-        for row in range(0, part.rows, step):
-            yield part, row, min(step, part.rows - row)
-
-
-def _changed(values: np.ndarray, part: Part) -> np.ndarray:
-    """Do to rows what llama.cpp wants of them."""
-    if part.columns:
-        values = np.ascontiguousarray(values[:, list(part.columns)])
-    if part.change == "+1":
-        values = values + np.float32(1)
-    return -np.exp(values) if part.change == "-exp" else values
-
-
-def _paired(values: np.ndarray, head: int) -> np.ndarray:
-    """Put the rows of each head in pairs: the first of its first half, the first of its second half, and so on."""
-    rows, width = values.shape
-    halves = values.reshape(rows // head, 2, head // 2, width)
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, width))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from lazymoe.checkpoint.safetensors import Stored
-from lazymoe.checkpoint.tensors import FLOATS, Span, TensorInfo
+from lazymoe.checkpoint.tensors import BITS, FLOATS, Span, TensorInfo
 from lazymoe.errors import LazyMoEError, error
 from lazymoe.files import read_into
 from lazymoe.floats import encode, finite
@@ -173,6 +173,11 @@ class Slot(NamedTuple):
     @property
     def part(self) -> Part:
         return self.output.parts[self.number]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the part in the plan's dtype."""
+        return self.part.elements * BITS[self.output.dtype] // 8
 
     @property
     def taken(self) -> Taken | None:

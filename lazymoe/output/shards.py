@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lazymoe.checkpoint.safetensors import write_header
-from lazymoe.checkpoint.tensors import BITS
 from lazymoe.files import SEAL, checksum_of, combined, is_sealed, read_seal, readable, seal, settle, write_whole
 from lazymoe.output.parts import Looker, PlainPen, Slot, slots_of
 from lazymoe.planning.plan import Output, Plan
@@ -82,7 +81,7 @@ class Shard:
         self._half, self._kept, self._notes = work / name, work / f"{name}{SEAL}", work / f"{name}{NOTES}"
         self._header = write_header((o.name, o.dtype, o.shape) for o in self._outputs)
         self.slots = slots
-        self.sizes = [slot.part.elements * BITS[slot.output.dtype] // 8 for slot in self.slots]
+        self.sizes = [slot.nbytes for slot in self.slots]
         self._places = list(accumulate(self.sizes, initial=len(self._header)))  # the first byte of each, and the end
         self.lacking = dict.fromkeys(range(len(self.slots)))
         self._whole = self._taken = False  # whether it has its name, and whether the taker has it

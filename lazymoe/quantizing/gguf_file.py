@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lazymoe.checkpoint.gguf_header import ALIGNMENT
 from lazymoe.files import checksum_of, combined, is_sealed, readable, seal, seal_of, settle, write_whole
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 Run = tuple[int, int, int]  # of bytes one after the other: where in the file, how many, and their CRC-32
-ALIGNMENT = 32  # bytes; where each tensor begins
 DONE = ".json"  # ends the name of the file that lists what a half-made one holds, or tells that it is whole
 RECORDS = f"*.gguf{DONE}"  # names of those
 

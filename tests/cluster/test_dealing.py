@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from hub_server import Hub
-from ray_nodes import Nodes
+from ray_nodes import Nodes, writers
+from small_models import recipe
+from stored_models import write_gguf
 from test_exporting import contents
 from test_merging_to_gguf import models, wanted
 
-from lazymoe import LazyMoEError, Recipe, merge_gguf_to_hub, merge_to_gguf, to_gguf
+from lazymoe import LazyMoEError, Recipe, merge_gguf_to_hub, merge_to_gguf
 from lazymoe.cli import main
-from lazymoe.output.folder import WORK
 
 TYPES = "Q3_K_S,F16,Q4_K_M,IQ2_S"
 
@@ -32,17 +32,6 @@ def given(clean_hub: Hub, demo_models: Path, tmp_path: Path) -> Recipe:
     return asked.model_copy(update={"base_model": names[0]}).with_experts(experts)
 
 
-def writers(folder: Path) -> dict[str, int]:
-    """The processes that have half-made GGUF files open, by the types of these."""
-    found: dict[str, int] = {}
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            for file in process.open_files():
-                if file.path.startswith(str(folder / WORK)) and file.path.endswith(".gguf"):
-                    found[Path(file.path).stem.partition("-")[2]] = process.pid
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("imatrix", [True, False])
 def test_the_files_are_those_of_one_process(imatrix: bool, given: Recipe, nodes: Nodes, tmp_path: Path) -> None:
@@ -57,7 +46,10 @@ def test_the_files_are_those_of_one_process(imatrix: bool, given: Recipe, nodes:
     merge_to_gguf(given, types, tmp_path / "moe", on=nodes.address, progress=progress, **there)
     merge_to_gguf(given, types, tmp_path / "here" / "moe", **there)
     assert contents(tmp_path / "moe") == contents(tmp_path / "here" / "moe")
-    assert sorted(seen) == sorted(types.split(",")) and max(Counter(seen.values()).values()) == 1 + imatrix
+    assert (
+        sorted(seen) == sorted(f"moe-{kind}.gguf" for kind in types.split(","))
+        and max(Counter(seen.values()).values()) == 1 + imatrix
+    )
 
 
 @pytest.mark.slow
@@ -66,7 +58,7 @@ def test_one_that_writes_and_dies_is_done_without(given: Recipe, nodes: Nodes, t
 
     def progress(stage: str, done: int, total: int) -> None:
         if not killed and (stage, done) == ("sweep", 2):
-            killed.add(dying := writers(tmp_path / "moe")["IQ2_S"])
+            killed.add(dying := writers(tmp_path / "moe")["moe-IQ2_S.gguf"])
             psutil.Process(dying).kill()
 
     merge_to_gguf(given, TYPES, tmp_path / "moe", on=nodes.address, progress=progress, threads=1)
@@ -86,9 +78,6 @@ def test_to_the_hub_and_what_cannot_be(
     }  # fmt: skip
     assert not (tmp_path / "moe").exists()
 
-    # a source that is such a file already is copied, which is no work to share
-    [file] = merge_to_gguf(given, "Q8_0", tmp_path / "one", device="cpu").files["Q8_0"]
-    assert file.exists() and to_gguf
     folder = tmp_path / "there"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(given.to_yaml())
@@ -96,3 +85,12 @@ def test_to_the_hub_and_what_cannot_be(
     assert "error: --on: a finished mixture is read on one machine." in capsys.readouterr().err
     with pytest.raises(LazyMoEError, match="on processors"):
         merge_to_gguf(given, "F16", tmp_path / "other", on=nodes.address, device="cuda")
+
+
+def test_what_is_only_copied_is_not_shared_out(demo_models: Path, tmp_path: Path) -> None:
+    """And that is told before a cluster is looked for."""
+    file = write_gguf(demo_models / "base", tmp_path / "model.gguf")
+    given = recipe(demo_models / "base", file, file, gate_mode="random")
+    with pytest.raises(LazyMoEError, match=r"would be copied as they are.*Leave --on out"):
+        merge_to_gguf(given, "Q8_0", tmp_path / "moe", on="ray:127.0.0.1:9")
+    assert not (tmp_path / "moe").exists()

@@ -6,14 +6,13 @@ import json
 import os
 import sys
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from hub_server import Hub, User
-from ray_nodes import Nodes
+from ray_nodes import Nodes, writers
 from safetensors.torch import save_file
 from small_models import Make, contents, make_model
 from test_remote import TEXTS, give_tokenizer
@@ -21,7 +20,6 @@ from test_remote import TEXTS, give_tokenizer
 import lazymoe.hub.client
 from lazymoe import ClusterError, LazyMoEError, Recipe, SourceError, merge, merge_to_hub
 from lazymoe.cli import main
-from lazymoe.output.folder import WORK
 from lazymoe.planning.prepared import prepare
 from lazymoe.planning.remote import remote
 
@@ -74,7 +72,7 @@ def test_the_files_are_those_of_one_process_and_each_byte_is_brought_once(
     def progress(stage: str, done: int, total: int) -> None:
         told.append((stage, done, total))
         if stage == "sweep":
-            writing.update(writers(tmp_path / "moe"))
+            writing.update(writers(tmp_path / "moe").values())
 
     moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
     assert len(writing) == 3 and os.getpid() not in writing
@@ -84,17 +82,6 @@ def test_the_files_are_those_of_one_process_and_each_byte_is_brought_once(
     assert needed <= sum(brought.values()) <= 1.02 * needed
     assert [done for stage, done, _ in told if stage == "download"][-1] == needed
     assert contents(moe) == contents(merge(given, tmp_path / "here", **SMALL).folder)
-
-
-def writers(folder: Path) -> set[int]:
-    """The processes that have a half-made file of weights open."""
-    family, half = [psutil.Process(), *psutil.Process().children(recursive=True)], str(folder / WORK / "model-")
-    found = set[int]()
-    for process in family:
-        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if any(file.path.startswith(half) for file in process.open_files()):
-                found.add(process.pid)
-    return found
 
 
 @pytest.mark.slow
@@ -128,7 +115,7 @@ def test_one_that_writes_and_dies_is_done_without(given: Recipe, nodes: Nodes, t
 
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "sweep" and done == 2:
-            killed.add(dying := min(writers(tmp_path / "moe")))
+            killed.add(dying := min(writers(tmp_path / "moe").values()))
             psutil.Process(dying).kill()
 
     moe = merge(given, tmp_path / "moe", on=nodes.address, progress=progress, **SMALL).folder
@@ -145,7 +132,7 @@ def test_a_folder_that_only_this_process_has_is_written_by_it(
     writing = set[int]()
 
     def progress(stage: str, done: int, total: int) -> None:
-        writing.update(writers(tmp_path / "moe"))
+        writing.update(writers(tmp_path / "moe").values())
 
     merge(given, Path("/proc/self/cwd/moe"), on=nodes.address, progress=progress, **SMALL)
     assert writing == {os.getpid()}

@@ -32,7 +32,7 @@ def test_each_token_gets_what_its_experts_make_of_it(most: int, monkeypatch: pyt
     ran: list[int] = []
 
     def answering(asked: Sequence[Rows]) -> Iterator[Iterator[torch.Tensor]]:
-        for expert, _, rows in asked:
+        for expert, rows, _ in asked:
             ran.append(expert)
             yield (some @ matrices[expert].T for some in rows)
 
@@ -52,7 +52,7 @@ def test_an_expert_without_tokens_does_not_run() -> None:
 
     def answering(asked: Sequence[Rows]) -> Iterator[Iterator[torch.Tensor]]:
         ran.extend(expert for expert, *_ in asked)
-        return (iter(rows) for *_, rows in asked)
+        return (iter(rows) for _, rows, _ in asked)
 
     out: list[torch.Tensor] = []
     mix(answering, [torch.ones(4, 2)], [(chosen, torch.ones(4, 1))], range(3), out)
