@@ -181,6 +181,30 @@ class InMemory:
         return ()
 
 
+@dataclass
+class Kept:
+    """Reads a tensor that is in memory for a while, and later where it lies.
+
+    Attributes:
+        below: the tensor, where it lies.
+        values: all of it, flat, until they are let go; nobody may change what it gives.
+    """
+
+    below: TensorInfo
+    values: torch.Tensor | None
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Give elements start to stop, flat: ``[stop - start]``."""
+        return self.below.read(start, stop) if self.values is None else self.values[start:stop]
+
+    def span(self, start: int, stop: int) -> None:
+        """Give nothing: who asks is to have it from memory."""
+
+    def stamp(self) -> tuple[object, ...]:
+        """Give what changes when the file does."""
+        return self.below.reader.stamp()
+
+
 def same_bytes(a: TensorInfo, b: TensorInfo, remote: Remote | None) -> bool:
     """Tell whether two tensors hold the same, by samples from all of their length.
 

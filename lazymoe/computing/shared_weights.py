@@ -16,6 +16,8 @@ Norms are averaged.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,11 @@ from torch import Tensor
 
 from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
-from lazymoe.checkpoint.tensors import TensorInfo
+from lazymoe.checkpoint.tensors import Kept, TensorInfo
 from lazymoe.computing.places import Each, Passing
 from lazymoe.errors import error
 from lazymoe.forward.device import coarsely
-from lazymoe.planning.memory import ROWS
+from lazymoe.planning.memory import ROWS, head_rows
 from lazymoe.planning.plan import Plan
 
 Read = Iterable[Tensor] | None  # rows that maps read, some [n, in] at a time; None if they aren't known
@@ -158,14 +160,14 @@ def _changes(
     yield moments
 
 
-def in_blocks(source: Source, name: str) -> Iterator[Tensor]:
-    """Read a tensor some rows at a time.
+def in_blocks(source: Source | Passing, name: str) -> Iterator[Tensor]:
+    """Read a tensor some rows at a time, if there is one.
 
     Args:
         source: the model.
         name: of the tensor.
     """
-    for start in range(0, source.tensors[name].shape[0], ROWS):
+    for start in range(0, source.tensor(name).shape[0] if source.has(name) else 0, ROWS):
         yield _rows(source, name, start, start + ROWS)
 
 
@@ -184,43 +186,54 @@ def means(average: Average, name: str) -> Iterator[Tensor]:
         yield finite(rows.to(average.dtype), name)
 
 
-def merge_head(average: Average, name: str, read: Iterable[Read], device: str) -> Iterator[Tensor]:
+def merge_head(average: Average, name: str, read: Iterable[Read], device: str, each: Each) -> Iterator[Tensor]:
     """Merge the head, some rows at a time: as `merge_maps`, but by one factor P_e for each expert, as rows are many.
 
     W = W_1 + sum_e (W_e - W_1) P_e, where P_e = G_e (sum_e G_e)^-1
+
+    The factors come first. Of D_e they know the first rows, which are the commonest tokens' in most vocabularies: these
+    wait in memory meanwhile, so that no row is read twice.
 
     Args:
         average: the experts.
         name: of the head.
         read: of each expert what its prompts give it to read, or None if that isn't known.
         device: where to compute.
+        each: reads the models.
 
     Raises:
         SourceError: if a weight is NaN or infinite.
     """
-    base, width = average.base, average.base.tensors[name].shape[1]
-    starts = range(0, base.tensors[name].shape[0], ROWS)
-    factors = [torch.zeros(width, width, device=device) for _ in average.experts]  # [H, H] each: first D^T D
-    for start in starts:
-        own = _rows(base, name, start, start + ROWS).float()
-        for factor, expert in zip(factors, average.experts, strict=True):
-            delta = _delta(own, _theirs(expert, name, start, start + ROWS))
-            factor += squares(finite(delta, name).to(device))
-    for e, rows in enumerate(read):  # then the moments G_e; each takes the place of what was before
-        factors[e] = _moments(factors[e], _summed(rows))
+    length, width = average.base.tensors[name].shape
+    models = _blocks(average, name, each)
+    blocks = ([next(rows, torch.empty(0)) for rows in models] for _ in range(0, length, ROWS))  # the base's comes first
+    known = list(itertools.islice(blocks, math.ceil(head_rows(length, width) / ROWS)))
+    factors: list[Tensor] = []  # [H, H] each: first the moments G_e
+    for e, rows in enumerate(read):
+        gram = torch.zeros(width, width, device=device)
+        for own, *theirs in known:
+            gram += squares(finite(_delta(own.float(), theirs[e]), name).to(device))
+        factors.append(_moments(gram, _summed(rows)))
     cholesky = torch.linalg.cholesky(sum(factors[1:], start=factors[0]))
     for e in range(1, len(factors)):  # the first expert's isn't needed
         factors[e] = torch.cholesky_solve(factors[e], cholesky).T
-    first, *others = average.experts
-    for start in starts:
-        own = _rows(base, name, start, start + ROWS).float()
-        one = _delta(own, _theirs(first, name, start, start + ROWS)).to(device)
+    known.reverse()
+    for own, first, *others in itertools.chain((known.pop() for _ in range(len(known))), blocks):
+        own = own.float()
+        one = _delta(own, first).to(device)
         merged = one.clone()
-        for expert, factor in zip(others, factors[1:], strict=True):
-            delta = _delta(own, _theirs(expert, name, start, start + ROWS))
+        for rows, factor in zip(others, factors[1:], strict=True):
             with coarsely():  # unlike the moments, P_e is nothing that is still to be inverted
-                merged += (delta.to(device) - one) @ factor
+                merged += (_delta(own, rows).to(device) - one) @ factor
         yield finite((own + merged.cpu()).to(average.dtype), name)
+
+
+def _blocks(average: Average, name: str, each: Each) -> list[Iterator[Tensor]]:
+    """Read a tensor of the base model and of the experts some rows at a time: where the models are, if not in
+    memory."""
+    if isinstance(average.base.tensor(name).reader, Kept):
+        return [in_blocks(source, name) for source in (average.base, *average.experts)]
+    return list(each(in_blocks, ((number, (name,)) for number in (0, *average.numbers))))
 
 
 def squares(x: Tensor) -> Tensor:
@@ -273,7 +286,7 @@ def _delta(own: Tensor, theirs: Tensor) -> Tensor:
         theirs: the expert's, as they lie.
     """
     known = own[: len(theirs)]
-    changed = theirs.float() - known if len(theirs) else known
+    changed = theirs[: len(own)].float() - known if len(theirs) else known
     return changed if len(changed) == len(own) else torch.cat([changed, torch.zeros_like(own[len(changed) :])])
 
 
@@ -282,7 +295,7 @@ def _theirs(expert: Source, name: str, start: int = 0, stop: int | None = None) 
     return _rows(expert, name, start, stop) if expert.has(name) else torch.empty(0)
 
 
-def _rows(source: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+def _rows(source: Source | Passing, name: str, start: int = 0, stop: int | None = None) -> Tensor:
     """Read rows of a tensor, as many as there are. A vector's elements are its rows."""
     tensor = source.tensor(name)
     stop = min(stop or tensor.shape[0], tensor.shape[0])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.tensors import InMemory
+from lazymoe.checkpoint.tensors import Kept
 from lazymoe.computing.groups import read_groups
 from lazymoe.computing.order import canonical
 from lazymoe.computing.places import Each, Here, Passing, Places
@@ -29,7 +29,7 @@ from lazymoe.forward.inputs import Inputs
 from lazymoe.forward.routing import Routing
 from lazymoe.memory import give_back
 from lazymoe.output.writer import Sink
-from lazymoe.planning.memory import kept_embeddings, kept_heads, reads_prompts
+from lazymoe.planning.memory import kept_embeddings, late_embeddings, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -74,8 +74,9 @@ def sweep(
             writer.pass_by(number, name, [tensor])
 
     each = functools.partial(places.each, take=take)
+    kept: list[Kept] = []
     if reads_prompts(recipe, plan) and kept_embeddings(plan):
-        plan = _in_memory(plan, plan.dense.embeddings, each)
+        plan, kept = _in_memory(plan, plan.dense.embeddings, each)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
     walk = Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
@@ -91,6 +92,9 @@ def sweep(
         writer.pass_by(0, embeddings, in_blocks(plan.sources[0], embeddings))
     elif head != embeddings:
         writer.give(0, embeddings, means(average, embeddings))
+    if not late_embeddings(plan):
+        for reader in kept:
+            reader.values = None
     for layer in range(walk.resume() if walk else 0, plan.layers):
         if walk:
             walk.step()
@@ -119,21 +123,21 @@ def sweep(
             writer.give(0, name, means(average, name))
         elif not writer.has(0, name):
             reads = (walk and walk.read_at_end()) or unknown(plan)
-            merged = Average(_in_memory(plan, name, each), order) if kept_heads(plan) else average
-            writer.give(0, name, merge_head(merged, name, reads, device))
+            writer.give(0, name, merge_head(average, name, reads, device, each))
     return (walk.fitted, walk.routing) if walk else (None, None)
 
 
-def _in_memory(plan: Plan, name: str, each: Each) -> Plan:
-    """Read a tensor of all models that are merged: whoever asks for it has it from memory."""
+def _in_memory(plan: Plan, name: str, each: Each) -> tuple[Plan, list[Kept]]:
+    """Read a tensor of all models that are merged: whoever asks for it has it from memory, until that is let go."""
     sources = list(plan.sources)
     having = [n for n, source in enumerate(plan.shared_sources) if source.has(name)]
-    away = [n for n in having if not isinstance(sources[n].tensor(name).reader, InMemory)]
-    for number, [read] in zip(away, each(_whole, ((n, (name,)) for n in away)), strict=True):
+    readers = []
+    for number, [read] in zip(having, each(_whole, ((n, (name,)) for n in having)), strict=True):
         tensor = sources[number].tensor(name)
-        held = replace(tensor, reader=InMemory(read.reshape(-1)), start=0)
+        readers.append(Kept(tensor, read.reshape(-1)))
+        held = replace(tensor, reader=readers[-1], start=0)
         sources[number] = replace(sources[number], tensors={**sources[number].tensors, tensor.name: held})
-    return replace(plan, sources=tuple(sources))
+    return replace(plan, sources=tuple(sources)), readers
 
 
 def _whole(model: Passing, name: str) -> Iterator[Tensor]:

@@ -106,7 +106,8 @@ class Walk:
 
     def read_at_end(self) -> Reads | None:
         """Give what the head reads, after all layers, if that is known."""
-        return self._read(list(self.stream.finish()).__getitem__) if self.by_states else None
+        states = enumerate(self.stream.finish())
+        return self._read(lambda i: next(given for n, given in states if n == i)) if self.by_states else None
 
     def _put(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Look at what maps of this layer read, and merge them if they are merged by that; see `parts.Merge`."""

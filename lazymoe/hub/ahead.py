@@ -227,9 +227,11 @@ class _Order:
             return
         tensor = ranges.places[name]
         last = Block(ranges, Place(file, begin - BLOCK, begin))
+        match = LAYER.search(name)
         if begin == tensor.begin or last in held:  # who reads it from its beginning on reads it to its end
-            yield from _blocks(ranges, Place(file, end, tensor.end))
-        if match := LAYER.search(name):
+            rest = _blocks(ranges, Place(file, end, tensor.end))
+            yield from rest if match else itertools.islice(rest, AT_ONCE)  # beside it other models' may be read
+        if match:
             stem = ranges, name[: match.start()], name[match.end() :]
             self._note(stem, layer := int(match[0]))
             if stem in self._before:

@@ -12,7 +12,7 @@ from lazymoe.floats import decode, finite
 from lazymoe.output.parts import COPY, Slot, not_finite
 from lazymoe.quantizing.layout import Part
 
-BLOCK = 1 << 22  # weights that are in memory at a time
+BLOCK = 1 << 20  # weights that are in memory at a time
 
 
 class RowPen:

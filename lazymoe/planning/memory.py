@@ -19,9 +19,8 @@ PASSES = 8  # but no more often than this
 LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces from all over it are taken
 BATCH = 2048  # tokens that go through a layer at a time, with padding; more only where one text is longer
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
-ROWS = 2048  # of an embedding matrix that are merged at a time
-HELD = 1_500_000_000  # bytes of heads that are kept in memory while they are merged, at most
-FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning to its end; of more, rows are read again
+ROWS = 1024  # of an embedding matrix that are merged at a time
+FEW = 400_000_000  # bytes of embeddings that are kept from when they are first read; of more, rows are read again
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
@@ -141,8 +140,9 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
     together += 2 * 4 * plan.weighted * min(tokens, BATCH) * _inner(plan)  # what is looked at of it
     inside = states + max(4 * tokens * _wide(plan) + running, together)
     kept = kept_embeddings(plan) if tokens else 0
+    begun, kept = kept + 2 * states, kept if late_embeddings(plan) else 0
     if plan.shared == "base":
-        return kept + _layer(plan) + inside + _masks(plan, tokens, LENGTH)
+        return max(begun, kept + _layer(plan) + inside) + _masks(plan, tokens, LENGTH)
 
     # what is merged of a layer; in maps that read the same: the base's, what two experts changed, what comes of them
     sizes = [4 * math.prod(size) for size in plan.dense.layer_shapes(0, plan.sources[0].config).values()]
@@ -150,26 +150,36 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
         merging, head = 5 * max(*sizes, ROWS * width), 6 * ROWS * width
     else:
         merging = 5 * sum(sizes) + 2 * max(sizes) + 6 * 4 * _wide(plan) ** 2
-        head = (plan.experts + 9) * width * plan.hidden_size + 12 * ROWS * width + kept_heads(plan)
+        known = head_rows(int(plan.sources[0].config["vocab_size"]), plan.hidden_size) + ROWS  # of every model
+        head = (plan.experts + 9) * width * plan.hidden_size + (12 * ROWS + (1 + plan.experts) * known) * width
     merging += states + 4 * tokens * _wide(plan)
     layer = sum(sizes) + (_layer(plan) if tokens else 0) + max(merging, inside)
-    return kept + max(layer, 2 * states + head) + _masks(plan, tokens, LENGTH)
+    return max(begun, kept + max(layer, states + head)) + _masks(plan, tokens, LENGTH)
 
 
-def kept_heads(plan: Plan) -> int:
-    """Count the bytes of the heads that are kept in memory while they are merged, as each is gone through twice. None
-    if that takes too much: then they are read twice.
+def head_rows(length: int, width: int) -> int:
+    """Count the rows of a head that tell how to merge it: twice as many as they are wide tell as much as all.
+
+    Args:
+        length: how many it has.
+        width: of each.
+    """
+    return min(length, 2 * width)
+
+
+def late_embeddings(plan: Plan) -> bool:
+    """Tell whether a sweep writes the embeddings when it ends, not when it begins: tied ones, where what the head reads
+    says how to merge them, or how much their columns count.
 
     Args:
         plan: what is wanted.
     """
-    size = _in_memory(plan.shared_sources, plan.dense.head)
-    return size if size <= HELD else 0
+    return plan.dense.head not in plan.sources[0].tensors and (plan.shared == "regmean" or plan.weighted)
 
 
 def kept_embeddings(plan: Plan) -> int:
-    """Count the bytes of the embeddings that a sweep keeps in memory, as it reads rows of them first and all of them
-    later: the base model's, and the experts' if they are merged. None if that takes more than it is worth.
+    """Count the bytes of the embeddings that a sweep keeps in memory until they are written, as it reads rows of them
+    first: the base model's, and the experts' if they are merged. None if that takes more than it is worth.
 
     Args:
         plan: what is wanted.

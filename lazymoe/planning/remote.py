@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lazymoe.checkpoint.source import Source
-from lazymoe.planning.memory import kept_embeddings, reads_prompts, sweeps
+from lazymoe.planning.memory import kept_embeddings, late_embeddings, reads_prompts, sweeps
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.recipe.schema import STREAMED, Recipe
 
@@ -84,9 +84,8 @@ def two_layers(layers: Counter[int | None]) -> int:
 
 def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:
     """Name what is read when a sweep begins and again when it ends: tied embeddings, which are written as the head."""
-    late = plan.shared == "regmean" or plan.weighted
-    swept = late and reads_prompts(recipe, plan) and not kept_embeddings(plan)
-    return frozenset({plan.dense.embeddings} if swept and plan.dense.head not in plan.sources[0].tensors else ())
+    swept = late_embeddings(plan) and reads_prompts(recipe, plan) and not kept_embeddings(plan)
+    return frozenset({plan.dense.embeddings} if swept else ())
 
 
 def _read(recipe: Recipe, plan: Plan) -> set[tuple[int, str]]:
