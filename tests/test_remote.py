@@ -27,8 +27,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lazymoe import HubError, LazyMoEError, Recipe, check, merge, merge_to_gguf, merge_to_hub
 from lazymoe.cli import main
+from lazymoe.computing import shared_weights
 from lazymoe.hub import ahead
-from lazymoe.planning import disk
+from lazymoe.planning import disk, memory
 from lazymoe.planning.checking import judge
 from lazymoe.planning.plan import Piece
 from lazymoe.planning.prepared import Prepared, prepare
@@ -52,7 +53,8 @@ def put(hub: Hub, tmp_path: Path, kind: str = "llama", **config: object) -> Reci
     """Put three models on the Hub that no cache has, and give a recipe of them, with random routers."""
     names = [f"acme/{tmp_path.name.strip('_.-')}-{i}" for i in range(3)]
     for i, name in enumerate(names):
-        folder = make_model(tmp_path / "models", f"m{i}", i, kind, vocab_size=260, num_hidden_layers=4, **config)
+        sizes = {"vocab_size": 260, "num_hidden_layers": 4, **config}
+        folder = make_model(tmp_path / "models", f"m{i}", i, kind, **sizes)
         give_tokenizer(folder)
         hub.add(name, folder)
     experts = [{"source_model": n, "positive_prompts": t} for n, t in zip(names[1:], TEXTS, strict=True)]
@@ -177,6 +179,24 @@ def test_a_sweep_brings_every_byte_once(
     assert away.nbytes <= brought <= 1.02 * away.nbytes
 
 
+@pytest.mark.parametrize(("shared", "tied"), crossed(["base", "average", "regmean"], [False, True]))
+def test_a_vocabulary_larger_than_layers_is_brought_once(
+    shared: str, tied: bool, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows from all over the embeddings are wanted first, and all of them later: too many to wait in memory."""
+    monkeypatch.setattr(ahead, "BLOCK", 8000)
+    monkeypatch.setattr(shared_weights, "ROWS", 64)
+    monkeypatch.setattr(memory, "FEW", 0)
+    sizes = {"vocab_size": 4000, "tie_word_embeddings": tied}
+    asked = put(clean_hub, tmp_path, **sizes).with_fields(gate_mode="fit", shared_weights=shared)
+    prepared = prepare(asked)
+    clean_hub.sent = Counter()
+    merge(asked, tmp_path / "moe", source="remote", **SMALL)
+    away = remote(prepared.prompts, prepared.sound_plan)
+    brought = clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared)
+    assert away.nbytes <= brought <= 1.02 * away.nbytes
+
+
 @pytest.mark.parametrize(("tied", "shared"), crossed([False, True], ["base", "average", "regmean"]))
 def test_gguf_is_made_of_them_too_and_every_byte_brought_once(
     tied: bool, shared: str, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +244,7 @@ def test_a_rerun_goes_on_from_the_last_finished_file(
 KILLED = """
 import os, signal, sys
 from lazymoe.cli import main
+from lazymoe.computing import shared_weights
 from lazymoe.hub import ahead
 ahead.BLOCK = 1000
 count = int(sys.argv[1])

@@ -73,3 +73,14 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
         if variety and others:
             found.append(Group(place, sign, batches(variety.copies(list(chain(*others)))), tokens, varied=True))
     return found
+
+
+def tokens_of(groups: Sequence[Group]) -> Tensor:
+    """List the tokens that there are in prompts, and in what pads them, sorted ``[n]``.
+
+    Args:
+        groups: the prompts.
+    """
+    ids = [ids.flatten() for group in groups for ids, _ in group.batches]
+    found: Tensor = torch.unique(torch.cat([torch.empty(0, dtype=torch.int64), *ids]))
+    return found

@@ -45,6 +45,7 @@ class Average:
         base, experts: the base model, and the experts in the order in which they are added up.
         numbers: of these experts' sources in the plan.
         made: every tensor that was asked for, by name; whoever has used them empties it.
+        noted: rows of matrices, by name, after their numbers, sorted ``[n]``: no others are asked for.
     """
 
     def __init__(self, plan: Plan, order: Sequence[int]) -> None:
@@ -52,6 +53,7 @@ class Average:
         self.base, self.experts = plan.sources[0], [plan.sources[number] for number in self.numbers]
         self.dtype = getattr(torch, plan.config["dtype"])
         self.made: dict[str, Tensor] = {}
+        self.noted: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -87,6 +89,9 @@ class Average:
             indices: of the rows, n of them.
         """
         wanted = list(indices)
+        if name in self.noted:
+            numbers, noted = self.noted[name]
+            return noted[torch.searchsorted(numbers, torch.tensor(wanted))]
         rows = self.base.rows(name, wanted).float()
         mean = rows.clone()
         for expert in self.experts:
@@ -171,19 +176,26 @@ def in_blocks(source: Source | Passing, name: str) -> Iterator[Tensor]:
         yield _rows(source, name, start, start + ROWS)
 
 
-def means(average: Average, name: str) -> Iterator[Tensor]:
+def means(average: Average, name: str, wanted: Tensor | None = None) -> Iterator[Tensor]:
     """Average a tensor outside the layers, some rows at a time: a vocabulary can be larger than any layer.
 
     Args:
         average: the experts.
         name: of the tensor.
+        wanted: numbers of rows that will be asked for, sorted ``[n]``: they are noted, so that none is read again.
 
     Raises:
         SourceError: if a weight is NaN or infinite.
     """
-    for start in range(0, average.base.tensors[name].shape[0], ROWS):
-        rows = _mean(average.base, average.experts, name, start, start + ROWS)
-        yield finite(rows.to(average.dtype), name)
+    noted, length = [], average.base.tensors[name].shape[0]
+    wanted = None if wanted is None or (wanted >= length).any() else wanted  # who asks for one that isn't there is told
+    for start in range(0, length, ROWS):
+        rows = finite(_mean(average.base, average.experts, name, start, start + ROWS).to(average.dtype), name)
+        if wanted is not None:
+            noted.append(rows[wanted[(wanted >= start) & (wanted < start + len(rows))] - start])
+        yield rows
+    if wanted is not None:
+        average.noted[name] = wanted, torch.cat(noted)
 
 
 def merge_head(average: Average, name: str, read: Iterable[Read], device: str, each: Each) -> Iterator[Tensor]:

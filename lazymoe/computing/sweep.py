@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lazymoe.checkpoint.tensors import Kept
-from lazymoe.computing.groups import read_groups
+from lazymoe.computing.groups import read_groups, tokens_of
 from lazymoe.computing.order import canonical
 from lazymoe.computing.places import Each, Here, Passing, Places
 from lazymoe.computing.shared_weights import Average, in_blocks, means, merge_head
@@ -29,7 +29,7 @@ from lazymoe.forward.inputs import Inputs
 from lazymoe.forward.routing import Routing
 from lazymoe.memory import give_back
 from lazymoe.output.writer import Sink
-from lazymoe.planning.memory import kept_embeddings, late_embeddings, reads_prompts
+from lazymoe.planning.memory import kept_models, late_embeddings, reads_prompts
 from lazymoe.planning.plan import Plan
 from lazymoe.progress import Progress
 from lazymoe.recipe.schema import Recipe
@@ -75,11 +75,10 @@ def sweep(
 
     each = functools.partial(places.each, take=take)
     kept: list[Kept] = []
-    if reads_prompts(recipe, plan) and kept_embeddings(plan):
+    if reads_prompts(recipe, plan):
         plan, kept = _in_memory(plan, plan.dense.embeddings, each)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
-    walk = Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
     tied = plan.dense.head not in average.tensors
     late = plan.weighted and tied  # embeddings whose columns count by what the head reads
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
@@ -91,8 +90,10 @@ def sweep(
     elif plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
         writer.pass_by(0, embeddings, in_blocks(plan.sources[0], embeddings))
     elif head != embeddings:
-        writer.give(0, embeddings, means(average, embeddings))
+        writer.give(0, embeddings, means(average, embeddings, tokens_of(groups)))
+    walk = Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
     if not late_embeddings(plan):
+        average.noted.clear()
         for reader in kept:
             reader.values = None
     for layer in range(walk.resume() if walk else 0, plan.layers):
@@ -128,9 +129,9 @@ def sweep(
 
 
 def _in_memory(plan: Plan, name: str, each: Each) -> tuple[Plan, list[Kept]]:
-    """Read a tensor of all models that are merged: whoever asks for it has it from memory, until that is let go."""
+    """Read a tensor of the `kept_models`: whoever asks for it has it from memory, until that is let go."""
     sources = list(plan.sources)
-    having = [n for n, source in enumerate(plan.shared_sources) if source.has(name)]
+    having = [n for n, source in enumerate(kept_models(plan)) if source.has(name)]
     readers = []
     for number, [read] in zip(having, each(_whole, ((n, (name,)) for n in having)), strict=True):
         tensor = sources[number].tensor(name)

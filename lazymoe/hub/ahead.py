@@ -143,10 +143,12 @@ class Ahead:
         if blocks == self._last:
             return
         self._last = blocks
-        soon, nbytes = list(blocks), sum(map(self._takes, blocks))
+        soon, nbytes, share = list(blocks), sum(map(self._takes, blocks)), self._room // 2
+        if not LAYER.search(_name(blocks[-1]) or ""):  # it may be read of all models side by side
+            share //= len(self._models)
         for block in self._order.after(blocks[-1], self._held):
             nbytes += self._takes(block)
-            if nbytes > self._room // 2:
+            if nbytes > share:
                 break
             soon.append(block)
         new = set(soon)
@@ -164,7 +166,7 @@ class Ahead:
 
     def _takes(self, block: Block) -> int:
         """Count the bytes of room that a block takes."""
-        return 0 if block.ranges.tensor(block.place.file, block.place.begin) in self._kept else block.nbytes
+        return 0 if _name(block) in self._kept else block.nbytes
 
     def _want(self, block: Block) -> Future[Held]:
         if block not in self._held:
@@ -189,6 +191,11 @@ class Ahead:
         future = self._held.pop(block)
         if not future.cancel():
             future.add_done_callback(_remove)
+
+
+def _name(block: Block) -> str | None:
+    """Name the tensor that a block is of; None if it is of none."""
+    return block.ranges.tensor(block.place.file, block.place.begin)
 
 
 def _remove(future: Future[Held]) -> None:
@@ -222,16 +229,14 @@ class _Order:
             held: those that are here or on their way.
         """
         ranges, (file, begin, end) = block
-        name = ranges.tensor(file, begin)
+        name = _name(block)
         if name is None:
             return
         tensor = ranges.places[name]
         last = Block(ranges, Place(file, begin - BLOCK, begin))
-        match = LAYER.search(name)
         if begin == tensor.begin or last in held:  # who reads it from its beginning on reads it to its end
-            rest = _blocks(ranges, Place(file, end, tensor.end))
-            yield from rest if match else itertools.islice(rest, AT_ONCE)  # beside it other models' may be read
-        if match:
+            yield from _blocks(ranges, Place(file, end, tensor.end))
+        if match := LAYER.search(name):
             stem = ranges, name[: match.start()], name[match.end() :]
             self._note(stem, layer := int(match[0]))
             if stem in self._before:

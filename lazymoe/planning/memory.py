@@ -20,7 +20,7 @@ LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces
 BATCH = 2048  # tokens that go through a layer at a time, with padding; more only where one text is longer
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
 ROWS = 1024  # of an embedding matrix that are merged at a time
-FEW = 400_000_000  # bytes of embeddings that are kept from when they are first read; of more, rows are read again
+FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning to its end; of more, rows are read again
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
 RANGES = 300_000_000  # bytes: ranges of files on their way, and what isn't looked at yet of those that have arrived
@@ -139,7 +139,7 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
     together = 3 * width * tokens + running + _correcting(recipe, plan)
     together += 2 * 4 * plan.weighted * min(tokens, BATCH) * _inner(plan)  # what is looked at of it
     inside = states + max(4 * tokens * _wide(plan) + running, together)
-    kept = kept_embeddings(plan) if tokens else 0
+    kept = _in_memory(kept_models(plan), plan.dense.embeddings) if tokens else 0
     begun, kept = kept + 2 * states, kept if late_embeddings(plan) else 0
     if plan.shared == "base":
         return max(begun, kept + _layer(plan) + inside) + _masks(plan, tokens, LENGTH)
@@ -177,15 +177,18 @@ def late_embeddings(plan: Plan) -> bool:
     return plan.dense.head not in plan.sources[0].tensors and (plan.shared == "regmean" or plan.weighted)
 
 
-def kept_embeddings(plan: Plan) -> int:
-    """Count the bytes of the embeddings that a sweep keeps in memory until they are written, as it reads rows of them
-    first: the base model's, and the experts' if they are merged. None if that takes more than it is worth.
+def kept_models(plan: Plan) -> Sequence[Source]:
+    """List the models whose embeddings are kept in memory from when rows of them are first read until they are written:
+    the base model, among whose tokens others are looked for; all that are merged, if that comes last. None if these
+    take more than it is worth.
 
     Args:
         plan: what is wanted.
     """
+    if not late_embeddings(plan):
+        return plan.sources[:1]
     size = _in_memory(plan.shared_sources, plan.dense.embeddings)
-    return size if size <= FEW else 0
+    return plan.shared_sources if size <= FEW else ()
 
 
 def _in_memory(sources: Sequence[Source], name: str) -> int:

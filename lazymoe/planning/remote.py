@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lazymoe.checkpoint.source import Source
-from lazymoe.planning.memory import kept_embeddings, late_embeddings, reads_prompts, sweeps
+from lazymoe.planning.memory import kept_models, late_embeddings, reads_prompts, sweeps
 from lazymoe.planning.plan import Piece, Plan
 from lazymoe.recipe.schema import STREAMED, Recipe
 
@@ -84,7 +84,7 @@ def two_layers(layers: Counter[int | None]) -> int:
 
 def _kept(recipe: Recipe, plan: Plan) -> frozenset[str]:
     """Name what is read when a sweep begins and again when it ends: tied embeddings, which are written as the head."""
-    swept = late_embeddings(plan) and reads_prompts(recipe, plan) and not kept_embeddings(plan)
+    swept = late_embeddings(plan) and reads_prompts(recipe, plan) and not kept_models(plan)
     return frozenset({plan.dense.embeddings} if swept else ())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from lazymoe.recipe.reference import Reference
 
 LAYERS, PARTS = 4, ("a", "b", "c")
 NBYTES = 4000  # of each tensor
-OUTSIDE = ("first", "second", "third")  # of no layer
 NAMES = [f"model.layers.{layer}.{part}.weight" for layer in range(LAYERS) for part in PARTS]
 
 
@@ -26,8 +26,7 @@ NAMES = [f"model.layers.{layer}.{part}.weight" for layer in range(LAYERS) for pa
 def model(clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ranges:
     monkeypatch.setattr(ahead, "BLOCK", 1000)
     (tmp_path / "files").mkdir()
-    every = enumerate([*NAMES, *OUTSIDE, "never.read"])
-    tensors = {name: torch.full((NBYTES,), i, dtype=torch.uint8) for i, name in every}
+    tensors = {name: torch.full((NBYTES,), i, dtype=torch.uint8) for i, name in enumerate([*NAMES, "never.read"])}
     save_file(tensors, tmp_path / "files" / "model.safetensors")
     (tmp_path / "files" / "config.json").write_text("{}")
     name = f"acme/{tmp_path.name.strip('_.-')}"
@@ -79,18 +78,16 @@ def test_no_more_is_held_than_there_is_room_for(on_disk: bool, model: Ranges, cl
     assert told[-1] == ("download", len(NAMES) * NBYTES, len(NAMES) * NBYTES)
 
 
-def test_what_is_read_side_by_side_is_brought_once(
-    model: Ranges, clean_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_read_side_by_side_is_brought_once(model: Ranges, clean_hub: Hub) -> None:
     """As several heads are, when they are merged: there is room for a few blocks of each, and not for all of one."""
-    monkeypatch.setattr(ahead, "AT_ONCE", 2)
+    models = [replace(model, places=dict(model.places)) for _ in range(3)]
     clean_hub.sent = Counter()
-    with Ahead([model], None, 2 * NBYTES + 1000, len(OUTSIDE) * NBYTES, lambda *_: None):
+    with Ahead(models, None, 2 * NBYTES, len(models) * NBYTES, lambda *_: None):
         for start in range(0, NBYTES, 1000):
-            for name in OUTSIDE:
-                file, begin, _ = model.places[name]
-                model.read(file, begin + start, 1000)
-    assert clean_hub.sent_of("model.safetensors") == len(OUTSIDE) * NBYTES
+            for one in models:
+                file, begin, _ = one.places["never.read"]
+                one.read(file, begin + start, 1000)
+    assert clean_hub.sent_of("model.safetensors") == len(models) * NBYTES
 
 
 def test_a_full_disk_is_told_as_one(model: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
