@@ -104,7 +104,7 @@ def _learned(text: str) -> Dense | str:
     from transformers import __version__ as version
 
     config = json.loads(text)
-    if config.get("model_type") not in CONFIG_MAPPING:
+    if str(config.get("model_type")) not in CONFIG_MAPPING:  # config.json may have anything there
         return f"is none that transformers {version} knows"
     try:
         made = transformers_config(config)

@@ -12,6 +12,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NULLABLE = (*OPTIONAL_SIZES, *TOKEN_IDS, "layer_types")  # where null means something else than the default
 MOST = {"num_hidden_layers": 10_000}  # far above any model there is; other sizes fit 31 bits
 LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention", "attention", "conv", "mamba")
+ROTARY = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")  # numbers, beside the settings too
 LEADING = (  # keys that no model here needs, that lead transformers to kernels, packages, other files
     "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation",
     "quantization_config", "transformers_weights",
@@ -39,6 +40,9 @@ def unusable(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | No
     known = isinstance(types, list) and all(isinstance(kind, str) and kind in LAYER_TYPES for kind in types)
     if types is not None and not (known and len(types) == config["num_hidden_layers"]):
         return _named("layer_types", types)
+    for key in ROTARY:
+        if not _is_optional_number(config.get(key)):
+            return _named(key, config[key])
     for key in ("rope_parameters", "rope_scaling"):
         if not _is_rope(config.get(key), nested=key == "rope_parameters"):
             return _named(key, config[key])
@@ -84,9 +88,13 @@ def _is_rope(value: Any, nested: bool) -> bool:
         return False
     if nested and value and all(isinstance(own, dict) for own in value.values()):
         return all(_is_rope(own, nested=False) for own in value.values())
-    return all(
+    return all(_is_optional_number(value.get(key)) for key in (*ROTARY, "factor")) and all(
         is_number(entry)
         or isinstance(entry, (str, bool, type(None)))
         or (isinstance(entry, list) and all(is_number(n) for n in entry))
         for entry in value.values()
     )
+
+
+def _is_optional_number(value: Any) -> bool:
+    return value is None or is_number(value)

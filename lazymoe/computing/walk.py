@@ -106,7 +106,7 @@ class Walk:
 
     def read_at_end(self) -> Reads | None:
         """Give what the head reads, after all layers, if that is known."""
-        states = enumerate(self.stream.finish())
+        states = enumerate(self.stream.finish())  # which are asked for in their order
         return self._read(lambda i: next(given for n, given in states if n == i)) if self.by_states else None
 
     def _put(self, names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:

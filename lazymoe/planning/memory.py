@@ -158,7 +158,8 @@ def _sweeping(recipe: Recipe, plan: Plan) -> int:
 
 
 def head_rows(length: int, width: int) -> int:
-    """Count the rows of a head that tell how to merge it: twice as many as they are wide tell as much as all.
+    """Count the rows of a head that tell how to merge it: twice as many as they are wide tell as much as all
+    (benchmarks/router.py).
 
     Args:
         length: how many it has.
