@@ -30,6 +30,7 @@ from merge import SHAPES, full_config, make_recipe, make_tokenizer, measure
 from lazymoe.architectures.dense import LLAMA
 from lazymoe.checkpoint.safetensors import open_file, write_header
 from lazymoe.merging import carry_out
+from lazymoe.output.shards import Taker
 from lazymoe.planning.plan import Output
 from lazymoe.planning.prepared import prepare
 from lazymoe.units import gigabytes
@@ -76,7 +77,7 @@ class Forgetful(Hub):
                     os.truncate(path, size)
 
 
-class Hashes:
+class Hashes(Taker):
     """Takes files away by their hashes, name to SHA-256."""
 
     def __init__(self) -> None:
@@ -84,6 +85,9 @@ class Hashes:
 
     def has(self, name: str) -> bool:
         return False
+
+    def follow(self, path: Path, size: int) -> None:
+        pass
 
     def take(self, path: Path, outputs: Sequence[Output]) -> None:
         with open(path, "rb") as f:

@@ -142,7 +142,7 @@ def damage(whole: Path, moe: Path, seed: int) -> None:
         (moe / name).exists() and spoil(moe / name, draw)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(60), 578, 613])  # the last once failed
 def test_a_damaged_folder_gives_one_line_each(whole: Path, moe: Path, clean_hub: Hub, seed: int) -> None:
     damage(whole, moe, seed)
     check(moe)

@@ -40,6 +40,15 @@ def unusable(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | No
     known = isinstance(types, list) and all(isinstance(kind, str) and kind in LAYER_TYPES for kind in types)
     if types is not None and not (known and len(types) == config["num_hidden_layers"]):
         return _named("layer_types", types)
+    return unusable_rope(config)
+
+
+def unusable_rope(config: Mapping[str, Any]) -> str | None:
+    """Name a key of a config for rotary positions whose value can't be meant, with the value; None if all can.
+
+    Args:
+        config: of a dense model or a mixture.
+    """
     for key in ROTARY:
         if not _is_optional_number(config.get(key)):
             return _named(key, config[key])

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from lazymoe.architectures.records import Host
 from lazymoe.architectures.registry import host_of
+from lazymoe.architectures.values import unusable_rope
 from lazymoe.checkpoint.safetensors import open_file
 from lazymoe.checkpoint.source import CARD as CARD
 from lazymoe.checkpoint.source import GENERATION, TOKENIZER_FILES
@@ -113,12 +114,14 @@ class Finished:
         """The record of its architecture.
 
         Raises:
-            OutputError: if it is none of LazyMoE's.
+            OutputError: if it is none of LazyMoE's, or its config.json can't be meant.
         """
         named, host = self.config.get("model_type"), host_of(self.config)
         if host is None:
             says = f"says '{named}', which LazyMoE doesn't make" if isinstance(named, str) else "names no model_type"
             raise error("output.damaged", self.folder, f"its config.json {says}", AGAIN)
+        if odd := unusable_rope(self.config):
+            raise error("output.damaged", self.folder, f"its config.json has no usable {odd}", AGAIN)
         return host
 
     @property
