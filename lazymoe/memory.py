@@ -7,7 +7,7 @@ import functools
 from contextlib import suppress
 
 MMAP_THRESHOLD = -3  # glibc's number of it, see mallopt(3)
-LARGE = 1 << 22  # bytes
+LARGE = 1 << 20  # bytes
 
 
 def give_back() -> None:
