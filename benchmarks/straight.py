@@ -86,16 +86,10 @@ class Hashes(Taker):
     def has(self, name: str) -> bool:
         return False
 
-    def follow(self, path: Path, size: int) -> None:
-        pass
-
     def take(self, path: Path, outputs: Sequence[Output]) -> None:
         with open(path, "rb") as f:
             self.found[path.name] = hashlib.file_digest(f, "sha256").hexdigest()
         path.unlink()
-
-    def finish(self, folder: Path) -> None:
-        pass
 
 
 @contextlib.contextmanager

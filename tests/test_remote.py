@@ -163,6 +163,16 @@ def test_what_is_needed_is_brought_and_nothing_else(
     assert way and way.remote and way.remote.nbytes == nbytes and way.download == 0
 
 
+def swept_once(hub: Hub, asked: Recipe, moe: Path) -> None:
+    """Merge models where they are: no more comes than was counted."""
+    prepared = prepare(asked)
+    hub.sent = Counter()
+    merge(asked, moe, source="remote", **SMALL)
+    away = remote(prepared.prompts, prepared.sound_plan)
+    brought = hub.sent_of(WEIGHTS) - headers(hub, prepared)
+    assert away.nbytes <= brought <= 1.02 * away.nbytes
+
+
 @pytest.mark.parametrize(
     ("tied", "gate_mode", "shared"), crossed([False, True], ["fit", "random"], ["base", "average", "regmean"])
 )
@@ -171,12 +181,7 @@ def test_a_sweep_brings_every_byte_once(
 ) -> None:
     monkeypatch.setattr(ahead, "BLOCK", 1000)
     asked = put(clean_hub, tmp_path, tie_word_embeddings=tied).with_fields(gate_mode=gate_mode, shared_weights=shared)
-    prepared = prepare(asked)
-    clean_hub.sent = Counter()
-    merge(asked, tmp_path / "moe", source="remote", **SMALL)
-    away = remote(prepared.prompts, prepared.sound_plan)
-    brought = clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared)
-    assert away.nbytes <= brought <= 1.02 * away.nbytes
+    swept_once(clean_hub, asked, tmp_path / "moe")
 
 
 @pytest.mark.parametrize(("shared", "tied"), crossed(["base", "average", "regmean"], [False, True]))
@@ -189,12 +194,7 @@ def test_a_vocabulary_larger_than_layers_is_brought_once(
     monkeypatch.setattr(memory, "FEW", 0)
     sizes = {"vocab_size": 4000, "tie_word_embeddings": tied}
     asked = put(clean_hub, tmp_path, **sizes).with_fields(gate_mode="fit", shared_weights=shared)
-    prepared = prepare(asked)
-    clean_hub.sent = Counter()
-    merge(asked, tmp_path / "moe", source="remote", **SMALL)
-    away = remote(prepared.prompts, prepared.sound_plan)
-    brought = clean_hub.sent_of(WEIGHTS) - headers(clean_hub, prepared)
-    assert away.nbytes <= brought <= 1.02 * away.nbytes
+    swept_once(clean_hub, asked, tmp_path / "moe")
 
 
 @pytest.mark.parametrize(("tied", "shared"), crossed([False, True], ["base", "average", "regmean"]))
@@ -244,7 +244,6 @@ def test_a_rerun_goes_on_from_the_last_finished_file(
 KILLED = """
 import os, signal, sys
 from lazymoe.cli import main
-from lazymoe.computing import shared_weights
 from lazymoe.hub import ahead
 ahead.BLOCK = 1000
 count = int(sys.argv[1])

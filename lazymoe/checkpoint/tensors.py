@@ -163,46 +163,31 @@ class Picked:
         return self.below.reader.stamp()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class InMemory:
-    """Reads a tensor that is in memory, flat; nobody may change what it gives."""
-
-    tensor: torch.Tensor
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Give elements start to stop, flat: ``[stop - start]``."""
-        return self.tensor[start:stop]
-
-    def span(self, start: int, stop: int) -> None:
-        """Give nothing: it lies in no file."""
-
-    def stamp(self) -> tuple[object, ...]:
-        """Give nothing: it doesn't change."""
-        return ()
-
-
-@dataclass
-class Kept:
-    """Reads a tensor that is in memory for a while, and later where it lies.
+    """Reads a tensor that is in memory, for a while or for good.
 
     Attributes:
-        below: the tensor, where it lies.
         values: all of it, flat, until they are let go; nobody may change what it gives.
+        below: the tensor where it lies, from when they are.
     """
 
-    below: TensorInfo
     values: torch.Tensor | None
+    below: TensorInfo | None = None
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Give elements start to stop, flat: ``[stop - start]``."""
-        return self.below.read(start, stop) if self.values is None else self.values[start:stop]
+        if self.values is not None:
+            return self.values[start:stop]
+        assert self.below, "or nothing lets them go"
+        return self.below.read(start, stop)
 
     def span(self, start: int, stop: int) -> None:
         """Give nothing: who asks is to have it from memory."""
 
     def stamp(self) -> tuple[object, ...]:
-        """Give what changes when the file does."""
-        return self.below.reader.stamp()
+        """Give what changes when its file does."""
+        return self.below.reader.stamp() if self.below else ()
 
 
 def same_bytes(a: TensorInfo, b: TensorInfo, remote: Remote | None) -> bool:

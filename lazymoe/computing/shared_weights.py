@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
-from lazymoe.checkpoint.tensors import Kept, TensorInfo
+from lazymoe.checkpoint.tensors import InMemory, TensorInfo
 from lazymoe.computing.places import Each, Passing
 from lazymoe.errors import error
 from lazymoe.forward.device import coarsely
@@ -229,8 +229,7 @@ def merge_head(average: Average, name: str, read: Iterable[Read], device: str, e
     cholesky = torch.linalg.cholesky(sum(factors[1:], start=factors[0]))
     for e in range(1, len(factors)):  # the first expert's isn't needed
         factors[e] = torch.cholesky_solve(factors[e], cholesky).T
-    known.reverse()
-    for own, first, *others in itertools.chain((known.pop() for _ in range(len(known))), blocks):
+    for own, first, *others in itertools.chain(known, blocks):
         own = own.float()
         one = _delta(own, first).to(device)
         merged = one.clone()
@@ -243,7 +242,7 @@ def merge_head(average: Average, name: str, read: Iterable[Read], device: str, e
 def _blocks(average: Average, name: str, each: Each) -> list[Iterator[Tensor]]:
     """Read a tensor of the base model and of the experts some rows at a time: where the models are, if not in
     memory."""
-    if isinstance(average.base.tensor(name).reader, Kept):
+    if isinstance(average.base.tensor(name).reader, InMemory):
         return [in_blocks(source, name) for source in (average.base, *average.experts)]
     return list(each(in_blocks, ((number, (name,)) for number in (0, *average.numbers))))
 

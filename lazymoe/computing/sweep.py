@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lazymoe.checkpoint.tensors import Kept
+from lazymoe.checkpoint.tensors import InMemory
 from lazymoe.computing.groups import read_groups, tokens_of
 from lazymoe.computing.order import canonical
 from lazymoe.computing.places import Each, Here, Passing, Places
@@ -74,25 +74,22 @@ def sweep(
             writer.pass_by(number, name, [tensor])
 
     each = functools.partial(places.each, take=take)
-    kept: list[Kept] = []
+    kept: list[InMemory] = []
     if reads_prompts(recipe, plan):
         plan, kept = _in_memory(plan, plan.dense.embeddings, each)
     average = Average(plan, order)
     groups = read_groups(recipe, plan, order, device)
-    tied = plan.dense.head not in average.tensors
-    late = plan.weighted and tied  # embeddings whose columns count by what the head reads
+    late = late_embeddings(plan)
     outside = [name for name in plan.dense.outer if name in average.tensors] if plan.shared != "base" else []
     embeddings, head = plan.dense.embeddings, None
     if plan.shared == "regmean":
         head = plan.dense.head if plan.dense.head in outside else embeddings
-    if late:
-        pass
-    elif plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
+    if not late and plan.shared == "base":  # embeddings come first in the output, all others outside the layers last
         writer.pass_by(0, embeddings, in_blocks(plan.sources[0], embeddings))
-    elif head != embeddings:
+    elif not late:
         writer.give(0, embeddings, means(average, embeddings, tokens_of(groups)))
     walk = Walk(recipe, plan, writer, folder, average, groups, order, device, each, take) if groups else None
-    if not late_embeddings(plan):
+    if not late:
         average.noted.clear()
         for reader in kept:
             reader.values = None
@@ -128,14 +125,14 @@ def sweep(
     return (walk.fitted, walk.routing) if walk else (None, None)
 
 
-def _in_memory(plan: Plan, name: str, each: Each) -> tuple[Plan, list[Kept]]:
+def _in_memory(plan: Plan, name: str, each: Each) -> tuple[Plan, list[InMemory]]:
     """Read a tensor of the `kept_models`: whoever asks for it has it from memory, until that is let go."""
     sources = list(plan.sources)
     having = [n for n, source in enumerate(kept_models(plan)) if source.has(name)]
     readers = []
     for number, [read] in zip(having, each(_whole, ((n, (name,)) for n in having)), strict=True):
         tensor = sources[number].tensor(name)
-        readers.append(Kept(tensor, read.reshape(-1)))
+        readers.append(InMemory(read.reshape(-1), tensor))
         held = replace(tensor, reader=readers[-1], start=0)
         sources[number] = replace(sources[number], tensors={**sources[number].tensors, tensor.name: held})
     return replace(plan, sources=tuple(sources)), readers
