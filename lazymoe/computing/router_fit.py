@@ -130,7 +130,8 @@ def fit(x: Tensor, label: Tensor, sign: Tensor, weights: Tensor, experts: int) -
         # its gradient by the logits: p less all for the expert, or less the shares that the others have among them
         wanted = torch.where(avoided, (p / others).scatter(1, label, 0.0), torch.zeros_like(p).scatter(1, label, 1.0))
         w.grad = ((p - wanted) * weights).T @ x / scale + PENALTY * w
-        return (weights * terms).sum() + PENALTY / 2 * w.square().sum()
+        # in float32 two losses soon are the same, and it would end before the gradient is within the tolerance
+        return (weights * terms).cpu().double().sum() + PENALTY / 2 * w.cpu().double().square().sum()
 
     optimizer.step(loss)
     rows: Tensor = w / scale

@@ -40,7 +40,7 @@ def test_it_is_the_optimum() -> None:
     scale = x.square().mean().sqrt()
     probabilities = (x @ rows.T).softmax(-1)
     gradient = (probabilities - torch.eye(3)[label]).T @ (x / scale) / len(x) + 1e-2 * rows * scale
-    assert gradient.abs().max() < torch.finfo(x.dtype).eps ** 0.5  # nearer a loss in float32 can't tell steps apart
+    assert gradient.abs().max() < 1e-4
 
 
 def test_states_that_say_nothing_give_even_loads() -> None:
