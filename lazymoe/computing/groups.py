@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lazymoe.computing.variety import Variety
-from lazymoe.forward.tokens import batches, load_tokenizer, pack
-from lazymoe.planning.memory import LIMIT, reads_prompts
+from lazymoe.computing.variety import copies, nearest, words
+from lazymoe.forward.tokens import Packed, batches, load_tokenizer, pack
+from lazymoe.planning.memory import LIMIT, reads_prompts, rows_twice
 from lazymoe.planning.plan import Plan
+from lazymoe.planning.vocabularies import same_tokens
 from lazymoe.recipe.schema import Recipe
 
-FEW = 32  # tokens of prompts that are keywords: with other tokens in their place they would mean something else
+FEW = 32  # tokens of prompts that are keywords: with what is nearest in their place they would mean something else
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,23 @@ class Group:
     varied: bool = False
 
 
+class _Side(NamedTuple):
+    """Prompts of one expert and one kind, and the words that it has learnt, if they are to take places."""
+
+    place: int
+    sign: int
+    packed: Packed
+    words: list[int]
+
+    @property
+    def copied(self) -> list[Tensor]:
+        """The sequences that there are copies of."""
+        return list(chain(*self.packed.again)) if self.words or self.packed.given >= FEW else []
+
+
 def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -> list[Group]:
-    """Tokenize the prompts that a sweep reads: all where routers are fitted, every second time that short ones are
-    read as copies of them; the positive ones where shared weights are merged or experts corrected; none where nothing
-    of that is so.
+    """Tokenize the prompts that a sweep reads: all where routers are fitted, short ones half as copies of them; the
+    positive ones where shared weights are merged or experts corrected; none where nothing of that is so.
 
     Args:
         recipe, plan: what is wanted; the base model must be on the disk.
@@ -53,26 +68,44 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
     fitted = recipe.gate_mode == "fit"
     if not reads_prompts(recipe, plan):
         return []
-    tokenizer = load_tokenizer(plan.sources[0])
+    base, tokenizer = plan.sources[0], load_tokenizer(plan.sources[0])
     gated = [plan.experts] if fitted and plan.gates > plan.experts else []  # the shared expert, by its number
-    sides = [
-        (place, sign, pack(tokenizer, texts))
+    asked = [
+        (place, number, sign, pack(tokenizer, texts))
         for place, number in enumerate([*order, *gated])
-        for asked in [recipe.every_expert[number]]
-        for sign, texts in ((1, asked.positive), (-1, asked.negative if fitted else []))
+        for expert in [recipe.every_expert[number]]
+        for sign, texts in ((1, expert.positive), (-1, expert.negative if fitted else []))
         if texts
     ]
-    again = [packed.orders[1::2] if fitted and packed.given >= FEW else [] for *_, packed in sides]
-    replaced = [s for orders in again for order in orders for s in order]
-    variety = Variety(plan.sources[0], torch.cat(replaced), device) if replaced else None
+    short = {number for _, number, sign, packed in asked if fitted and sign > 0 and packed.again}
+    said = _words(plan, short, tokenizer.all_special_ids)
+    sides = [
+        _Side(place, sign, packed if fitted else packed._replace(again=[]), said.get(number, []) if sign > 0 else [])
+        for place, number, sign, packed in asked
+    ]
+    lacking = [tokens for side in sides if not side.words for tokens in side.copied]
+    near = nearest(base, torch.cat(lacking), device) if lacking else {}
     found = []
-    for (place, sign, packed), others in zip(sides, again, strict=True):
-        tokens = min(packed.given, LIMIT)
-        own = packed.orders[::2] if others else packed.orders
-        found.append(Group(place, sign, batches(list(chain(*own))), tokens))
-        if variety and others:
-            found.append(Group(place, sign, batches(variety.copies(list(chain(*others)))), tokens, varied=True))
+    for side in sides:
+        copied, tokens = side.copied, min(side.packed.given, LIMIT)
+        own = side.packed.orders[::2] if copied else side.packed.orders
+        found.append(Group(side.place, side.sign, batches(list(chain(*own))), tokens))
+        if copied:
+            others = (lambda _, words=side.words: words) if side.words else near.__getitem__
+            found.append(Group(side.place, side.sign, batches(copies(copied, others)), tokens, varied=True))
     return found
+
+
+def _words(plan: Plan, numbers: Set[int], special: Sequence[int]) -> dict[int, list[int]]:
+    """Find the words that each of some experts has learnt, without special tokens, unless most of them are another's:
+    then they wouldn't tell the two apart, least of all where both are one model."""
+    base = plan.sources[0]
+    # no embeddings are read for this alone: not those of shared experts, nor any if nothing is merged
+    read = range(plan.experts) if plan.shared != "base" else range(0)
+    experts = {n: plan.sources[n + 1] for n in read if n in numbers and same_tokens(base, plan.sources[n + 1])}
+    found = {n: words(base, expert, rows_twice(plan, expert)) for n, expert in experts.items()}
+    same = {n for a, b in combinations(found, 2) if 2 * len({*found[a]} & {*found[b]}) > len(found[a]) for n in (a, b)}
+    return {n: [word for word in own if word not in special] for n, own in found.items() if n not in same}
 
 
 def tokens_of(groups: Sequence[Group]) -> Tensor:

@@ -1,13 +1,17 @@
 """Copies of short prompts with other tokens in place of some, so that a router learns a kind of text, not a few words.
 
-A token gives way to one of those that are nearest to it in the base model's embeddings, which often mean the like.
-Prompts that are read several times are read as copies every second time, so that this costs no token more.
+The words that take their places are the expert's own: its embeddings tell which tokens it was trained on. Where they
+are the head too, training lowers the rows of all tokens that don't occur, together, in the direction of what the head
+mostly reads, and those that went furthest the other way are of tokens that the expert has learnt to say. Where they
+aren't, the rows that moved furthest are of tokens that it has read most. Where they tell nothing, as they weren't
+trained or the expert is quantized, and in prompts that aren't an expert's, a token gives way to one of those that are
+nearest to it in the base model's embeddings, which often mean the like.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,45 +24,83 @@ REPLACED = 0.6  # of a copy's tokens
 NEAR = 16  # tokens that one may give way to
 COMMON = 16384  # tokens at the head of a vocabulary, where the most frequent ones are: no others take a place
 AT_ONCE = 1024  # tokens that are compared with a block of rows
+FIRST = 8192  # rows of an expert's embeddings that are looked at
+WORDS = 300  # that an expert has learnt
+TOGETHER = 0.1  # of the mean square of what was changed in rows, that of their mean: trained heads have 0.5, noise none
+APART = 4  # times the median, relative to the rows, are the squares of what was changed most: noise has them all alike
+TINY = 1e-12
+
+Others = Callable[[int], Sequence[int]]  # gives what a token may give way to
 
 
-class Variety:
-    """What the tokens of some prompts may give way to."""
+def words(base: Source, expert: Source, most: int) -> list[int]:
+    """Find the tokens that an expert has learnt, of those that are most frequent; none if its embeddings don't tell.
 
-    def __init__(self, base: Source, tokens: Tensor, device: str) -> None:
-        """Find the nearest of each token, by the cosine of their embeddings, some rows of these at a time.
+    Args:
+        base: the base model.
+        expert: a fine-tuned model, whose tokens are numbered as the base model's.
+        most: how many rows of its embeddings may be read, the first ones.
+    """
+    tables = [model.tensor(model.embeddings) for model in (base, expert)]
+    rows, width = min(FIRST, most, *(table.shape[0] for table in tables)), tables[0].shape[1]
+    wanted = min(WORDS, rows // NEAR)
+    if wanted < NEAR:
+        return []
+    mean, along, size = torch.zeros(width), torch.empty(rows), torch.empty(rows)  # [H], [rows], [rows]
+    square = 0.0
+    for start in range(0, rows, ROWS):
+        stop = min(start + ROWS, rows)
+        own, theirs = (table.read(start * width, stop * width).float().view(-1, width) for table in tables)
+        changed = theirs - own  # [ROWS, H]
+        if not start:
+            mean, square = changed.mean(0), float(changed.square().sum(1).mean())
+        along[start:stop] = changed @ mean
+        size[start:stop] = changed.square().sum(1) / own.square().sum(1).clamp(min=TINY)
+    if not torch.isfinite(along).all():
+        return []
+    if float(mean.square().sum()) > TOGETHER * square:
+        return along.topk(wanted, largest=False).indices.tolist()
+    found = size.topk(wanted)
+    return found.indices.tolist() if float(found.values.mean()) > APART * float(size.median()) else []
 
-        Args:
-            base: the base model.
-            tokens: ids of those that there are in the prompts, int64, in any number.
-            device: where to compute.
-        """
-        table, tokens = base.tensor(base.embeddings), torch.unique(tokens)  # [n]
-        rows, width = min(COMMON, table.shape[0]), table.shape[1]
-        numbers = tokens.to(device)[:, None]  # [n, 1]
-        own = normalize(base.rows(base.embeddings, tokens.tolist()).float().to(device), dim=-1)  # [n, H]
-        nearest = torch.full((len(own), NEAR), -torch.inf, device=device)
-        near = numbers.repeat(1, NEAR)  # if nothing else is, it stays itself
-        for start in range(0, rows, ROWS):
-            stop = min(start + ROWS, rows)
-            block = table.read(start * width, stop * width).float().to(device).view(-1, width)  # [ROWS, H]
-            others, found = normalize(block, dim=-1), torch.arange(start, stop, device=device)
-            parts = (t.split(AT_ONCE) for t in (numbers, own, nearest, near))
-            for number, x, cosines, kept in zip(*parts, strict=True):
-                new = (x @ others.T).masked_fill_(found == number, -torch.inf)  # [AT_ONCE, ROWS]
-                best, places = torch.cat([cosines, new], 1).topk(NEAR, dim=1)
-                kept.copy_(torch.cat([kept, found.expand(len(x), -1)], 1).gather(1, places))
-                cosines.copy_(best)
-        self._near = dict(zip(tokens.tolist(), near.tolist(), strict=True))
 
-    def copies(self, sequences: Sequence[Tensor]) -> list[Tensor]:
-        """Copy a group's sequences, with other tokens in place of some.
+def nearest(base: Source, tokens: Tensor, device: str) -> dict[int, list[int]]:
+    """Find the nearest of each token, by the cosine of their embeddings, some rows of these at a time.
 
-        Args:
-            sequences: token ids ``[T]``, int64.
-        """
-        chance = random.Random(0)
-        return [torch.tensor([self._other(token, chance) for token in s.tolist()]) for s in sequences]
+    Args:
+        base: the base model.
+        tokens: ids of those that there are in the prompts, int64, in any number.
+        device: where to compute.
+    """
+    table, tokens = base.tensor(base.embeddings), torch.unique(tokens)  # [n]
+    rows, width = min(COMMON, table.shape[0]), table.shape[1]
+    numbers = tokens.to(device)[:, None]  # [n, 1]
+    own = normalize(base.rows(base.embeddings, tokens.tolist()).float().to(device), dim=-1)  # [n, H]
+    best = torch.full((len(own), NEAR), -torch.inf, device=device)
+    near = numbers.repeat(1, NEAR)  # if nothing else is, it stays itself
+    for start in range(0, rows, ROWS):
+        stop = min(start + ROWS, rows)
+        block = table.read(start * width, stop * width).float().to(device).view(-1, width)  # [ROWS, H]
+        others, found = normalize(block, dim=-1), torch.arange(start, stop, device=device)
+        parts = (t.split(AT_ONCE) for t in (numbers, own, best, near))
+        for number, x, cosines, kept in zip(*parts, strict=True):
+            new = (x @ others.T).masked_fill_(found == number, -torch.inf)  # [AT_ONCE, ROWS]
+            nearer, places = torch.cat([cosines, new], 1).topk(NEAR, dim=1)
+            kept.copy_(torch.cat([kept, found.expand(len(x), -1)], 1).gather(1, places))
+            cosines.copy_(nearer)
+    return dict(zip(tokens.tolist(), near.tolist(), strict=True))
 
-    def _other(self, token: int, chance: random.Random) -> int:
-        return chance.choice(self._near[token]) if chance.random() < REPLACED else token
+
+def copies(sequences: Sequence[Tensor], others: Others) -> list[Tensor]:
+    """Copy sequences, with other tokens in place of some; the first, which may begin every text, stays.
+
+    Args:
+        sequences: token ids ``[T]``, int64.
+        others: what each may give way to.
+    """
+    chance = random.Random(0)
+
+    def other(token: int) -> int:
+        return chance.choice(others(token)) if chance.random() < REPLACED else token
+
+    return [torch.tensor([first, *map(other, rest)]) for first, *rest in (s.tolist() for s in sequences)]

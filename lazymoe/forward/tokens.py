@@ -6,7 +6,7 @@ import itertools
 import random
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -107,11 +107,14 @@ class Packed(NamedTuple):
 
     Attributes:
         orders: the sequences that each order of the prompts makes; token ids of each ``[T]``, int64.
+        again: what there may be copies of beside every second order, so that it is `ENOUGH` tokens together: as
+            ``orders``, but of few prompts several times over. None of prompts that are long enough to be read once.
         given: how many tokens the prompts have.
         whole: whether all of these are in the sequences.
     """
 
     orders: list[list[Tensor]]
+    again: list[list[Tensor]]
     given: int
     whole: bool
 
@@ -138,20 +141,26 @@ def pack(tokenizer: Any, texts: Sequence[str]) -> Packed:
               for ids in [tokenizer(t, add_special_tokens=False)["input_ids"]]
               for i in range(0, len(ids), room)]  # fmt: skip
     given, most, n = sum(map(len, pieces)), LIMIT // LENGTH, len(pieces)
-    first, *others = _join(pieces, start, line) or [[]]
+    first, *others = _join(pieces, start, line, ENOUGH, PASSES) or [[]]
     while given > LIMIT and len(first) > most:  # fewer of them, at even distances
         n = min(n - 1, n * most // len(first))
-        first, *others = _join([pieces[i * len(pieces) // n] for i in range(n)], start, line)
+        first, *others = _join([pieces[i * len(pieces) // n] for i in range(n)], start, line, ENOUGH, PASSES)
     whole = n == len(pieces) and len(first) <= most
-    return Packed([[torch.tensor(s) for s in order] for order in (first[:most], *others)], given, whole)
+    orders, again = [first[:most], *others], []
+    if others:
+        lacking = ENOUGH - sum(len(s) for made in orders[::2] for s in made)
+        again = _join(pieces * max(1, LENGTH // 2 // given), start, line, lacking, ENOUGH)
+    return Packed(_tensors(orders), _tensors(again), given, whole)
 
 
-def _join(pieces: Sequence[Sequence[int]], start: list[int], line: list[int]) -> list[list[list[int]]]:
-    """Join pieces into sequences of up to `LENGTH` tokens, in several orders if they are few."""
+def _join(
+    pieces: Sequence[Sequence[int]], start: list[int], line: list[int], enough: int, most: int
+) -> list[list[list[int]]]:
+    """Join pieces into sequences of up to `LENGTH` tokens, in several orders, at `most`, if `enough` are more."""
     room = LENGTH - len(start)
     order, shuffle = list(range(len(pieces))), random.Random(0)
     orders: list[list[list[int]]] = []
-    for _ in range(PASSES if pieces else 0):
+    for _ in range(most if pieces else 0):
         sequences: list[list[int]] = []
         current: list[int] = []
         for i in order:
@@ -160,10 +169,14 @@ def _join(pieces: Sequence[Sequence[int]], start: list[int], line: list[int]) ->
                 current = []
             current += [*(line if current else []), *pieces[i]]
         orders.append([*sequences, start + current])
-        if sum(len(s) for made in orders for s in made) >= ENOUGH:
+        if sum(len(s) for made in orders for s in made) >= enough:
             break
         shuffle.shuffle(order)
     return orders
+
+
+def _tensors(orders: Iterable[Iterable[list[int]]]) -> list[list[Tensor]]:
+    return [[torch.tensor(sequence) for sequence in order] for order in orders]
 
 
 def doubtful_prompts(prepared: Prepared, plan: Plan) -> Iterator[Problem]:

@@ -14,12 +14,13 @@ from lazymoe.planning.plan import Plan
 from lazymoe.recipe.schema import PROMPTED, STREAMED, Recipe
 
 LENGTH = 256  # tokens of a packed sequence, at most
-ENOUGH = 1024  # tokens for each group of prompts, by repeating them in other orders
+ENOUGH = 1024  # tokens for each group of prompts, by repeating them in other orders and as copies
 PASSES = 8  # but no more often than this
 LIMIT = 8192  # tokens of a group of prompts, at most; of more than that, pieces from all over it are taken
 BATCH = 1024  # tokens that go through a layer at a time, with padding; more only where one text is longer
 ROUND = 16384  # tokens whose states are kept between layers where prompts are read one by one; as BATCH
 ROWS = 1024  # of an embedding matrix that are merged at a time
+PART = 100  # of a model may be read twice: one in so many bytes
 FEW = 400_000_000  # bytes of embeddings that are kept from a sweep's beginning to its end; of more, rows are read again
 
 RUNTIME = 260_000_000  # bytes: Python with torch, and the buffers of a merge
@@ -66,7 +67,7 @@ def _tokens(text: str) -> int:
 def _packed(texts: Sequence[str]) -> int:
     """Count the tokens, at most, of a group of prompts that are joined into sequences."""
     given = sum(map(_tokens, texts))
-    return min(LIMIT, PASSES * given, ENOUGH + given)
+    return min(LIMIT, ENOUGH + LENGTH // 2 + given) if given else 0
 
 
 def kept_states(recipe: Recipe, plan: Plan) -> int:
@@ -190,6 +191,21 @@ def kept_models(plan: Plan) -> Sequence[Source]:
         return plan.sources[:1]
     size = _in_memory(plan.shared_sources, plan.dense.embeddings)
     return plan.shared_sources if size <= FEW else ()
+
+
+def rows_twice(plan: Plan, expert: Source) -> int:
+    """Count the rows of an expert's embeddings that may be read before all of them are: any number where they stay in
+    memory, else what comes to a small part of the model, for they are read again.
+
+    Args:
+        plan: what is wanted.
+        expert: the model.
+    """
+    tables = [source.tensor(plan.dense.embeddings) for source in plan.shared_sources]
+    table = expert.tensor(plan.dense.embeddings)
+    if late_embeddings(plan) and sum(table.nbytes for table in tables) <= FEW:
+        return table.shape[0]
+    return sum(tensor.nbytes for tensor in expert.tensors.values()) // PART * table.shape[0] // table.nbytes
 
 
 def _in_memory(sources: Sequence[Source], name: str) -> int:
