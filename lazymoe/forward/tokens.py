@@ -107,7 +107,7 @@ class Packed(NamedTuple):
 
     Attributes:
         orders: the sequences that each order of the prompts makes; token ids of each ``[T]``, int64.
-        again: what there may be copies of beside every second order, so that it is `ENOUGH` tokens together: as
+        again: what there may be copies of beside every second order, so that it is about `ENOUGH` tokens together: as
             ``orders``, but of few prompts several times over. None of prompts that are long enough to be read once.
         given: how many tokens the prompts have.
         whole: whether all of these are in the sequences.
@@ -148,8 +148,8 @@ def pack(tokenizer: Any, texts: Sequence[str]) -> Packed:
     whole = n == len(pieces) and len(first) <= most
     orders, again = [first[:most], *others], []
     if others:
-        lacking = ENOUGH - sum(len(s) for made in orders[::2] for s in made)
-        again = _join(pieces * max(1, LENGTH // 2 // given), start, line, lacking, ENOUGH)
+        lacking, times = ENOUGH - sum(len(s) for made in orders[::2] for s in made), max(1, LENGTH // 2 // given)
+        again = _join(pieces * times, start, line, lacking - times * given // 2, ENOUGH)  # or as near as may be
     return Packed(_tensors(orders), _tensors(again), given, whole)
 
 
