@@ -71,17 +71,17 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
     base, tokenizer = plan.sources[0], load_tokenizer(plan.sources[0])
     gated = [plan.experts] if fitted and plan.gates > plan.experts else []  # the shared expert, by its number
     asked = [
-        (place, number, sign, pack(tokenizer, texts))
+        (place, number, sign, packed if fitted else packed._replace(again=[]))
         for place, number in enumerate([*order, *gated])
         for expert in [recipe.every_expert[number]]
         for sign, texts in ((1, expert.positive), (-1, expert.negative if fitted else []))
         if texts
+        for packed in [pack(tokenizer, texts)]
     ]
-    short = {number for _, number, sign, packed in asked if fitted and sign > 0 and packed.again}
+    short = {number for _, number, sign, packed in asked if sign > 0 and packed.again}
     said = _words(plan, short, tokenizer.all_special_ids)
     sides = [
-        _Side(place, sign, packed if fitted else packed._replace(again=[]), said.get(number, []) if sign > 0 else [])
-        for place, number, sign, packed in asked
+        _Side(place, sign, packed, said.get(number, []) if sign > 0 else []) for place, number, sign, packed in asked
     ]
     lacking = [tokens for side in sides if not side.words for tokens in side.copied]
     near = nearest(base, torch.cat(lacking), device) if lacking else {}

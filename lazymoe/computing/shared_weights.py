@@ -173,7 +173,7 @@ def in_blocks(source: Source | Passing, name: str) -> Iterator[Tensor]:
         name: of the tensor.
     """
     for start in range(0, source.tensor(name).shape[0] if source.has(name) else 0, ROWS):
-        yield _rows(source, name, start, start + ROWS)
+        yield read_rows(source, name, start, start + ROWS)
 
 
 def means(average: Average, name: str, wanted: Tensor | None = None) -> Iterator[Tensor]:
@@ -280,7 +280,7 @@ def _as_map(source: Source | Passing, name: str, weight: Tensor) -> Tensor:
 
 def _mean(base: Source, experts: Sequence[Source], name: str, start: int = 0, stop: int | None = None) -> Tensor:
     """Average rows of a tensor over the experts, float32."""
-    own = _rows(base, name, start, stop).float()
+    own = read_rows(base, name, start, stop).float()
     mean = own.clone()
     for expert in experts:
         mean += _delta(own, _theirs(expert, name, start, start + len(own))) / len(experts)
@@ -303,11 +303,17 @@ def _delta(own: Tensor, theirs: Tensor) -> Tensor:
 
 def _theirs(expert: Source, name: str, start: int = 0, stop: int | None = None) -> Tensor:
     """Read an expert's rows: none if it has no such tensor."""
-    return _rows(expert, name, start, stop) if expert.has(name) else torch.empty(0)
+    return read_rows(expert, name, start, stop) if expert.has(name) else torch.empty(0)
 
 
-def _rows(source: Source | Passing, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-    """Read rows of a tensor, as many as there are. A vector's elements are its rows."""
+def read_rows(source: Source | Passing, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """Read rows of a tensor, as many as there are. A vector's elements are its rows.
+
+    Args:
+        source: the model.
+        name: of the tensor.
+        start, stop: the first row, and the one after the last; to the end if None.
+    """
     tensor = source.tensor(name)
     stop = min(stop or tensor.shape[0], tensor.shape[0])
     width = tensor.elements // tensor.shape[0]

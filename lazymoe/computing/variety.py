@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lazymoe.checkpoint.source import Source
+from lazymoe.computing.shared_weights import read_rows
 from lazymoe.planning.memory import ROWS
 
 REPLACED = 0.6  # of a copy's tokens
@@ -41,8 +42,8 @@ def words(base: Source, expert: Source, most: int) -> list[int]:
         expert: a fine-tuned model, whose tokens are numbered as the base model's.
         most: how many rows of its embeddings may be read, the first ones.
     """
-    tables = [model.tensor(model.embeddings) for model in (base, expert)]
-    rows, width = min(FIRST, most, *(table.shape[0] for table in tables)), tables[0].shape[1]
+    shapes = [model.tensor(base.embeddings).shape for model in (base, expert)]
+    rows, width = min(FIRST, most, *(length for length, _ in shapes)), shapes[0][1]
     wanted = min(WORDS, rows // NEAR)
     if wanted < NEAR:
         return []
@@ -50,7 +51,7 @@ def words(base: Source, expert: Source, most: int) -> list[int]:
     square = 0.0
     for start in range(0, rows, ROWS):
         stop = min(start + ROWS, rows)
-        own, theirs = (table.read(start * width, stop * width).float().view(-1, width) for table in tables)
+        own, theirs = (read_rows(model, base.embeddings, start, stop).float() for model in (base, expert))
         changed = theirs - own  # [ROWS, H]
         if not start:
             mean, square = changed.mean(0), float(changed.square().sum(1).mean())
@@ -72,15 +73,14 @@ def nearest(base: Source, tokens: Tensor, device: str) -> dict[int, list[int]]:
         tokens: ids of those that there are in the prompts, int64, in any number.
         device: where to compute.
     """
-    table, tokens = base.tensor(base.embeddings), torch.unique(tokens)  # [n]
-    rows, width = min(COMMON, table.shape[0]), table.shape[1]
+    tokens, rows = torch.unique(tokens), min(COMMON, base.tensor(base.embeddings).shape[0])  # [n]
     numbers = tokens.to(device)[:, None]  # [n, 1]
     own = normalize(base.rows(base.embeddings, tokens.tolist()).float().to(device), dim=-1)  # [n, H]
     best = torch.full((len(own), NEAR), -torch.inf, device=device)
     near = numbers.repeat(1, NEAR)  # if nothing else is, it stays itself
     for start in range(0, rows, ROWS):
         stop = min(start + ROWS, rows)
-        block = table.read(start * width, stop * width).float().to(device).view(-1, width)  # [ROWS, H]
+        block = read_rows(base, base.embeddings, start, stop).float().to(device)  # [ROWS, H]
         others, found = normalize(block, dim=-1), torch.arange(start, stop, device=device)
         parts = (t.split(AT_ONCE) for t in (numbers, own, best, near))
         for number, x, cosines, kept in zip(*parts, strict=True):

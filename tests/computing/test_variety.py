@@ -22,8 +22,6 @@ from lazymoe.forward.tokens import load_tokenizer, pack
 from lazymoe.planning import memory
 
 TOKENS = torch.tensor([70, 3, 70, 11, 199])
-
-
 SENTENCES = ["A ship came in, and the sea was calm again as it had been."] * 5
 
 
