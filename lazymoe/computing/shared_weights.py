@@ -35,6 +35,7 @@ from lazymoe.planning.memory import ROWS, head_rows
 from lazymoe.planning.plan import Plan
 
 Read = Iterable[Tensor] | None  # rows that maps read, some [n, in] at a time; None if they aren't known
+STRIP = 512  # rows of a symmetric matrix that are computed at a time
 RIDGE = 0.1  # of the identity in each G_e, whose other parts have mean eigenvalue 1
 
 
@@ -249,8 +250,14 @@ def _blocks(average: Average, name: str, each: Each) -> list[Iterator[Tensor]]:
 
 def squares(x: Tensor) -> Tensor:
     """Sum up the outer products of rows, x^T x ``[d, d]`` of ``[n, d]``, as exactly as an estimate of moments needs."""
-    with coarsely():
-        return x.T @ x
+    width = x.shape[1]
+    sums = x.new_empty(width, width)
+    for start in range(0, width, STRIP):  # what lies above the diagonal is what lies below it
+        stop = min(start + STRIP, width)
+        with coarsely():
+            sums[start:stop, :stop] = x[:, start:stop].T @ x[:, :stop]
+        sums[:start, start:stop] = sums[start:stop, :start].T
+    return sums
 
 
 def _summed(rows: Read) -> Tensor | None:

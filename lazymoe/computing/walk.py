@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lazymoe.computing.places import Each, Passing, Take
 from lazymoe.computing.router_fit import fit_router, lesson
 from lazymoe.computing.shared_weights import Average, Read, as_bytes, finite, merge_maps
 from lazymoe.files import SEAL, is_sound, write_sealed
-from lazymoe.forward.device import coarsely
+from lazymoe.forward.device import coarsely, halved
 from lazymoe.forward.inputs import Inputs, Map
 from lazymoe.forward.mixture import Rows, answers, fill, mix, run_rows
 from lazymoe.forward.parts import After, Names
@@ -162,7 +163,7 @@ class Walk:
             routed.append(add_shared(plan, own, rows, *leave_out(chosen, weights)))
         names = f"{plan.dense.within(layer)}{plan.dense.module}."
         watch = self.inputs.experts(names, module) if self.inputs else None
-        with coarsely():
+        with coarsely(), nullcontext() if self.corrections else halved(module):
             order = [*self.order.tolist(), *range(plan.experts, plan.experts + plan.shared_experts)]
             out: list[Tensor] = []
             mix(answering, x, routed, order, out, watch)

@@ -29,7 +29,7 @@ from lazymoe.planning.plan import Plan
 from lazymoe.planning.prepared import Prepared
 from lazymoe.planning.remote import whole
 
-PASS = "2"  # counted up when a pass gives other figures than before: what was answered then isn't taken any more
+PASS = "3"  # counted up when a pass gives other figures than before: what was answered then isn't taken any more
 # vectors of a token: those there are at a time, and those that are read and written in a layer if they are on the disk
 DENSE = 2, 2  # its states, before and after
 HALTED = 6, 14  # states, what attention reads and gives, what the experts read and what comes of it ...

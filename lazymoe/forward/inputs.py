@@ -118,13 +118,27 @@ def looked_at(module: nn.Module, given: Iterable[Tensor], counting: Iterable[Ten
     for rows, real in zip(given, counting, strict=True):
         hooks = [part.register_forward_pre_hook(looking(name)) for name, part in maps_of(module)]
         try:
-            made: Tensor = type(module).forward(module, rows)
+            made = run_network(module, rows)
         finally:
             for hook in hooks:
                 hook.remove()
         sums = [_squares(read.pop(name)[real]) for name, _ in maps_of(module)]
         yield made
         yield from sums
+
+
+def run_network(module: nn.Module, rows: Tensor) -> Tensor:
+    """Run a feed-forward module by its own forward, whatever stands in for that.
+
+    Args:
+        module: with weights, of any dtype.
+        rows: what it reads ``[n, H]``.
+
+    Returns:
+        What comes of them ``[n, H]``, in the dtype of the rows.
+    """
+    made: Tensor = type(module).forward(module, rows.to(next(module.parameters()).dtype))
+    return made.to(rows.dtype)
 
 
 def maps_of(module: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -138,4 +152,4 @@ def maps_of(module: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 def _squares(x: Tensor) -> Tensor:
     """Sum up the squares of rows ``[n, in]``: float64 ``[in]``."""
-    return x.square().sum(0).cpu().double()
+    return x.float().square().sum(0).cpu().double()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lazymoe.architectures.records import Dense
 from lazymoe.checkpoint.source import Source
 from lazymoe.checkpoint.tensors import TensorInfo
-from lazymoe.forward.inputs import Inputs, Some, Watch, looked_at
+from lazymoe.forward.device import halved
+from lazymoe.forward.inputs import Inputs, Some, Watch, looked_at, run_network
 from lazymoe.forward.parts import After, Names
 from lazymoe.forward.routing import add_shared, route
 from lazymoe.forward.skeleton import Weights
@@ -72,7 +73,7 @@ def answers(
 def run_rows(module: nn.Module, rows: Iterable[Tensor], counting: Iterable[Tensor] | None) -> Iterator[Tensor]:
     """Run a feed-forward module that has its weights; see `answers`."""
     if counting is None:
-        yield from map(functools.partial(type(module).forward, module), rows)
+        yield from map(functools.partial(run_network, module), rows)
     else:
         yield from looked_at(module, rows, counting)
 
@@ -215,7 +216,8 @@ def run(
             return (answers(experts[n], plan.dense, module, stream.next, None, rows, real) for n, rows, real in asked)
 
         out = room_for_states(place, device)
-        mix(answering, x, routed, range(plan.experts + plan.shared_experts), out, watch)
+        with halved(module):
+            mix(answering, x, routed, range(plan.experts + plan.shared_experts), out, watch)
         return out
 
     def put(names: Names, read: Callable[[int], Tensor]) -> dict[str, Tensor]:
