@@ -138,6 +138,7 @@ class Hub:
         )
         self.left: dict[str, int] = {}  # how often each of these may be used still
         self.content: dict[str, Path] = {}  # oid of a file -> where its bytes are
+        self.cas = ""  # where it says that its Xet store is, if not where it is
         self.xet: dict[str, str] = {}  # sha256 of a large file that came by Xet -> its Xet hash
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -550,7 +551,7 @@ def lfs_done(call: Call, oid: str) -> Answer:
 def xet_token(call: Call, repo_id: str, right: str, revision: str) -> Answer:
     """Access to the Xet store, which is no server here but a folder that hf_xet itself reads and writes."""
     call.find(repo_id, revision, to=right)
-    url = f"local://{call.hub.view() if right == 'read' else call.hub.root / 'cas'}"
+    url = call.hub.cas or f"local://{call.hub.view() if right == 'read' else call.hub.root / 'cas'}"
     expires = int(time.time()) + 3600
     headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "-", "X-Xet-Token-Expiration": str(expires)}
     return Answer({"casUrl": url, "accessToken": "-", "exp": expires}, headers=headers)
