@@ -1,10 +1,11 @@
 """`fit`: routers that tell the experts' prompts apart, as well as a linear map of what they will really read can.
 
 Per layer, multinomial logistic regression from the router's true input (the norm after attention, every token) to the
-expert whose prompt the token is from, with an L2 penalty and no bias, so that the softmax over the chosen experts is
-calibrated by construction. A token of a negative prompt should reach any expert but its own. Layers are fitted in
-order, each on the states that the mixture itself produces with the routers below it. A shared expert's gate is fitted
-in the same way, to tell its own prompts from the experts'.
+expert whose prompt the token is from, with an L2 penalty and no bias. Its softmax is how likely each expert is; the
+likelier one is given more weight than that, for mixing is no vote: an expert does best by itself. A token of a negative
+prompt should reach any expert but its own. Layers are fitted in order, each on the states that the mixture itself
+produces with the routers below it. A shared expert's gate is fitted in the same way, to tell its own prompts from the
+experts', and left as likely as that.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from lazymoe.computing.groups import Group
 
 PENALTY = 1e-2  # on the squared weights, for inputs of unit mean square
+SHARPER = 2.0  # what logits are multiplied by at the end: 0.2 to 0.4 points more are recovered by 2 to 4 than by 1
 TOLERANCE = 3e-5  # of the gradient: no probability is then off by more than a few thousandths
 LEAST = 1e-6  # of a probability that a token doesn't go where it should not
 
@@ -78,10 +80,10 @@ def fit_router(given: Lesson, x: Sequence[Tensor], experts: int, gated: bool) ->
     """
     seen = torch.cat([rows[counted] for rows, counted in zip(x, given.counts, strict=True)])  # [n, H]
     if not gated:
-        return fit(seen, given.label, given.sign, given.weights, experts), seen[:0]
+        return SHARPER * fit(seen, given.label, given.sign, given.weights, experts), seen[:0]
     routed = given.label < experts
     rows = fit(seen[routed], given.label[routed], given.sign[routed], given.weights[routed], experts)
-    return rows, _shared_gate(seen, routed, given.sign, given.weights)
+    return SHARPER * rows, _shared_gate(seen, routed, given.sign, given.weights)
 
 
 def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lazymoe import Recipe, merge
-from lazymoe.computing.router_fit import fit
+from lazymoe.computing.router_fit import Lesson, fit, fit_router
 from lazymoe.demonstration.models import domains
 from lazymoe.forward.routing import route
 from lazymoe.reporting.measuring import report
@@ -47,6 +47,24 @@ def test_states_that_say_nothing_give_even_loads() -> None:
     x = torch.randn(600, 16, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
     rows = fitted(x, torch.arange(3).repeat_interleave(600))
     assert (x @ rows.T).softmax(-1).sub(1 / 3).abs().max() < 1e-3
+
+
+def test_the_likelier_expert_gets_more_than_its_likelihood() -> None:
+    """Squared odds; the shared expert's gate, whose prompts are the last cloud, stays a likelihood."""
+    x, label = clouds(3, apart=1)
+    sign, weights = torch.ones_like(label), torch.full((len(x),), 1 / len(x))
+    counts = [torch.ones(len(x), dtype=torch.bool)]
+    rows, none = fit_router(Lesson(counts, label, sign, weights), [x], 3, False)
+    assert not len(none)
+    _, given = route(rows, x, 2)
+    _, likely = route(fitted(x, label), x, 2)
+    odds, squared = (w[:, 0] / w[:, 1] for w in (likely, given))
+    assert torch.allclose(squared, odds**2, rtol=1e-3)
+    rows, gate = fit_router(Lesson(counts, label, sign, weights), [x], 2, True)
+    experts = label < 2
+    assert torch.allclose(rows, 2 * fitted(x[experts], label[experts]), atol=1e-4)
+    shut, opened = fit(x, (~experts).long(), sign, torch.where(experts, 1 / 800, 1 / 400), 2)  # sides count equally
+    assert torch.allclose(gate[0], opened - shut, atol=1e-4)
 
 
 def test_inputs_that_are_all_zero_give_even_loads() -> None:
