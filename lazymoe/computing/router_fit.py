@@ -79,11 +79,12 @@ def fit_router(given: Lesson, x: Sequence[Tensor], experts: int, gated: bool) ->
         The router ``[E, H]``, a row for each expert by its place, and the gate ``[1, H]``, or of no rows; float32.
     """
     seen = torch.cat([rows[counted] for rows, counted in zip(x, given.counts, strict=True)])  # [n, H]
-    if not gated:
-        return SHARPER * fit(seen, given.label, given.sign, given.weights, experts), seen[:0]
-    routed = given.label < experts
-    rows = fit(seen[routed], given.label[routed], given.sign[routed], given.weights[routed], experts)
-    return SHARPER * rows, _shared_gate(seen, routed, given.sign, given.weights)
+    label, sign, weights, gate = given.label, given.sign, given.weights, seen[:0]
+    if gated:
+        routed = label < experts
+        gate = _shared_gate(seen, routed, sign, weights)
+        seen, label, sign, weights = (part[routed] for part in (seen, label, sign, weights))
+    return SHARPER * fit(seen, label, sign, weights, experts), gate
 
 
 def _shared_gate(x: Tensor, routed: Tensor, sign: Tensor, weights: Tensor) -> Tensor:

@@ -252,11 +252,11 @@ def squares(x: Tensor) -> Tensor:
     """Sum up the outer products of rows, x^T x ``[d, d]`` of ``[n, d]``, as exactly as an estimate of moments needs."""
     width = x.shape[1]
     sums = x.new_empty(width, width)
-    for start in range(0, width, STRIP):  # what lies above the diagonal is what lies below it
-        stop = min(start + STRIP, width)
-        with coarsely():
+    with coarsely():
+        for start in range(0, width, STRIP):  # what lies above the diagonal is what lies below it
+            stop = start + STRIP
             sums[start:stop, :stop] = x[:, start:stop].T @ x[:, :stop]
-        sums[:start, start:stop] = sums[start:stop, :start].T
+            sums[:start, start:stop] = sums[start:stop, :start].T
     return sums
 
 

@@ -163,6 +163,7 @@ class Walk:
             routed.append(add_shared(plan, own, rows, *leave_out(chosen, weights)))
         names = f"{plan.dense.within(layer)}{plan.dense.module}."
         watch = self.inputs.experts(names, module) if self.inputs else None
+        # what corrects an expert takes its weights in float32
         with coarsely(), nullcontext() if self.corrections else halved(module):
             order = [*self.order.tolist(), *range(plan.experts, plan.experts + plan.shared_experts)]
             out: list[Tensor] = []

@@ -158,24 +158,25 @@ class Ranges:
         """Read what hasn't arrived yet."""
         file, start, end = transfer.wanted
         transfer.look()
-        address, known = self._address(file)
+        _, known = self._address(file)
         begin, began = start + len(transfer.arrived), time.monotonic()
         if by_xet := self._xet.may(known, end - begin):
-            self._xet.bring(known, self.sizes[file], begin, end, transfer.take, token())
+            self._xet.bring(known, self.sizes[file], begin, end, transfer.take)
         if len(transfer.arrived) < end - start:
-            self._ask(address, transfer)
+            self._ask(transfer)
         self._xet.note(by_xet, end - begin, time.monotonic() - began)
 
-    def _ask(self, address: str, transfer: _Transfer) -> None:
-        """Ask for what hasn't arrived yet at an address, which may have expired."""
+    def _ask(self, transfer: _Transfer) -> None:
+        """Ask for what hasn't arrived yet at the file's address, which may have expired."""
         file = transfer.wanted.file
+        address, _ = found = self._address(file)
         try:
             self._get(address, transfer)
         except hf.HfHubHTTPError as e:
             if _is_the_hub(address) or e.response is None or e.response.status_code not in EXPIRED:
                 raise
             with self._lock:
-                if self._addresses.get(file, ("",))[0] == address:
+                if self._addresses.get(file) == found:
                     del self._addresses[file]
             self._get(self._address(file)[0], transfer)
 

@@ -15,6 +15,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # mypy doesn'
     hf_raise_for_status,
 )
 
+from lazymoe.hub.client import token
+
 TRIED = 4  # ranges that each way brings before it is known which is faster
 LEAST = 1 << 20  # bytes of a range that tells something of that
 TIMEOUT = 10.0  # seconds for the answer where the store is
@@ -41,7 +43,7 @@ class Xet:
         if not known or nbytes < LEAST or self._lost or not _runtime.is_xet_available():
             return False
         with self._lock:
-            if min(self._begun[way] for way in self._seconds) < TRIED:
+            if min(self._begun[False], self._begun[True]) < TRIED:
                 chosen = self._begun[True] < self._begun[False]
             elif all(self._seconds.values()):
                 chosen = self._nbytes[True] / self._seconds[True] > self._nbytes[False] / self._seconds[False]
@@ -62,20 +64,19 @@ class Xet:
             self._nbytes[way] += nbytes
             self._seconds[way] += max(seconds, 1e-9)
 
-    def bring(self, known: Any, size: int, begin: int, end: int, take: Callable[[bytes], None], token: Any) -> None:
+    def bring(self, known: Any, size: int, begin: int, end: int, take: Callable[[bytes], None]) -> None:
         """Bring a range, or some of it from its beginning on.
 
         Args:
             known: the client's `XetFileData` of the file.
             size: of the file.
             begin, end: its first byte, and the one after its last.
-            take: given what has arrived; what it raises of its own ends it.
-            token: for the Hub.
+            take: given what has arrived; a KeyboardInterrupt that it raises goes through.
         """
         try:
             import hf_xet
 
-            group = self._open(known, token)
+            group = self._open(known)
             stalled = Timer(LIMIT, self._stop)
             stalled.daemon = True
             stalled.start()
@@ -87,13 +88,13 @@ class Xet:
         except Exception:  # hf_xet's own, of any kind
             self._lost = True
 
-    def _open(self, known: Any, token: Any) -> Any:
+    def _open(self, known: Any) -> Any:
         """Find the store; one for all files of the model."""
         from huggingface_hub.utils import _xet
 
         with self._opening:
             if self._group is None:
-                headers = build_hf_headers(token=token)
+                headers = build_hf_headers(token=token())
                 session = _xet.get_xet_session()  # type: ignore[no-untyped-call]  # an old client has none
                 response = get_session().get(known.refresh_route, headers=headers, timeout=TIMEOUT)
                 hf_raise_for_status(response)
