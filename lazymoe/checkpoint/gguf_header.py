@@ -65,7 +65,7 @@ def inspect(file: Path) -> Head:
             raise CutError("it ends within its metadata") from None
 
 
-def bring_head(name: str, size: int, read: Callable[[int, int], bytes | bytearray]) -> Path:
+def bring_head(name: str, size: int, read: Callable[[int, int], bytes | bytearray | memoryview]) -> Path:
     """Bring as much of a GGUF file as it says of itself.
 
     Args:

@@ -57,8 +57,8 @@ class Stored:
         path = self.folder / self.file
         return () if self.remote and not path.exists() else stamp(path)
 
-    def raw(self, start: int, stop: int) -> bytearray:
-        """Read the bytes of elements start to stop.
+    def raw(self, start: int, stop: int) -> bytearray | memoryview:
+        """Read the bytes of elements start to stop, which nobody may change.
 
         Raises:
             SourceError: if the file ends before them.
@@ -77,7 +77,9 @@ class Stored:
         """
         import torch
 
-        return torch.frombuffer(self.raw(start, stop), dtype=getattr(torch, STORED[self.dtype]))
+        data = self.raw(start, stop)
+        own = bytearray(data) if isinstance(data, memoryview) else data
+        return torch.frombuffer(own, dtype=getattr(torch, STORED[self.dtype]))
 
 
 def open_file(path: Path) -> dict[str, TensorInfo]:
@@ -93,7 +95,11 @@ def open_file(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_header(
-    folder: Path, file: str, size: int, read: Callable[[int, int], bytearray], remote: Remote | None = None
+    folder: Path,
+    file: str,
+    size: int,
+    read: Callable[[int, int], bytearray | memoryview],
+    remote: Remote | None = None,
 ) -> dict[str, TensorInfo]:
     """List the tensors of a safetensors file, by name, in the order of their bytes.
 
@@ -117,7 +123,7 @@ def read_header(
     if 8 + length > size:
         raise ValueError(f"the file is cut short: it ends within its header, at {size:,} bytes")
     try:
-        entries = json.loads(read(8, length).decode())
+        entries = json.loads(str(read(8, length), "utf-8"))
     except (ValueError, RecursionError):
         raise ValueError("its header isn't JSON") from None
     if not isinstance(entries, dict):

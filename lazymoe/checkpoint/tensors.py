@@ -28,7 +28,8 @@ BITS = {
 
 
 SAMPLES, SAMPLE = 16, 4096  # how many samples of a tensor are compared, and their elements
-Remote = Callable[[str, int, int], bytearray]  # reads a file's bytes without downloading it: name, offset, length
+# reads a file's bytes without downloading it: name, offset, length
+Remote = Callable[[str, int, int], bytearray | memoryview]
 
 
 class Span(NamedTuple):

@@ -94,8 +94,8 @@ class Ahead:
         if not kind:
             self._progress("download", self._total, self._total)
 
-    def read(self, ranges: Ranges, wanted: Place) -> bytearray:
-        """Read bytes, and bring those that will be wanted next.
+    def read(self, ranges: Ranges, wanted: Place) -> memoryview:
+        """Read bytes, and bring those that will be wanted next. Nobody may change what it gives: others read it too.
 
         Args:
             ranges: the model.
@@ -108,32 +108,38 @@ class Ahead:
         blocks = list(_blocks(ranges, wanted))
         with self._lock:
             self._expect(blocks)
-        data = bytearray(wanted.end - wanted.begin)
-        view = memoryview(data)
+        first = wanted.begin - blocks[0].place.begin
+        if len(blocks) == 1 and isinstance(held := self._arrived(blocks[0]), bytearray):
+            return memoryview(held)[first : first + wanted.end - wanted.begin]
+        data = memoryview(bytearray(wanted.end - wanted.begin))
         for block in blocks:
             begin, end = max(wanted.begin, block.place.begin), min(wanted.end, block.place.end)
-            self._copy(block, begin - block.place.begin, view[begin - wanted.begin : end - wanted.begin])
+            self._copy(block, begin - block.place.begin, data[begin - wanted.begin : end - wanted.begin])
         return data
 
     def _copy(self, block: Block, offset: int, view: memoryview) -> None:
         """Fill a buffer from a block, when that has arrived."""
         while True:
-            with self._lock:
-                future = self._want(block)
-            while not wait([future], TICK).done:
-                self._tell()
-            held = future.result()
-            if isinstance(held, bytearray):
+            if isinstance(held := self._arrived(block), bytearray):
                 view[:] = memoryview(held)[offset : offset + len(view)]
-                break
+                return
             with suppress(FileNotFoundError), open(held, "rb", buffering=0) as f:  # else let go of just now
                 f.seek(offset)
                 read_into(f, view)
-                break
+                return
+
+    def _arrived(self, block: Block) -> Held:
+        """Wait for a block."""
+        with self._lock:
+            future = self._want(block)
+        while not wait([future], TICK).done:
+            self._tell()
+        held = future.result()
         if block not in self._seen:
             self._seen.add(block)
             self._done += block.nbytes
             self._tell()
+        return held
 
     def _tell(self) -> None:
         self._progress("download", min(self._done, self._total), self._total)

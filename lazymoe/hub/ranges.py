@@ -84,14 +84,14 @@ class Ranges:
     sizes: Mapping[str, int]
     hashes: Mapping[str, str]
     places: dict[str, Place] = field(default_factory=dict)
-    reader: Callable[[Ranges, Place], bytearray] | None = None
+    reader: Callable[[Ranges, Place], bytearray | memoryview] | None = None
     _names: dict[str, tuple[list[int], list[str]]] = field(default_factory=dict)  # by file, in the order of bytes
     _addresses: dict[str, tuple[str, Any]] = field(default_factory=dict)
     _xet: Xet = field(default_factory=Xet)
     _lock: Lock = field(default_factory=Lock)
 
-    def read(self, file: str, offset: int, length: int) -> bytearray:
-        """Read bytes of a file.
+    def read(self, file: str, offset: int, length: int) -> bytearray | memoryview:
+        """Read bytes of a file. Nobody may change what it gives: others may be given the same.
 
         Args:
             file: its name.
