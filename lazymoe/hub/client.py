@@ -125,6 +125,11 @@ def is_unreachable(e: BaseException) -> bool:
     return isinstance(e, OSError) or type(e).__module__.startswith(NETWORK)
 
 
+def _mended(e: BaseException) -> str:
+    """Say how the Hub can be reached again."""
+    return "Unset HF_HUB_OFFLINE" if isinstance(e, hf.OfflineModeIsEnabled) else "Check the network"
+
+
 def _may_pass(e: BaseException) -> bool:
     """Tell whether the same request may succeed a little later."""
     status = _status(e)
@@ -207,7 +212,7 @@ def _not_read(about: About, e: Exception) -> LazyMoEError:
         what = f"the Hub answered '{about.name}' {answer}"
         return error("hub.refused", about.where, what, "Look at its page on the Hub.")
     what = f"'{about.name}' isn't in the cache and the Hub can't be reached ({type(e).__name__})"
-    return error("hub.unreachable", about.where, what, "Check the network, or name a folder.")
+    return error("hub.unreachable", about.where, what, f"{_mended(e)}, or name a folder.")
 
 
 def _not_written(about: About, e: Exception) -> LazyMoEError:
@@ -217,7 +222,7 @@ def _not_written(about: About, e: Exception) -> LazyMoEError:
         what = f"the upload failed ({type(e).__name__})"
         return error("hub.failed", where, what, "Run it again: it goes on from here.")
     if status is None:
-        remedy = "Check the network and run it again: it goes on from here."
+        remedy = f"{_mended(e)} and run it again: it goes on from here."
         return error("hub.unreachable", where, "the Hub can't be reached", remedy)
     if status == 401:
         remedy = f"Copy it again from {TOKENS_PAGE}, whole, or make a new one."
@@ -262,6 +267,6 @@ def _not_run(about: About, e: Exception) -> LazyMoEError:
         what = f"the job can't be run ({type(e).__name__})"
         return error("hub.failed", where, what, "Run the same command again: a job that has started, it follows.")
     if status is None:
-        remedy = "Check the network and run the same command again: a job that has started goes on, and is followed."
+        remedy = f"{_mended(e)} and run the same command again: a job that has started goes on, and is followed."
         return error("hub.unreachable", where, "the Hub can't be reached", remedy)
     return _not_written(about, e)

@@ -56,9 +56,11 @@ class _Transfer:
             raise KeyboardInterrupt
 
     def take(self, chunk: bytes) -> None:
-        """Take what has arrived."""
+        """Take what has arrived; see to it that it isn't more than was asked for."""
         self.look()
         self.arrived += chunk
+        if len(self.arrived) > self.wanted.end - self.wanted.begin:
+            raise self.refuse("more than that")
 
     def refuse(self, odd: str) -> ConnectionError:
         """Forget what has arrived, for an answer that isn't what was asked for."""
@@ -206,8 +208,6 @@ class Ranges:
             self._check(file, int(size) if size.isdigit() else None, tag.removeprefix("W/").strip('"'))
             for chunk in _chunks(response):
                 transfer.take(chunk)
-        if len(transfer.arrived) > end - offset:
-            raise transfer.refuse("more than that")
         if len(transfer.arrived) < end - offset:
             transfer.odd = ""
             raise ConnectionError("it broke off")

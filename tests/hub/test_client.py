@@ -98,6 +98,7 @@ def test_offline_by_wish_is_not_tried_again(asked: Hub, monkeypatch: pytest.Monk
         ask(READING, call)
     assert len(calls) == 1 and not asked.requests
     assert caught.value.problems[0].code == "hub.unreachable"
+    assert caught.value.problems[0].remedy.startswith("Unset HF_HUB_OFFLINE")
 
 
 def test_errors_of_our_own_pass_through(asked: Hub) -> None:
