@@ -12,6 +12,7 @@ from hub_server import Hub
 from safetensors.torch import save_file
 
 from lazymoe.checkpoint.opening import open_source
+from lazymoe.checkpoint.safetensors import Stored
 from lazymoe.hub import ahead
 from lazymoe.hub.ahead import Ahead
 from lazymoe.hub.ranges import Ranges
@@ -88,6 +89,16 @@ def test_what_is_read_side_by_side_is_brought_once(model: Ranges, clean_hub: Hub
                 file, begin, _ = one.places["never.read"]
                 one.read(file, begin + start, 1000)
     assert clean_hub.sent_of("model.safetensors") == len(models) * NBYTES
+
+
+def test_a_tensor_that_was_read_may_be_changed(model: Ranges, tmp_path: Path) -> None:
+    file, begin, _ = model.places[NAMES[1]]
+    stored = Stored(tmp_path / "nowhere", file, begin, "F32", model.read)
+    with Ahead([model], None, 100 * NBYTES, len(NAMES) * NBYTES, lambda *_: None):
+        first = stored.read(0, 200)
+        before = first.clone()
+        first.zero_()
+        assert before.any() and torch.equal(stored.read(0, 200), before)
 
 
 def test_a_full_disk_is_told_as_one(model: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
