@@ -58,7 +58,7 @@ class Stored:
         return () if self.remote and not path.exists() else stamp(path)
 
     def raw(self, start: int, stop: int) -> bytearray | memoryview:
-        """Read the bytes of elements start to stop, which nobody may change.
+        """Read the bytes of elements start to stop. Nobody may change a view: others are given it too.
 
         Raises:
             SourceError: if the file ends before them.

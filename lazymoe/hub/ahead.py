@@ -94,8 +94,8 @@ class Ahead:
         if not kind:
             self._progress("download", self._total, self._total)
 
-    def read(self, ranges: Ranges, wanted: Place) -> memoryview:
-        """Read bytes, and bring those that will be wanted next. Nobody may change what it gives: others read it too.
+    def read(self, ranges: Ranges, wanted: Place) -> bytearray | memoryview:
+        """Read bytes, and bring those that will be wanted next. Nobody may change a view: others are given it too.
 
         Args:
             ranges: the model.
@@ -108,13 +108,14 @@ class Ahead:
         blocks = list(_blocks(ranges, wanted))
         with self._lock:
             self._expect(blocks)
-        first = wanted.begin - blocks[0].place.begin
         if len(blocks) == 1 and isinstance(held := self._arrived(blocks[0]), bytearray):
+            first = wanted.begin - blocks[0].place.begin
             return memoryview(held)[first : first + wanted.end - wanted.begin]
-        data = memoryview(bytearray(wanted.end - wanted.begin))
+        data = bytearray(wanted.end - wanted.begin)
+        view = memoryview(data)
         for block in blocks:
             begin, end = max(wanted.begin, block.place.begin), min(wanted.end, block.place.end)
-            self._copy(block, begin - block.place.begin, data[begin - wanted.begin : end - wanted.begin])
+            self._copy(block, begin - block.place.begin, view[begin - wanted.begin : end - wanted.begin])
         return data
 
     def _copy(self, block: Block, offset: int, view: memoryview) -> None:

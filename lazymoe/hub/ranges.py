@@ -93,7 +93,7 @@ class Ranges:
     _lock: Lock = field(default_factory=Lock)
 
     def read(self, file: str, offset: int, length: int) -> bytearray | memoryview:
-        """Read bytes of a file. Nobody may change what it gives: others may be given the same.
+        """Read bytes of a file. Nobody may change a view: others are given it too.
 
         Args:
             file: its name.
