@@ -9,7 +9,8 @@ corrected layers below it give:
 
 where X is what the down projection reads of the prompts' tokens ``[n, M]``, R what is missing ``[n, H]``, and S weights
 each token by the inverse mean square of its own model's state: the first token's is a hundred times larger than the
-others'. As in RegMean (https://arxiv.org/abs/2212.09849), but toward states instead of weights.
+others'. As in RegMean (https://arxiv.org/abs/2212.09849), but toward states instead of weights. Copies of short
+prompts, see `variety`, tell as much as these.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lazymoe.forward.parts import After, instead
 from lazymoe.forward.stream import Stream
 from lazymoe.planning.plan import Plan
 
-PENALTY = 700  # over the number of the prompts' tokens: the more there are, the further they are followed
+PENALTY = 700  # over the number of the prompts' and copies' tokens: the more there are, the further they are followed
 TINY = 1e-30  # of a penalty: it can still be inverted where nothing is read
 
 
@@ -45,9 +46,9 @@ class Correction:
         Args:
             plan: what is wanted.
             expert: its number.
-            batches: its positive prompts, by the number of the batch in the mixture's pass: token ids, and which of
-                their places are real, both ``[B, T]``.
-            tokens: how many its prompts have.
+            batches: its positive prompts and their copies, by the number of the batch in the mixture's pass: token
+                ids, and which of their places are real, both ``[B, T]``.
+            tokens: how many these have.
             device: where to compute.
 
         Raises:

@@ -28,8 +28,9 @@ class Group:
         place: of the expert in the order in which experts are added up; of the shared one, how many these are.
         sign: 1 if they should reach it, -1 if any other.
         batches: token ids, int64, and which of their places are real, bool, both ``[B, T]``.
-        tokens: how many the prompts have, as far as they are read.
-        varied: whether these are copies with other tokens, see `variety`: to fit routers on, and for nothing else.
+        tokens: how many they have, as far as they are read, each prompt counted in one order alone.
+        varied: whether these are copies with other tokens, see `variety`: to fit routers on and to correct experts by,
+            and for nothing else.
     """
 
     place: int
@@ -92,7 +93,8 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
         found.append(Group(side.place, side.sign, batches(list(chain(*own))), tokens))
         if copied:
             others = (lambda _, words=side.words: words) if side.words else near.__getitem__
-            found.append(Group(side.place, side.sign, batches(copies(copied, others)), tokens, varied=True))
+            given = sum(map(len, copied))  # each is another, also of the same prompt
+            found.append(Group(side.place, side.sign, batches(copies(copied, others)), given, varied=True))
     return found
 
 

@@ -63,8 +63,8 @@ class Walk:
         self.by_states = reads_states(recipe, plan)
         texts = [batch for group in groups for batch in group.batches]
         self.real = [real.to(device) for _, real in texts]
-        whose = [(group.place, 0 if group.varied else group.sign) for group in groups for _ in group.batches]
-        self.own = [[i for i, of in enumerate(whose) if of == (place, 1)] for place in range(plan.experts)]
+        whose = [(group.place, group.sign, group.varied) for group in groups for _ in group.batches]
+        self.own = [[i for i, of in enumerate(whose) if of == (place, 1, False)] for place in range(plan.experts)]
         self.lesson = lesson(groups, device) if recipe.gate_mode == "fit" else None
         self.inputs: Inputs | None = None
         if plan.weighted:
@@ -79,8 +79,8 @@ class Walk:
         self.corrected: list[tuple[int, str, Tensor]] = []  # what they made of this layer: source, name, weight
         for place, expert in enumerate(order):
             if expert in plan.corrected:
-                [tokens] = [g.tokens for g in groups if (g.place, g.sign, g.varied) == (place, 1, False)]
-                given = {i: texts[i] for i in self.own[place]}
+                given = {i: texts[i] for i, of in enumerate(whose) if of[:2] == (place, 1)}
+                tokens = sum(group.tokens for group in groups if (group.place, group.sign) == (place, 1))
                 self.corrections[expert] = Correction(plan, expert, given, tokens, device)
 
     @property

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from generic_models import make_family
 from small_models import KINDS, Make, contents, load_model, rewrite, tensors_of
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from lazymoe import Recipe, RecipeError, check, merge
 from lazymoe.architectures.records import LAYER
 from lazymoe.architectures.registry import HOSTS, dense_of
 from lazymoe.checkpoint.opening import open_folder
-from lazymoe.computing.correction import PENALTY, ridge
+from lazymoe.computing.correction import PENALTY, Correction, ridge
 from lazymoe.forward.mixture import InMixture
 from lazymoe.forward.parts import After
 from lazymoe.forward.stream import Stream
 from lazymoe.forward.tokens import load_tokenizer, pack, pad
 from lazymoe.output.folder import WORK
+from lazymoe.planning.plan import Plan
 
 PROMPTS = (["The sea was calm.", "A ship came in."], ["def add(a, b):", "import os"], ["One, two, three, and four."])
 Given = Callable[..., Recipe]
@@ -185,6 +188,37 @@ def test_stopped_after_any_layer_it_goes_on_there(gate_mode: str, shared: str, g
         layers = [done for stage, done, _ in told if stage == "sweep"]
         assert layers == list(range(1 if lost else layer + 1, 4))
         assert contents(moe) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("gate_mode", ["fit", "random"])
+def test_copies_of_short_prompts_correct_too(
+    gate_mode: str, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are some where routers are fitted. The more there is to learn from, the further it is followed."""
+    read: dict[int, list[Tensor]] = {}
+    penalties = {}
+
+    class Seen(Correction):
+        def __init__(
+            self, plan: Plan, expert: int, batches: Mapping[int, tuple[Tensor, Tensor]], tokens: int, device: str
+        ) -> None:
+            super().__init__(plan, expert, batches, tokens, device)
+            read[expert] = [row[n] for ids, real in batches.values() for row, n in zip(ids, real, strict=True)]
+            penalties[expert] = self.penalty
+
+    monkeypatch.setattr("lazymoe.computing.walk.Correction", Seen)
+    wanted = given(gate_mode=gate_mode)
+    experts = [e.model_copy(update={"positive_prompts": e.positive_prompts * 9}) for e in wanted.experts]
+    tokenizer = load_tokenizer(merge(wanted.with_experts(experts), tmp_path / "moe", device="cpu").plan.sources[0])
+    for number, expert in enumerate(experts):
+        packed = pack(tokenizer, expert.positive)
+        copied = list(chain(*packed.again)) if gate_mode == "fit" else []
+        assert bool(copied) == (gate_mode == "fit")
+        assert penalties[number] == PENALTY / (packed.given + sum(map(len, copied)))
+        known = {tuple(row.tolist()) for row in packed.sequences}
+        new = [row for row in read[number] if tuple(row.tolist()) not in known]
+        assert sorted(map(len, new)) == sorted(map(len, copied)), "each differs from what it is a copy of"
+        assert len(read[number]) > len(new), "the prompts themselves are read too"
 
 
 def test_an_expert_without_prompts_stays_as_it_is(given: Given, tmp_path: Path) -> None:

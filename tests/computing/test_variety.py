@@ -162,7 +162,7 @@ def test_experts_that_say_the_same_get_what_is_nearest(demo_models: Path, monkey
     assert asked
 
 
-def test_copies_are_for_the_router_alone(demo_models: Path) -> None:
+def test_there_are_copies_of_short_prompts_where_routers_are_fitted(demo_models: Path) -> None:
     """Not of what is long enough to be read once, nor of keywords where the expert's words aren't known."""
     prompts = ["import os\n" * 700], ["calm sea"], SENTENCES
     experts = [{"source_model": demo_models / "english", "positive_prompts": p} for p in prompts]
