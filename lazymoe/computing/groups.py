@@ -93,8 +93,8 @@ def read_groups(recipe: Recipe, plan: Plan, order: Sequence[int], device: str) -
         found.append(Group(side.place, side.sign, batches(list(chain(*own))), tokens))
         if copied:
             others = (lambda _, words=side.words: words) if side.words else near.__getitem__
-            given = sum(map(len, copied))  # each is another, also of the same prompt
-            found.append(Group(side.place, side.sign, batches(copies(copied, others)), given, varied=True))
+            tokens = sum(map(len, copied))  # each is another, also of the same prompt
+            found.append(Group(side.place, side.sign, batches(copies(copied, others)), tokens, varied=True))
     return found
 
 

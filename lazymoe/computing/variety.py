@@ -1,4 +1,5 @@
-"""Copies of short prompts with other tokens in place of some, so that a router learns a kind of text, not a few words.
+"""Copies of short prompts with other tokens in place of some: they tell a router, and an expert that is corrected, of a
+kind of text, not of a few words.
 
 The words that take their places are the expert's own: its embeddings tell which tokens it was trained on. Where they
 are the head too, training lowers the rows of all tokens that don't occur, together, in the direction of what the head
