@@ -1,6 +1,6 @@
 """Which router is best? Every method on the same models, texts and prompts, in one run.
 
-    python benchmarks/router.py BASE EXPERT=TEXTS EXPERT=TEXTS ... [--outside TEXT] [--tokens 1536]
+    python benchmarks/router.py BASE EXPERT=TEXTS EXPERT=TEXTS ... [--outside TEXT] [--tokens 8192]
                                 [--experts-per-token 2] [--only WORD]
 
 TEXTS is a text file of the expert's domain that it wasn't trained on. From its first half come three sets of prompts,
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("base", metavar="BASE")
     parser.add_argument("experts", metavar="EXPERT=TEXTS", nargs="+")
     parser.add_argument("--outside", metavar="TEXT", type=Path, help="a text of no expert's domain")
-    parser.add_argument("--tokens", type=int, default=1536, help="held-out tokens of each domain")
+    parser.add_argument("--tokens", type=int, default=8192, help="held-out tokens of each domain")
     parser.add_argument("--experts-per-token", type=int, default=2)
     parser.add_argument("--only", metavar="WORD", help="only the mixtures with this in their names")
     options = parser.parse_args()
