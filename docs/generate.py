@@ -89,7 +89,7 @@ def _table(head: str, actions: list[argparse.Action]) -> Iterator[str]:
         meaning = (action.help or "") % {**vars(action), "prog": "lazymoe"}
         if isinstance(action, argparse._HelpAction | argparse._VersionAction):
             meaning = {"--help": "show what there is", "--version": "print the version"}[action.option_strings[-1]]
-        if action.default not in (None, False, True, argparse.SUPPRESS) and "default" not in meaning:
+        if action.default not in (None, False, True, "", argparse.SUPPRESS) and "default" not in meaning:
             meaning += f" (default `{action.default}`)"
         typed = _typed(action).replace("|", "\\|")
         yield f"| `{typed}` | {meaning} |"
